@@ -1,0 +1,1 @@
+"""Identifiers, instants, canonical bytes and the error catalogue, shared by every part."""

@@ -1,0 +1,76 @@
+"""Canonical bytes: RFC 8785 JSON without floating-point numbers.
+
+Everything that is signed or digested goes through here, so that two programs which hold the same value hold the same
+bytes. Floats are refused: their text differs between languages; reals travel as decimal strings (negotiation.md section 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import rfc8785
+
+from comity.wire.errors import ComityError, ErrorCode
+
+# RFC 8785 numbers are IEEE doubles: integers beyond 2^53 - 1 would not survive another implementation.
+INTEGER_MAX = 2**53 - 1
+DEPTH_MAX = 32
+DOCUMENT_BYTES_MAX = 1 << 20
+
+
+def canonical(value: Any) -> bytes:
+    """Return the RFC 8785 bytes of `value`.
+
+    Raises:
+        ComityError: `MALFORMED` if the value holds a float, an integer beyond 2^53 - 1, a key that is not text, or is
+            nested deeper than `DEPTH_MAX`.
+    """
+    _check(value, 0)
+    return rfc8785.dumps(value)
+
+
+def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
+    """Parse JSON that must be exactly canonical: one value has one spelling.
+
+    Raises:
+        ComityError: `TOO_LARGE` above `max_bytes`; `MALFORMED` if the bytes are not canonical JSON.
+    """
+    if len(data) > max_bytes:
+        raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=max_bytes)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ComityError(ErrorCode.MALFORMED, "not JSON") from error
+    if canonical(value) != data:
+        raise ComityError(ErrorCode.MALFORMED, "not RFC 8785 canonical JSON")
+    return value
+
+
+def digest(value: Any) -> str:
+    """Return the lower-case hexadecimal SHA-256 of the canonical bytes of `value`."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth > DEPTH_MAX:
+        raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return
+    if isinstance(value, int):
+        if abs(value) > INTEGER_MAX:
+            raise ComityError(ErrorCode.MALFORMED, "integer beyond 2^53 - 1")
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ComityError(ErrorCode.MALFORMED, "object key is not text")
+            _check(item, depth + 1)
+        return
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check(item, depth + 1)
+        return
+    raise ComityError(ErrorCode.MALFORMED, f"{type(value).__name__} has no canonical form")

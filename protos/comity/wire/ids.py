@@ -1,0 +1,71 @@
+"""Identifiers: who an organisation is, and names that sort by time.
+
+An organisation's id is a DNS label, so that it fits into SPIFFE ids, file names and URLs without escaping.
+SPIFFE ids: `spiffe://<consortium>/org/<org>` for members, `/join/<id>` for a join token, `/coordinator` for the server.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import NewType
+
+from comity.wire.errors import ComityError, ErrorCode
+
+OrgId = NewType("OrgId", str)
+
+COORDINATOR = "coordinator"
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SPIFFE = re.compile(r"spiffe://([a-z0-9-]{1,63})/(org|join|coordinator)(?:/([a-z0-9-]{1,63}))?")
+
+
+def org_id(text: str) -> OrgId:
+    """Return `text` as an organisation id; `coordinator` is reserved. Raises `MALFORMED`."""
+    if not _LABEL.fullmatch(text) or text == COORDINATOR:
+        raise ComityError(ErrorCode.MALFORMED, "an organisation id is 1 to 63 of a-z 0-9 and inner hyphens")
+    return OrgId(text)
+
+
+def name(text: str) -> str:
+    """Return `text` as a dataset, step or purpose name (1 to 128 of letters, digits, `. _ -`). Raises `MALFORMED`."""
+    if not _NAME.fullmatch(text):
+        raise ComityError(ErrorCode.MALFORMED, "a name is 1 to 128 letters, digits, dots, underscores or hyphens")
+    return text
+
+
+def sha256_hex(text: str) -> str:
+    """Return `text` if it is a lower-case hexadecimal SHA-256. Raises `MALFORMED`."""
+    if not _DIGEST.fullmatch(text):
+        raise ComityError(ErrorCode.MALFORMED, "not a SHA-256 in lower-case hexadecimal")
+    return text
+
+
+def new_id(prefix: str) -> str:
+    """Return `<prefix>-<26 hex>`: 48 bits of milliseconds, then 56 random bits, so that ids sort by time."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(7)}"
+
+
+def spiffe_org(consortium: str, org: str) -> str:
+    """Return the SPIFFE id of a member's node."""
+    return f"spiffe://{consortium}/org/{org}"
+
+
+def spiffe_join(consortium: str, token_id: str) -> str:
+    """Return the SPIFFE id of a join token's one-use certificate."""
+    return f"spiffe://{consortium}/join/{token_id}"
+
+
+def spiffe_coordinator(consortium: str) -> str:
+    """Return the SPIFFE id of the coordinator's server certificate."""
+    return f"spiffe://{consortium}/coordinator"
+
+
+def parse_spiffe(uri: str) -> tuple[str, str, str]:
+    """Split a SPIFFE id into (consortium, role, name); role is `org`, `join` or `coordinator`. Raises `FORBIDDEN`."""
+    match = _SPIFFE.fullmatch(uri)
+    if not match or (match[2] == COORDINATOR) != (match[3] is None):
+        raise ComityError(ErrorCode.FORBIDDEN, "the certificate carries no identity of this consortium")
+    return match[1], match[2], match[3] or ""
