@@ -1,7 +1,7 @@
 """Canonical bytes: RFC 8785 JSON without floating-point numbers.
 
 Everything that is signed or digested goes through here, so that two programs which hold the same value hold the same
-bytes. Floats are refused: their text differs between languages; reals travel as decimal strings (negotiation.md section 3).
+bytes. Floats are refused: their text differs between languages; reals travel as decimal strings (negotiation.md 3).
 """
 
 from __future__ import annotations
