@@ -1,0 +1,65 @@
+# Comity. `make help` lists the targets; each installs what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := $(CURDIR)/.tools
+OPA_VERSION := v1.20.2
+export PATH := $(CURDIR)/$(BIN):$(TOOLS)/bin:$(PATH)
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+ARGS ?=
+
+.PHONY: help demo test lint protos bench-rounds bench-secagg faults sandbox opa clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing Comity and its dependencies into $(VENV) (once, two to four minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+sandbox: # bubblewrap isolates the apps; without it a node declares the weaker level it has
+	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && { apt-get install -y -qq bubblewrap >/dev/null 2>&1 \
+	       || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null 2>&1; }; } \
+	  || echo "note: bubblewrap is missing and cannot be installed here; nodes will declare a weaker isolation"; } || true
+
+opa: # the real OPA, for the contract tests; they say so when it is missing
+	@command -v opa >/dev/null || { command -v go >/dev/null \
+	  && { echo "installing OPA $(OPA_VERSION) with go install"; GOBIN=$(TOOLS)/bin go install github.com/open-policy-agent/opa@$(OPA_VERSION) >/dev/null 2>&1; } \
+	  || echo "note: no OPA and no Go; the tests against an OPA server will be skipped"; } || true
+
+demo: $(VENV)/.ready sandbox ## Run three hospitals on this machine: negotiate, train encrypted, verify (ARGS="--json")
+	@comity demo $(ARGS)
+
+test: $(VENV)/.ready sandbox opa ## Run the tests (unit, property, contract, faults, replay, e2e)
+	@python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.ready ## Check style, types, import contracts, protos and house rules
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	buf lint protos
+	buf breaking protos --against protos/baseline.binpb
+	python protos/generate.py --check
+	python -m pytest -q tests/unit/house
+
+protos: $(VENV)/.ready ## Regenerate the code beside the .proto files
+	python protos/generate.py
+
+bench-rounds: $(VENV)/.ready sandbox ## Measure rounds: 3 nodes as processes, everything on; writes benchmarks/out/rounds.json
+	python benchmarks/bench_rounds.py $(ARGS)
+
+bench-secagg: $(VENV)/.ready ## Measure the encrypted sums
+	python benchmarks/bench_secagg.py $(ARGS)
+
+faults: $(VENV)/.ready sandbox ## Kill random processes of the demo's cast 30 times (ARGS="--runs 30 --seed 1")
+	python tests/faults/kill_runs.py $(ARGS)
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .tools .mypy_cache .pytest_cache .ruff_cache .hypothesis benchmarks/out
