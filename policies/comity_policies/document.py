@@ -1,0 +1,127 @@
+"""What every signed document shares: strict reading, one spelling, a digest.
+
+Rules:
+1. a document that breaks a rule cannot exist: every check is in the constructor, so that it holds for documents from
+   the wire and for our own alike;
+2. a document has one spelling: `from_json` refuses unknown and missing fields, wrong types and any JSON that `to_json`
+   would not give back, so that equal documents have equal digests;
+3. sizes and counts are bounded before anything is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, ClassVar, Self, cast
+
+from comity.wire import canonical, ids, instants
+from comity_policies.term_rows import malformed, text_of
+from comity_policies.terms import PARTIES_MAX, Terms, org
+
+TITLE_CHARS_MAX = 200
+
+
+def fields_of(value: Any, cls: type[Any]) -> dict[str, Any]:
+    """Return `value` if it is an object with exactly the fields of dataclass `cls`. Raises `MALFORMED`."""
+    if not isinstance(value, dict):
+        raise malformed(f"{cls.__name__} is an object")
+    wanted = {each.name for each in fields(cls) if each.init}
+    if set(value) != wanted:
+        odd = sorted(str(each)[:64] for each in set(value) ^ wanted)[0]
+        raise malformed(f"{cls.__name__}: field {odd} is missing or unknown")
+    return value
+
+
+def items_of(value: Any, most: int) -> list[Any]:
+    """Return `value` if it is a list of at most `most` items. Raises `MALFORMED`."""
+    if not isinstance(value, list | tuple) or len(value) > most:
+        raise malformed(f"a list of at most {most} items expected")
+    return list(value)
+
+
+class Part:
+    """A dataclass that is read strictly and has one spelling."""
+
+    __slots__ = ()
+    # Field name -> (class of the nested document, most items if it is a list of them, else None).
+    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read the document strictly. Raises `MALFORMED` and what the class itself checks."""
+        given = dict(fields_of(value, cls))
+        for name, (inner, most) in cls.NESTED.items():
+            if most is None:
+                given[name] = inner.from_json(given[name])
+            else:
+                given[name] = tuple(inner.from_json(each) for each in items_of(given[name], most))
+        if "terms" in given:
+            given["terms"] = Terms.parse(given["terms"])
+        document = cls(**given)
+        if canonical.canonical(document.to_json()) != canonical.canonical(value):
+            raise malformed(f"{cls.__name__} is not in its one spelling")
+        return document
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the one spelling as JSON values."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(cast("Any", self)) if each.init}
+
+    def _fix(self, **values: Any) -> None:
+        """Write checked values back into a frozen instance while it is being built."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+class Document(Part):
+    """A part with a digest of its own."""
+
+    __slots__ = ()
+
+    @property
+    def digest(self) -> str:
+        """Lower-case hexadecimal SHA-256 of the canonical bytes."""
+        return canonical.digest(self.to_json())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part | Terms):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return dict(value) if isinstance(value, dict) else value
+
+
+def org_set(value: Any, most: int = PARTIES_MAX) -> tuple[str, ...]:
+    """Return distinct organisation ids, sorted. Raises `MALFORMED`."""
+    named = [org(each) for each in items_of(value, most)]
+    if len(set(named)) != len(named):
+        raise malformed("an organisation is named twice")
+    return tuple(sorted(named))
+
+
+def name_of(value: Any) -> str:
+    """Return `value` if it is a name (`ids.name`). Raises `MALFORMED`."""
+    return ids.name(text_of(value))
+
+
+def digest_of(value: Any) -> str:
+    """Return `value` if it is a SHA-256 in hexadecimal. Raises `MALFORMED`."""
+    return ids.sha256_hex(text_of(value))
+
+
+def instant_of(value: Any) -> str:
+    """Return `value` if it is an instant. Raises `MALFORMED`."""
+    return instants.to_text(instants.parse(text_of(value)))
+
+
+def line_of(value: Any, chars_max: int = TITLE_CHARS_MAX) -> str:
+    """Return `value` if it is one printable line of text. Raises `MALFORMED`."""
+    if not text_of(value, chars_max).isprintable():
+        raise malformed("control characters are not allowed here")
+    return str(value)
+
+
+def choice_of(value: Any, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`. Raises `MALFORMED`."""
+    if value not in choices:
+        raise malformed(f"one of {', '.join(choices)} expected")
+    return str(value)

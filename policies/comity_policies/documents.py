@@ -1,0 +1,260 @@
+"""Proposals, answers and agreements; orders, replies and receipts (`orders.py`) are re-exported from here.
+
+The rules that all of them share stand at the head of `document.py`. Source: negotiation.md sections 1 to 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_policies.document import (
+    Document,
+    Part,
+    choice_of,
+    digest_of,
+    instant_of,
+    items_of,
+    line_of,
+    name_of,
+    org_set,
+)
+from comity_policies.orders import MESSAGE_TYPES, OUTCOMES, ROUNDS_MAX, OrderHeader, Receipt, ReplyHeader
+from comity_policies.term_rows import column, malformed, text_of, whole_number
+from comity_policies.terms import PARTIES_MAX, Terms, conforms, org, purpose
+
+__all__ = [
+    "DECISIONS",
+    "MESSAGE_TYPES",
+    "OUTCOMES",
+    "Agreement",
+    "Answer",
+    "AppRef",
+    "DatasetAsk",
+    "Document",
+    "OrderHeader",
+    "Proposal",
+    "Reason",
+    "Receipt",
+    "ReplyHeader",
+    "TrainStep",
+]
+
+STEPS_MAX = 16
+DATASETS_MAX = 256
+COLUMNS_MAX = 1024
+REPLY_TIMEOUT_S_MAX = 7 * 24 * 3600
+RUN_CONFIG_ITEMS_MAX = 128
+RUN_CONFIG_TEXT_MAX = 4096
+APP_BYTES_MAX = 64 << 20
+REASONS_MAX = 64
+DECISIONS = ("allow", "deny", "review")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetAsk(Document):
+    """Columns of one organisation's dataset that a proposal asks for."""
+
+    org: str
+    dataset: str
+    columns: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        columns = [column(each) for each in items_of(self.columns, COLUMNS_MAX)]
+        if len(set(columns)) != len(columns):
+            raise malformed("a column is named twice")
+        self._fix(org=org(self.org), dataset=name_of(self.dataset), columns=tuple(sorted(columns)))
+
+    @property
+    def key(self) -> str:
+        """`<organisation>/<dataset>`, as in keyed terms."""
+        return f"{self.org}/{self.dataset}"
+
+
+@dataclass(frozen=True, slots=True)
+class AppRef(Part):
+    """A Flower app by the digest of its deterministic zip."""
+
+    digest: str
+    size_bytes: int
+    name: str
+    publisher: str
+    version: str
+
+    def __post_init__(self) -> None:
+        digest_of(self.digest)
+        whole_number(self.size_bytes, 1, APP_BYTES_MAX)
+        for each in (self.name, self.publisher, self.version):
+            line_of(each, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStep(Document):
+    """One federated training: `lead` runs the ServerApp, all parties its ClientApp."""
+
+    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"app": (AppRef, None)}
+
+    id: str
+    lead: str
+    app: AppRef
+    rounds: int
+    run_config: dict[str, str | int | bool]
+    reply_timeout_s: int
+    kind: str = "train"
+
+    def __post_init__(self) -> None:
+        name_of(self.id)
+        choice_of(self.kind, ("train",))
+        org(self.lead)
+        whole_number(self.rounds, 1, ROUNDS_MAX)
+        whole_number(self.reply_timeout_s, 1, REPLY_TIMEOUT_S_MAX)
+        if not isinstance(self.run_config, dict) or len(self.run_config) > RUN_CONFIG_ITEMS_MAX:
+            raise malformed(f"run_config is an object of at most {RUN_CONFIG_ITEMS_MAX} items")
+        for key, item in self.run_config.items():
+            line_of(key, 128)
+            if isinstance(item, str):
+                text_of(item, RUN_CONFIG_TEXT_MAX)
+            elif not isinstance(item, int):
+                raise malformed("run_config holds texts, whole numbers and booleans; write a real as text")
+        self._fix(run_config=dict(self.run_config))
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal(Document):
+    """One workflow asked of required and optional organisations. Immutable: a change is a new revision."""
+
+    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {
+        "steps": (TrainStep, STEPS_MAX),
+        "datasets": (DatasetAsk, DATASETS_MAX),
+    }
+
+    proposal_id: str
+    revision: int
+    consortium: str
+    proposer: str
+    purpose: str
+    title: str
+    steps: tuple[TrainStep, ...]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    minimum: int
+    datasets: tuple[DatasetAsk, ...]
+    terms: Terms
+    deadline: str
+    uses: int = 1
+    start: str = "auto"
+
+    def __post_init__(self) -> None:
+        name_of(self.proposal_id)
+        whole_number(self.revision, 1, 10_000)
+        org(self.consortium)
+        org(self.proposer)
+        purpose(self.purpose)
+        line_of(self.title)
+        whole_number(self.uses, 1, 10_000)
+        choice_of(self.start, ("auto", "manual"))
+        self._fix(
+            steps=tuple(items_of(self.steps, STEPS_MAX)),
+            datasets=tuple(sorted(items_of(self.datasets, DATASETS_MAX), key=lambda ask: ask.key)),
+            required=org_set(self.required),
+            optional=org_set(self.optional),
+            deadline=instant_of(self.deadline),
+        )
+        self._check_people()
+        if not self.steps or len({step.id for step in self.steps}) != len(self.steps):
+            raise malformed("a proposal has at least one step, and every step its own id")
+
+    def _check_people(self) -> None:
+        if not self.required or set(self.required) & set(self.optional):
+            raise malformed("at least one organisation is required, and none is both required and optional")
+        if len(self.asked) > PARTIES_MAX:
+            raise malformed(f"at most {PARTIES_MAX} organisations take part")
+        whole_number(self.minimum, 1, len(self.asked))
+        # An optional lead could leave the agreement without its lead.
+        if any(step.lead not in self.required for step in self.steps):
+            raise malformed("the lead of every step is a required organisation")
+        keys = [ask.key for ask in self.datasets]
+        if len(set(keys)) != len(keys) or any(ask.org not in self.asked for ask in self.datasets):
+            raise malformed("each dataset is asked for once, of an organisation that takes part")
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """All required and optional organisations, sorted."""
+        return tuple(sorted({*self.required, *self.optional}))
+
+    def step(self, step_id: str) -> TrainStep:
+        """Return the step called `step_id`. Raises `ORDER_MISMATCH`."""
+        for each in self.steps:
+            if each.id == step_id:
+                return each
+        raise ComityError(ErrorCode.ORDER_MISMATCH, "the agreement has no such step")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason(Document):
+    """Why a policy decided: the rule, a code for programs, a sentence for people."""
+
+    rule: str
+    code: str
+    message: str
+
+    def __post_init__(self) -> None:
+        line_of(self.rule, 128)
+        line_of(self.code, 64)
+        text_of(self.message, 500)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Document):
+    """One organisation's decision on one proposal revision, with the terms it asks for."""
+
+    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"reasons": (Reason, REASONS_MAX)}
+
+    proposal_digest: str
+    decision: str
+    reasons: tuple[Reason, ...]
+    terms: Terms
+    bundle_digest: str
+    input_digest: str
+    engine: str
+
+    def __post_init__(self) -> None:
+        for each in (self.proposal_digest, self.bundle_digest, self.input_digest):
+            digest_of(each)
+        choice_of(self.decision, DECISIONS)
+        line_of(self.engine, 64)
+        self._fix(reasons=tuple(items_of(self.reasons, REASONS_MAX)))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement(Document):
+    """A proposal revision, its parties and the meet of all their terms; every party signs the digest."""
+
+    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"proposal": (Proposal, None)}
+
+    agreement_id: str
+    consortium: str
+    charter_digest: str
+    proposal: Proposal
+    parties: tuple[str, ...]
+    terms: Terms
+
+    def __post_init__(self) -> None:
+        name_of(self.agreement_id)
+        digest_of(self.charter_digest)
+        self._fix(parties=org_set(self.parties))
+        proposal, parties = self.proposal, set(self.parties)
+        if self.consortium != proposal.consortium:
+            raise _unsound("it belongs to another consortium than its proposal")
+        if not set(proposal.required) <= parties <= set(proposal.asked):
+            raise _unsound("its parties are not the required organisations and some of the optional ones")
+        if len(parties) < proposal.minimum:
+            raise _unsound("it has fewer parties than the proposal's minimum")
+        weaker = conforms(self.terms, proposal.terms)
+        if weaker:
+            raise _unsound(f"its terms are weaker than the proposal's in {weaker[0]}")
+
+
+def _unsound(detail: str) -> ComityError:
+    return ComityError(ErrorCode.AGREEMENT_INVALID, detail)

@@ -1,0 +1,135 @@
+"""Orders, replies and receipts: what a lead and a party sign around one piece of work.
+
+Source: architecture.md section 4, negotiation.md section 5, ledger.md section 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from comity.wire import canonical
+from comity.wire.errors import ComityError
+from comity_policies.document import Document, choice_of, digest_of, instant_of, line_of, name_of, org_set
+from comity_policies.term_rows import malformed, whole_number
+from comity_policies.terms import org
+
+ROUNDS_MAX = 100_000
+PAYLOAD_JSON_BYTES_MAX = 256 << 10
+MAP_ITEMS_MAX = 64
+OUTCOMES = ("result", "refused", "failed")
+# What a lead may ask for; Flower's `train.<name>` variants share the first word.
+MESSAGE_TYPES = ("train", "evaluate", "query")
+
+
+def sealed_json(value: Any) -> dict[str, Any]:
+    """Return a sealed payload's reference after a look at its size; `SealedRef.from_json` checks the rest."""
+    if not isinstance(value, dict) or len(canonical.canonical(value)) > PAYLOAD_JSON_BYTES_MAX:
+        raise malformed("a payload reference is a small object")
+    return dict(value)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderHeader(Document):
+    """A lead's order: what it signs beside the sealed payload."""
+
+    agreement: str
+    run: str
+    step: str
+    round: int
+    seq: int
+    message_type: str
+    lead: str
+    receivers: tuple[str, ...]
+    payload: dict[str, Any]
+    content_digest: str
+    reply_by: str
+
+    def __post_init__(self) -> None:
+        for each in (self.agreement, self.run, self.step, self.message_type):
+            name_of(each)
+        whole_number(self.round, 0, ROUNDS_MAX)
+        whole_number(self.seq, 0, canonical.INTEGER_MAX)
+        org(self.lead)
+        digest_of(self.content_digest)
+        self._fix(
+            receivers=org_set(self.receivers), payload=sealed_json(self.payload), reply_by=instant_of(self.reply_by)
+        )
+        if not self.receivers:
+            raise malformed("an order has a receiver")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHeader(Document):
+    """A party's reply to one order: a sealed result, or an error that names a catalogue code."""
+
+    agreement: str
+    run: str
+    step: str
+    order: str
+    seq: int
+    outcome: str
+    error: dict[str, Any] | None
+    payload: dict[str, Any] | None
+    content_digest: str | None
+
+    def __post_init__(self) -> None:
+        for each in (self.agreement, self.run, self.step):
+            name_of(each)
+        digest_of(self.order)
+        whole_number(self.seq, 0, canonical.INTEGER_MAX)
+        choice_of(self.outcome, OUTCOMES)
+        if self.outcome == "result":
+            if self.payload is None or self.content_digest is None or self.error is not None:
+                raise malformed("a result has a payload and its digest, and no error")
+            digest_of(self.content_digest)
+            self._fix(payload=sealed_json(self.payload))
+        else:
+            if self.payload is not None or self.content_digest is not None or not isinstance(self.error, dict):
+                raise malformed("a refusal or failure has an error and no payload")
+            # Re-read so that only catalogue codes and bounded text travel on.
+            self._fix(error=ComityError.from_json(self.error).to_json())
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(Document):
+    """What one order came to at one party: digests, predicates and use, never measured counts (ledger.md section 1)."""
+
+    agreement: str
+    run: str
+    step: str
+    order: str
+    seq: int
+    outcome: str
+    code: str | None
+    result: str | None
+    predicates: dict[str, bool] = field(default_factory=dict)
+    grants: dict[str, int] = field(default_factory=dict)
+    egress_bytes: int = 0
+    journal_seq: int = 0
+    duration_s: int = 0
+
+    def __post_init__(self) -> None:
+        for each in (self.agreement, self.run, self.step):
+            name_of(each)
+        digest_of(self.order)
+        choice_of(self.outcome, OUTCOMES)
+        for number in (self.seq, self.egress_bytes, self.journal_seq, self.duration_s):
+            whole_number(number, 0, canonical.INTEGER_MAX)
+        self._fix(code=None if not self.code else line_of(self.code, 64))
+        if (self.outcome == "result") != (self.result is not None):
+            raise malformed("a receipt names a result exactly when there is one")
+        if self.result is not None:
+            digest_of(self.result)
+        self._check_maps()
+
+    def _check_maps(self) -> None:
+        for named in (self.predicates, self.grants):
+            if not isinstance(named, dict) or len(named) > MAP_ITEMS_MAX:
+                raise malformed("a receipt's predicates and grants are small objects")
+            for key in named:
+                line_of(key, 64)
+        if not all(isinstance(each, bool) for each in self.predicates.values()):
+            raise malformed("a predicate is true or false")
+        for spent in self.grants.values():
+            whole_number(spent, 0, canonical.INTEGER_MAX)
