@@ -1,0 +1,188 @@
+"""What an organisation's node is told, and where its files lie.
+
+`<home>/node.json` is written by `comity node join` and edited by the organisation's admin. Nothing in it is secret. The
+folder is 0700; keys are below `keys/`, made and guarded by the key store.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from comity.wire import ids
+from comity.wire.errors import ComityError, ErrorCode
+
+SETTINGS_BYTES_MAX = 64 * 1024
+LOG_KEY_BYTES = 32
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Limits(BaseModel):
+    """Bounds on what this node spends on others' work."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    worker_memory_bytes: Positive = 4 << 30
+    worker_file_bytes: Positive = 2 << 30
+    worker_processes: Positive = 64
+    worker_open_files: Positive = 256
+    runs_at_once: Positive = 4
+    reply_bytes_max: Positive = 1 << 30
+    payload_bytes_max: Positive = 2 << 30
+    payload_store_bytes: Positive = 20 << 30
+
+
+class NodeSettings(BaseModel):
+    """One node's settings; `home` is where they were read from and is not part of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(exclude=True)
+    org: str
+    consortium: str
+    title: str
+    owner: str
+    coordinator: str
+    """Where the node dials, host:port."""
+    log_key: str
+    """Ed25519 key of the coordinator's log, base64 of 32 bytes, as received at enrolment."""
+    genesis: str | None = None
+    """Genesis digest as typed by the admin at `join`; None for a founder, who types it when signing."""
+    isolation: Literal["process", "sandbox", "container", "best"] = "best"
+    engine: Literal["embedded", "opa"] = "embedded"
+    opa_url: str | None = None
+    aggregation: Literal["plain", "lead-key"] = "lead-key"
+    limits: Limits = Limits()
+
+    @field_validator("org")
+    @classmethod
+    def _org(cls, value: str) -> str:
+        try:
+            return ids.org_id(value)
+        except ComityError as error:
+            raise ValueError(error.detail) from error
+
+    @field_validator("log_key")
+    @classmethod
+    def _log_key(cls, value: str) -> str:
+        if len(base64.b64decode(value, validate=True)) != LOG_KEY_BYTES:
+            raise ValueError("log_key is base64 of 32 bytes")
+        return value
+
+    @classmethod
+    def load(cls, home: Path) -> NodeSettings:
+        """Read `<home>/node.json`. Raises `NOT_FOUND` before `join`, `MALFORMED` with the field that is wrong."""
+        path = home / "node.json"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise ComityError(ErrorCode.NOT_FOUND, "no node here yet: run `comity node join TOKEN` first") from error
+        if len(data) > SETTINGS_BYTES_MAX:
+            raise ComityError(ErrorCode.TOO_LARGE, "node.json", limit_bytes=SETTINGS_BYTES_MAX)
+        try:
+            return cls(home=home, **json.loads(data))
+        except (ValueError, TypeError, ValidationError) as error:
+            raise ComityError(ErrorCode.MALFORMED, f"node.json: {_first_complaint(error)}") from error
+
+    def save(self) -> None:
+        """Write `<home>/node.json` atomically, mode 0600."""
+        write_private(self.home / "node.json", self.model_dump_json(indent=2).encode() + b"\n")
+
+    @property
+    def log_key_bytes(self) -> bytes:
+        """The log's Ed25519 key, 32 bytes."""
+        return base64.b64decode(self.log_key, validate=True)
+
+    @property
+    def spiffe_id(self) -> str:
+        """This node's SPIFFE id."""
+        return ids.spiffe_org(self.consortium, self.org)
+
+    @property
+    def keys_folder(self) -> Path:
+        """Private keys and TLS files, 0700."""
+        return self.home / "keys"
+
+    @property
+    def policy_folder(self) -> Path:
+        """The organisation's own rules."""
+        return self.home / "policy"
+
+    @property
+    def datasets_file(self) -> Path:
+        """The dataset catalogue."""
+        return self.home / "datasets.json"
+
+    @property
+    def journal_file(self) -> Path:
+        """The journal's database."""
+        return self.home / "journal.db"
+
+    @property
+    def payloads_folder(self) -> Path:
+        """Sealed payloads by digest."""
+        return self.home / "payloads"
+
+    @property
+    def apps_folder(self) -> Path:
+        """Unpacked app bundles by digest."""
+        return self.home / "apps"
+
+    @property
+    def runs_folder(self) -> Path:
+        """Scratch space of runs."""
+        return self.home / "runs"
+
+    @property
+    def results_folder(self) -> Path:
+        """Results that this organisation keeps."""
+        return self.home / "results"
+
+    @property
+    def socket_file(self) -> Path:
+        """The local API's Unix socket, 0600."""
+        return self.home / "api.sock"
+
+    @property
+    def token_file(self) -> Path:
+        """The local API's bearer token, 0600."""
+        return self.home / "api.token"
+
+    def make_folders(self) -> None:
+        """Create the home and the folders below it, 0700 each."""
+        folders = (self.payloads_folder, self.apps_folder, self.runs_folder, self.results_folder)
+        for folder in (self.home, *folders):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash leaves the old or the new file, readable by the owner only."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _first_complaint(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return "not valid JSON of the expected form"
