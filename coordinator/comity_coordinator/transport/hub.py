@@ -1,0 +1,289 @@
+"""The hub: every open stream, durable messages both ways, relaying between nodes, presence.
+
+Rules
+1. A durable message from a node is handled inside one transaction together with the note that it was taken. A
+   handler's `ComityError` undoes the handler's own writes, becomes a refusal, and the message counts as taken.
+2. A handler that fails otherwise ends the stream, so that the node sends again; at the third failure of the same
+   message it is refused as INTERNAL and counts as taken, or one bad message would shut its sender out for ever.
+3. `enqueue` writes the message in the caller's transaction; it leaves after the commit, in order, until acknowledged.
+4. A message is relayed only between parties of its run, only to nodes that are connected, and is never stored.
+5. The newest stream of an organisation wins. The organisation's standing is asked at every message, both ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from comity.v1 import exchange_pb2
+from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.ids import new_id
+from comity_coordinator.db import Database, after_commit, attempt
+from comity_coordinator.transport import store
+from comity_coordinator.transport.identity import Peer
+from comity_coordinator.transport.model import (
+    DURABLE_WINDOW,
+    PRESENCE,
+    RELAYED_KINDS,
+    Message,
+    Place,
+    from_coordinator,
+    place,
+    to_wire,
+)
+from comity_coordinator.transport.session import HubLimits, Session
+
+Handler = Callable[[Connection, str, Message], None]
+PartiesOf = Callable[[Connection, str], frozenset[str]]
+PresenceCallback = Callable[[str, bool], None]
+Admit = Callable[[Peer], Awaitable[None]]
+
+STRIKES_MAX = 3
+_RUNS_KEPT = 1_024
+_STRIKES_KEPT = 1_024
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What a batch of durable messages came to."""
+
+    received_seq: int
+    refusals: list[tuple[str, ComityError]] = field(default_factory=list)
+    fatal: ComityError | None = None
+
+
+class Hub:
+    """One per coordinator process. `enqueue` may be called in any thread, everything else in the event loop."""
+
+    def __init__(self, database: Database, admit: Admit, limits: HubLimits | None = None) -> None:
+        self.limits = limits or HubLimits()
+        self._database = database
+        self._admit = admit
+        self._sessions: dict[str, Session] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._presence: list[PresenceCallback] = []
+        self._parties_of: PartiesOf | None = None
+        self._runs: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._strikes: dict[tuple[str, str], int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # What capabilities use.
+
+    def connected(self) -> frozenset[str]:
+        """Return the organisations whose stream is open."""
+        return frozenset(self._sessions)
+
+    def register(self, kind: str, handler: Handler) -> None:
+        """Handle durable messages of `kind` with `handler(conn, org, message)`, in the database's thread (rule 1)."""
+        if kind in self._handlers or kind in RELAYED_KINDS:
+            raise ValueError(f"{kind} has a handler already or is relayed")
+        self._handlers[kind] = handler
+
+    def enqueue(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
+        """Send a durable message to `org`, in the transaction of `conn` (rule 3). Raises `MALFORMED`."""
+        store.append(conn, org, from_coordinator(new_id("msg"), kind, body, run=run))
+        after_commit(conn, functools.partial(self._wake_from_any_thread, org))
+
+    def on_presence(self, callback: PresenceCallback) -> None:
+        """Call `callback(org, connected)` in the event loop when a stream opens or ends; it must not block."""
+        self._presence.append(callback)
+
+    def authorise_runs(self, parties_of: PartiesOf) -> None:
+        """Let `parties_of(conn, run)` say who may exchange messages of a run; an empty set is an unknown run."""
+        self._parties_of = parties_of
+
+    def forget_run(self, run: str) -> None:
+        """Ask again who the parties of `run` are: it ended or lost a party."""
+        self._runs.pop(run, None)
+
+    def drop(self, org: str, reason: ComityError) -> None:
+        """End the stream of `org`, if one is open."""
+        session = self._sessions.get(org)
+        if session is not None:
+            session.end(reason)
+
+    # What the servicer uses.
+
+    async def open(self, peer: Peer, received_seq: int) -> Session:
+        """Start the session of a node that said Hello; the organisation's older stream ends.
+
+        Raises:
+            ComityError: `CONFLICT` if the node has received more than was ever sent to it.
+        """
+        self._loop = asyncio.get_running_loop()
+        cursor = await self._database.run(functools.partial(_resume, org=peer.name, received_seq=received_seq))
+        session = Session(peer, self.limits, received_seq=cursor, acked_seq=received_seq)
+        self.drop(peer.name, ComityError(ErrorCode.CONFLICT, "a newer stream of this organisation took over"))
+        self._sessions[peer.name] = session
+        self._tell_presence(peer.name, connected=True)
+        return session
+
+    def close(self, session: Session) -> None:
+        """Forget an ended session."""
+        if self._sessions.get(session.org) is session:
+            del self._sessions[session.org]
+            self._tell_presence(session.org, connected=False)
+
+    async def receive(self, session: Session, message: Message) -> None:
+        """Take one envelope off a stream. Raises what must end the stream: REVOKED and the like."""
+        await self._admit(session.peer)
+        if message.kind in RELAYED_KINDS:
+            await self._relay(session, message)
+        elif message.kind not in self._handlers:
+            raise ComityError(ErrorCode.UNSUPPORTED, "a message of an unknown kind")
+        else:
+            await session.inbound.put(message)
+
+    async def take_durable(self, session: Session) -> None:
+        """Commit durable messages as they come, in batches, and acknowledge them; runs until the stream ends."""
+        while True:
+            batch = await session.next_batch()
+            outcome = await self._database.run(functools.partial(self._handle_batch, org=session.org, batch=batch))
+            session.received_seq = outcome.received_seq
+            ack = exchange_pb2.Ack(up_to_seq=outcome.received_seq)
+            for message_id, error in outcome.refusals:
+                session.refuse(message_id, error)
+            session.send_control(exchange_pb2.ConnectResponse(ack=ack))
+            if outcome.fatal is not None:
+                raise outcome.fatal
+
+    async def pump(self, session: Session) -> None:
+        """Send durable messages as they are enqueued and acknowledged; runs until the stream ends."""
+        while True:
+            await session.wake.wait()
+            session.wake.clear()
+            await self._admit(session.peer)
+            acked, after = session.acked_seq, session.sent_seq
+            rows = await self._database.run(
+                functools.partial(_next_messages, org=session.org, acked_seq=acked, after_seq=after)
+            )
+            for message in rows:
+                session.sent_seq = message.seq
+                await session.queue.put(to_wire(message))
+
+    # Inside.
+
+    async def _relay(self, session: Session, message: Message) -> None:
+        parties = await self._parties(message.run)
+        if session.org not in parties or not parties.issuperset(message.receivers):
+            error = ComityError(ErrorCode.FORBIDDEN, "sender and receivers must be parties of the run")
+            session.refuse(message.id, error)
+            return
+        frame = to_wire(message)
+        full: list[str] = []
+        for org in message.receivers:
+            receiver = self._sessions.get(org)
+            if receiver is None or not await self._may_receive(receiver):
+                continue
+            if not receiver.queue.offer(frame):
+                full.append(org)
+        if full:
+            session.refuse(message.id, ComityError(ErrorCode.BUSY, organisations=",".join(full)))
+
+    async def _may_receive(self, receiver: Session) -> bool:
+        try:
+            await self._admit(receiver.peer)
+        except ComityError as error:
+            receiver.end(error)
+            return False
+        return True
+
+    async def _parties(self, run: str) -> frozenset[str]:
+        known = self._runs.get(run)
+        if known is not None:
+            return known
+        parties_of = self._parties_of
+        if parties_of is None:
+            return frozenset()
+        parties = await self._database.run(lambda conn: parties_of(conn, run))
+        if parties:
+            self._runs[run] = parties
+            if len(self._runs) > _RUNS_KEPT:
+                self._runs.popitem(last=False)
+        return parties
+
+    def _handle_batch(self, conn: Connection, *, org: str, batch: Sequence[Message]) -> _Outcome:
+        received_seq, _, _ = store.ensure_cursor(conn, org)
+        outcome = _Outcome(received_seq)
+        for message in batch:
+            known = store.is_taken(conn, org, message.id)
+            standing = place(outcome.received_seq, message.seq, id_known=known)
+            if standing is Place.GAP:
+                outcome.fatal = ComityError(
+                    ErrorCode.MALFORMED, "a message is missing before this one", expected=outcome.received_seq + 1
+                )
+                break
+            if standing is Place.REWOUND:
+                outcome.refusals.append((message.id, ComityError(ErrorCode.JOURNAL_BEHIND, seq=message.seq)))
+            if standing is not Place.NEXT:
+                continue
+            error = None if known else self._handle(conn, org, message)
+            if error is not None:
+                outcome.refusals.append((message.id, error))
+            store.take(conn, org, message.id, message.seq, known=known)
+            outcome.received_seq = message.seq
+        return outcome
+
+    def _handle(self, conn: Connection, org: str, message: Message) -> ComityError | None:
+        handler = self._handlers[message.kind]
+        try:
+            attempt(conn, lambda: handler(conn, org, message))
+        except ComityError as error:
+            return error
+        except DBAPIError:
+            raise
+        except Exception:  # a handler's defect: rule 2
+            strikes = self._strikes.pop((org, message.id), 0) + 1
+            log.exception("message.failed", org=org, kind=message.kind, id=message.id, attempt=strikes)
+            if strikes >= STRIKES_MAX:
+                return ComityError(ErrorCode.INTERNAL, "the message could not be handled")
+            if len(self._strikes) >= _STRIKES_KEPT:
+                self._strikes.clear()
+            self._strikes[org, message.id] = strikes
+            raise
+        self._strikes.pop((org, message.id), None)
+        return None
+
+    def _wake_from_any_thread(self, org: str) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wake, org)
+
+    def _wake(self, org: str) -> None:
+        session = self._sessions.get(org)
+        if session is not None:
+            session.wake.set()
+
+    def _tell_presence(self, org: str, *, connected: bool) -> None:
+        body = {"org": org, "connected": connected}
+        frame = to_wire(from_coordinator(new_id("presence"), PRESENCE, body))
+        for other in list(self._sessions.values()):
+            if other.org != org and not other.queue.offer(frame):
+                # Without the note it would wait for somebody who is back: let it connect again and see.
+                other.end(ComityError(ErrorCode.BUSY, "the node does not read its stream"))
+        for callback in self._presence:
+            callback(org, connected)
+
+
+def _resume(conn: Connection, *, org: str, received_seq: int) -> int:
+    mine, sent_seq, _ = store.ensure_cursor(conn, org)
+    if received_seq > sent_seq:
+        raise ComityError(ErrorCode.CONFLICT, "the node has received more than was sent", sent_seq=sent_seq)
+    store.acknowledge(conn, org, received_seq)
+    return mine
+
+
+def _next_messages(conn: Connection, *, org: str, acked_seq: int, after_seq: int) -> list[Message]:
+    store.acknowledge(conn, org, acked_seq)
+    rows = store.unsent(conn, org, after_seq, acked_seq + DURABLE_WINDOW)
+    return [Message(row[1], row[2], "coordinator", (), row[3], row[4], seq=row[0]) for row in rows]

@@ -1,0 +1,144 @@
+"""One open stream: what waits to be sent, what waits to be committed, and why it ended.
+
+Rules
+1. Both queues are bounded. Relayed frames are offered and refused when there is no room; durable ones wait, because
+   they are safe in the database; control frames (acks, refusals, presence) have a reserve of their own.
+2. A session ends once, with one reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from comity.v1 import exchange_pb2
+from comity.wire import canonical
+from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.transport.identity import Peer
+from comity_coordinator.transport.model import Message
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """Bounds of every stream."""
+
+    queue_frames: int = 1_024
+    queue_bytes: int = 48 << 20
+    control_frames: int = 4_096
+    inbound_messages: int = 256
+    batch_messages: int = 32
+    heartbeat_s: float = 10.0
+    lease_s: float = 45.0
+
+
+class SendQueue:
+    """Frames for one node, in order, bounded by number and bytes."""
+
+    def __init__(self, limits: HubLimits) -> None:
+        self._limits = limits
+        self._frames: deque[bytes] = deque()
+        self._size_bytes = 0
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    def has_room(self, size_bytes: int) -> bool:
+        """True if a frame of this size may be added now; an empty queue takes any frame."""
+        if not self._frames:
+            return True
+        fits = self._size_bytes + size_bytes <= self._limits.queue_bytes
+        return fits and len(self._frames) < self._limits.queue_frames
+
+    def offer(self, frame: bytes) -> bool:
+        """Add `frame` if there is room; say whether."""
+        if not self.has_room(len(frame)):
+            return False
+        self._add(frame)
+        return True
+
+    async def put(self, frame: bytes) -> None:
+        """Add `frame` as soon as there is room; the stream's lease bounds the wait."""
+        while not self.has_room(len(frame)):
+            self._drained.clear()
+            await self._drained.wait()
+        self._add(frame)
+
+    def control(self, frame: bytes) -> None:
+        """Add a small frame, beyond the limit of the others if need be.
+
+        Raises:
+            ComityError: `BUSY` when even the reserve is used up: this node does not read.
+        """
+        if len(self._frames) >= self._limits.queue_frames + self._limits.control_frames:
+            raise ComityError(ErrorCode.BUSY, "the node does not read its stream")
+        self._add(frame)
+
+    async def get(self) -> bytes:
+        """Take the oldest frame."""
+        while not self._frames:
+            self._filled.clear()
+            await self._filled.wait()
+        frame = self._frames.popleft()
+        self._size_bytes -= len(frame)
+        self._drained.set()
+        return frame
+
+    def _add(self, frame: bytes) -> None:
+        self._frames.append(frame)
+        self._size_bytes += len(frame)
+        self._filled.set()
+
+
+class Session:
+    """The stream of one organisation, from Welcome to its end."""
+
+    def __init__(self, peer: Peer, limits: HubLimits, received_seq: int, acked_seq: int) -> None:
+        self.peer = peer
+        self.org = peer.name
+        self.queue = SendQueue(limits)
+        self.inbound: asyncio.Queue[Message] = asyncio.Queue(limits.inbound_messages)
+        self.wake = asyncio.Event()
+        self.wake.set()
+        self.received_seq = received_seq
+        self.acked_seq = acked_seq
+        self.sent_seq = acked_seq
+        self.ended: asyncio.Future[ComityError] = asyncio.get_running_loop().create_future()
+        self._batch_messages = limits.batch_messages
+
+    def end(self, reason: ComityError) -> None:
+        """End the stream with `reason`; the first reason stays."""
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+    def send_control(self, frame: exchange_pb2.ConnectResponse) -> None:
+        """Queue an ack, a heartbeat, a presence note or a refusal; a node that does not read loses its stream."""
+        try:
+            self.queue.control(frame.SerializeToString())
+        except ComityError as error:
+            self.end(error)
+
+    def refuse(self, message_id: str, error: ComityError) -> None:
+        """Tell the node that one message was not taken."""
+        body = canonical.canonical(error.to_json())
+        self.send_control(exchange_pb2.ConnectResponse(refusal=exchange_pb2.Refusal(id=message_id, error=body)))
+
+    def acknowledged(self, up_to_seq: int) -> None:
+        """Note the node's ack; the pump books it.
+
+        Raises:
+            ComityError: `MALFORMED` if the node acknowledges what was never sent.
+        """
+        if up_to_seq > self.sent_seq:
+            raise ComityError(ErrorCode.MALFORMED, "an ack for a message that was not sent", up_to_seq=up_to_seq)
+        if up_to_seq > self.acked_seq:
+            self.acked_seq = up_to_seq
+            self.wake.set()
+
+    async def next_batch(self) -> Sequence[Message]:
+        """Wait for durable messages; return what is there, at most the limit, in order."""
+        batch = [await self.inbound.get()]
+        while len(batch) < self._batch_messages and not self.inbound.empty():
+            batch.append(self.inbound.get_nowait())
+        return batch
