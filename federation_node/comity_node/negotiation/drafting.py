@@ -1,0 +1,120 @@
+"""From a person's wish to a complete proposal: defaults filled in, the app bundled, the terms stated.
+
+A proposer names what matters (app, purpose, dataset, partners); everything else has a default that a reader of the
+proposal can see, because the proposal spells all of it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from comity.wire import ids, instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents.flower.bundle import AppBundle, build_app
+from comity_policies.charter import Charter
+from comity_policies.documents import AppRef, DatasetAsk, Proposal, TrainStep
+from comity_policies.terms import Terms, meet
+
+DEADLINE_S_DEFAULT = 24 * 3600
+REPLY_TIMEOUT_S_DEFAULT = 600
+VALID_DAYS_DEFAULT = 30
+STEP = "train"
+
+
+@dataclass(frozen=True)
+class TrainWish:
+    """What a person asks for with `comity train`.
+
+    Args:
+        app: folder of a Flower app on this machine.
+        purpose: a code of the vocabulary.
+        dataset: name of the dataset at every organisation.
+        columns: columns asked for; by default those of the proposer's own dataset of that name.
+        partners: organisations required beside the proposer; by default all members.
+        optional: organisations that may stay out.
+        rounds: rounds of the strategy; by default the app's `num-server-rounds`.
+        terms: further terms asked for, in their JSON form.
+    """
+
+    app: Path
+    purpose: str
+    dataset: str
+    title: str = ""
+    columns: tuple[str, ...] = ()
+    partners: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    minimum: int | None = None
+    rounds: int | None = None
+    run_config: dict[str, str | int | bool] = field(default_factory=dict)
+    aggregation: str = "lead-key"
+    terms: dict[str, Any] = field(default_factory=dict)
+    deadline_s: int = DEADLINE_S_DEFAULT
+    reply_timeout_s: int = REPLY_TIMEOUT_S_DEFAULT
+
+
+def draft(
+    wish: TrainWish, *, charter: Charter, me: str, own_columns: tuple[str, ...], now: datetime
+) -> tuple[Proposal, AppBundle]:
+    """Return the proposal that `wish` comes to and the app's bundle.
+
+    Raises:
+        ComityError: `APP_INVALID`, `MALFORMED` (which names the field), `NOT_A_MEMBER`.
+    """
+    bundle = build_app(wish.app)
+    required = {me, *(wish.partners or set(charter.organisations) - set(wish.optional))}
+    asked = required | set(wish.optional)
+    for org in asked:
+        charter.member(org)
+    rounds = wish.rounds or _configured_rounds(bundle)
+    run_config = {**wish.run_config, "num-server-rounds": rounds}
+    step = TrainStep(
+        id=STEP,
+        lead=me,
+        app=AppRef(bundle.digest, bundle.size, bundle.name, bundle.publisher, bundle.version),
+        rounds=rounds,
+        run_config=run_config,
+        reply_timeout_s=wish.reply_timeout_s,
+    )
+    proposal = Proposal(
+        proposal_id=ids.new_id("prop"),
+        revision=1,
+        consortium=charter.consortium,
+        proposer=me,
+        purpose=wish.purpose,
+        title=wish.title or f"{bundle.name} on {wish.dataset}",
+        steps=(step,),
+        required=tuple(sorted(required)),
+        optional=tuple(sorted(wish.optional)),
+        minimum=wish.minimum or len(required),
+        datasets=tuple(DatasetAsk(org, wish.dataset, wish.columns or own_columns) for org in sorted(asked)),
+        terms=meet(charter.defaults, _asked_terms(wish, rounds, me, sorted(asked), now)),
+        deadline=instants.to_text(now + timedelta(seconds=wish.deadline_s)),
+    )
+    return proposal, bundle
+
+
+def _asked_terms(wish: TrainWish, rounds: int, me: str, asked: list[str], now: datetime) -> Terms:
+    """State what a training needs, so that nobody has to guess what silence would mean."""
+    plain: dict[str, Any] = {
+        "purposes": [wish.purpose],
+        "rounds": rounds,
+        "uses": 1,
+        "aggregation": wish.aggregation,
+        "egress": ["model", "statistic"],
+        "round_recipients": asked,
+        "result_recipients": asked,
+        "not_after": instants.to_text(now + timedelta(days=VALID_DAYS_DEFAULT)),
+    }
+    return meet(Terms.parse(plain), Terms.parse(wish.terms))
+
+
+def _configured_rounds(bundle: AppBundle) -> int:
+    rounds = bundle.config.get("num-server-rounds")
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise ComityError(
+            ErrorCode.APP_INVALID, "name the rounds: --rounds N, or num-server-rounds in [tool.flwr.app.config]"
+        )
+    return rounds
