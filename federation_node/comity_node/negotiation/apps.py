@@ -38,9 +38,13 @@ class AppStore:
             raise ComityError(ErrorCode.APP_INVALID, "this node does not hold the app", digest=digest)
         return path
 
+    def file(self, digest: str) -> Path:
+        """Return the zip of an app whose digest was checked when it came. Raises `APP_INVALID`."""
+        return self.folder(digest).with_suffix(".zip")
+
     def bundle(self, digest: str) -> AppBundle:
         """Return the checked bundle. Raises `APP_INVALID`."""
-        path = self.folder(digest).with_suffix(".zip")
+        path = self.file(digest)
         try:
             data = path.read_bytes()
         except OSError as error:

@@ -7,6 +7,7 @@ another organisation for this one always ends in a message: an answer, a signatu
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -55,6 +56,18 @@ class NegotiationService:
 
     async def stop(self) -> None:
         """Nothing runs between messages."""
+
+    async def get(self, digest: str) -> store.StoredAgreement:
+        """Return an agreement that this organisation signed. Raises `AGREEMENT_UNKNOWN`."""
+        return await self._node.journal.run(lambda conn: store.find_agreement(conn, digest))
+
+    def state(self, conn: Connection, digest: str) -> str:
+        """Return an agreement's state inside a journal transaction. Raises `AGREEMENT_UNKNOWN`."""
+        return store.agreement_state(conn, digest)
+
+    async def app_file(self, digest: str) -> Path:
+        """Return the checked zip of an app. Raises `APP_INVALID`."""
+        return self.apps.file(digest)
 
     async def on_offer(self, message: Message) -> None:
         """Answer an offer by our own policy. Raises what `check_offer` raises: such an offer deserves no answer."""

@@ -190,6 +190,14 @@ def find_agreement(conn: Connection, digest: str) -> StoredAgreement:
     return _agreement(row)
 
 
+def agreement_state(conn: Connection, digest: str) -> str:
+    """Return `signed`, `final` or `withdrawn`. Raises `AGREEMENT_UNKNOWN`."""
+    state = conn.execute(select(agreements.c.state).where(agreements.c.digest == digest)).scalar_one_or_none()
+    if state is None:
+        raise ComityError(ErrorCode.AGREEMENT_UNKNOWN)
+    return str(state)
+
+
 def list_agreements(conn: Connection) -> Iterator[StoredAgreement]:
     """Return the newest agreements first, at most `PROPOSALS_LISTED_MAX`."""
     newest = select(agreements).order_by(agreements.c.signed_at.desc(), agreements.c.digest)
