@@ -1,0 +1,390 @@
+"""Sealed payloads: from one organisation to named others, past a relay that can check digests but read nothing.
+
+Form (architecture.md section 4, "End to end"):
+* A fresh 256-bit content key for each payload, sealed to every receiver by HPKE; the context is bound to each box.
+* Plain stream = true length (u64, big-endian), the data, zero padding up to a Padme size, so that size tells little.
+* Chunks of `PLAIN_CHUNK_BYTES`, each AES-256-GCM: nonce = chunk number (96 bit, big-endian); associated data =
+  SHA-256 of the context, then 0x01 for the last chunk and 0x00 for others. One wire chunk carries one sealed chunk.
+* Address = SHA-256 of all sealed bytes; the sender signs it in a statement.
+
+Rules:
+1. Sizes are checked before the first chunk: number of chunks, the bound `plain_size_max`, the Padme form.
+2. No byte leaves `Opener` before its tag was checked. A receiver knows the content key too, so bytes are the *sender's*
+   only once `finish` has compared the signed digest: nobody may act on them earlier. `open_to_fd` empties the file on
+   failure.
+3. A content key seals one payload; nonces cannot repeat, because chunk numbers only grow.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from comity.wire import ids
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.encoding import fields, from_base64, to_base64
+from comity_crypto.keys import BOX_OVERHEAD_BYTES, OrgKeys, seal_box
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+TAG_BYTES = 16
+SEALED_CHUNK_BYTES = 512 * 1024
+PLAIN_CHUNK_BYTES = SEALED_CHUNK_BYTES - TAG_BYTES
+LENGTH_BYTES = 8
+CONTENT_KEY_BYTES = 32
+BOX_BYTES = CONTENT_KEY_BYTES + BOX_OVERHEAD_BYTES
+RECEIVERS_MAX = 256
+# The most that anybody may claim; callers pass the (much smaller) bound of their message.
+PLAIN_SIZE_MAX = 1 << 36
+SEALED_SIZE_MAX = PLAIN_SIZE_MAX + (PLAIN_SIZE_MAX >> 3)
+
+_INFO = b"comity/seal/v1"
+_ZEROS = bytes(PLAIN_CHUNK_BYTES)
+
+
+@dataclass(frozen=True)
+class SealedRef:
+    """The address of a sealed payload, with the content key's box for each receiver.
+
+    Args:
+        digest: lower-case hexadecimal SHA-256 of all sealed bytes.
+        size: number of sealed bytes.
+        boxes: receiving organisation -> base64 of its HPKE box (1,168 bytes).
+
+    Raises:
+        ComityError: `MALFORMED` if a field has not its form.
+    """
+
+    digest: str
+    size: int
+    boxes: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.digest, str):
+            raise ComityError(ErrorCode.MALFORMED, "a digest is text")
+        ids.sha256_hex(self.digest)
+        if not isinstance(self.size, int) or isinstance(self.size, bool):
+            raise ComityError(ErrorCode.MALFORMED, "a sealed size is a number")
+        if not LENGTH_BYTES + TAG_BYTES <= self.size <= SEALED_SIZE_MAX:
+            raise ComityError(ErrorCode.MALFORMED, "no sealed payload has this size", size_bytes=self.size)
+        _plain_size(self.size)
+        if not isinstance(self.boxes, dict) or not 1 <= len(self.boxes) <= RECEIVERS_MAX:
+            raise ComityError(ErrorCode.MALFORMED, f"a payload has 1 to {RECEIVERS_MAX} receivers")
+        for org, box in self.boxes.items():
+            if not isinstance(org, str):
+                raise ComityError(ErrorCode.MALFORMED, "a receiver is an organisation id")
+            ids.org_id(org)
+            from_base64(box, what="a key box", size_bytes=BOX_BYTES)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document form."""
+        return {"digest": self.digest, "size": self.size, "boxes": dict(self.boxes)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> SealedRef:
+        """Read the document form. Raises `MALFORMED`."""
+        found = fields(value, frozenset({"digest", "size", "boxes"}), what="a sealed reference")
+        return cls(digest=found["digest"], size=found["size"], boxes=found["boxes"])
+
+
+def padme(size_bytes: int) -> int:
+    """Return the padded size: at most 12 % more, and O(log log n) bits of the size remain visible (PETS 2019, 4)."""
+    if size_bytes < 2:
+        return size_bytes
+    exponent = size_bytes.bit_length() - 1
+    mask = (1 << (exponent - exponent.bit_length())) - 1
+    return (size_bytes + mask) & ~mask
+
+
+def sealed_size(plain_bytes: int) -> int:
+    """Return the number of sealed bytes for `plain_bytes` of data."""
+    padded = padme(LENGTH_BYTES + plain_bytes)
+    return padded + TAG_BYTES * -(-padded // PLAIN_CHUNK_BYTES)
+
+
+def seal_to_file(
+    parts: Sequence[Buffer], path: Path, receivers: Mapping[str, bytes], context: bytes, fsync: bool
+) -> SealedRef:
+    """Seal `parts`, one after the other, into the new file `path` (0600), in one pass and bounded memory.
+
+    The file appears whole or not at all.
+
+    Args:
+        parts: C-contiguous buffers.
+        path: a name in an existing folder; a file of that name is replaced.
+        receivers: organisation -> `MemberKeys.sealing`.
+        context: what the payload belongs to; the receiver must give the same bytes.
+        fsync: whether file and folder are on disk when this returns.
+
+    Raises:
+        ComityError: `MALFORMED` for a bad receiver; `TOO_LARGE`; `SPOOL_FULL` if the disk is full.
+    """
+    key, views, size = _begin(parts)
+    boxes = _boxes(key, receivers, context)
+    digest = hashlib.sha256()
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            buffer = memoryview(bytearray(SEALED_CHUNK_BYTES))
+            for sealed in _sealed(key, views, size, context, buffer):
+                digest.update(sealed)
+                write_all(fd, sealed)
+            if fsync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        beside.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ComityError(ErrorCode.SPOOL_FULL) from error
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+    if fsync:
+        _sync_folder(path.parent)
+    return SealedRef(digest=digest.hexdigest(), size=sealed_size(size), boxes=boxes)
+
+
+def seal_to_bytes(parts: Sequence[Buffer], receivers: Mapping[str, bytes], context: bytes) -> tuple[SealedRef, bytes]:
+    """Seal `parts` in memory; arguments and refusals as in `seal_to_file`."""
+    key, views, size = _begin(parts)
+    boxes = _boxes(key, receivers, context)
+    buffer = memoryview(bytearray(SEALED_CHUNK_BYTES))
+    data = b"".join(bytes(sealed) for sealed in _sealed(key, views, size, context, buffer))
+    return SealedRef(digest=hashlib.sha256(data).hexdigest(), size=len(data), boxes=boxes), data
+
+
+class Opener:
+    """Open one sealed payload, chunk by chunk. Not thread-safe; after a refusal it refuses everything.
+
+    Args:
+        keys: the receiver's private keys.
+        org: the receiver's id, as in `ref.boxes`.
+        ref: where the sender's signed statement says the payload is.
+        context: as given by the sender.
+        plain_size_max: the most bytes of data that the caller is ready to take.
+
+    Raises:
+        ComityError: `TOO_LARGE`; `SEAL_BROKEN` if the payload is not sealed to this organisation in this context.
+    """
+
+    def __init__(
+        self, keys: OrgKeys, org: str, ref: SealedRef, context: bytes, *, plain_size_max: int = PLAIN_SIZE_MAX
+    ) -> None:
+        padded = _plain_size(ref.size)
+        if padded > padme(LENGTH_BYTES + plain_size_max):
+            raise ComityError(ErrorCode.TOO_LARGE, "a sealed payload is too large", limit_bytes=plain_size_max)
+        box = ref.boxes.get(org)
+        if box is None:
+            raise ComityError(ErrorCode.SEAL_BROKEN, "the payload is not sealed to this organisation")
+        key = keys.open_box(from_base64(box, what="a key box", size_bytes=BOX_BYTES), _INFO, context)
+        if len(key) != CONTENT_KEY_BYTES:
+            raise ComityError(ErrorCode.SEAL_BROKEN, "the key box holds something else")
+        self._cipher = AESGCM(key)
+        self._aad = hashlib.sha256(context).digest()
+        self._ref = ref
+        self._padded = padded
+        self._limit = plain_size_max
+        self._hash = hashlib.sha256()
+        self._number = 0
+        self._fed = 0
+        self._size = -1  # true length; known after the first chunk
+        self._broken = False
+
+    @property
+    def plain_size(self) -> int | None:
+        """The data's true length in bytes, once the first chunk was fed."""
+        return None if self._size < 0 else self._size
+
+    def feed(self, chunk: bytes | memoryview) -> memoryview | None:
+        """Take the next sealed chunk, whole, and return its part of the data, or None if it holds only padding.
+
+        Raises:
+            ComityError: `PAYLOAD_TRUNCATED` if the chunk has not the size that is due; `SEAL_BROKEN` if it is not the
+                chunk that is due, or its padding or length is not canonical; `TOO_LARGE`.
+        """
+        due = min(SEALED_CHUNK_BYTES, self._ref.size - self._fed)
+        if self._broken or due == 0 or len(chunk) != due:
+            self._broken = True
+            raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "a chunk has not the size that is due", due_bytes=due)
+        try:
+            return self._open(chunk, last=self._fed + due == self._ref.size)
+        except (ComityError, InvalidTag) as error:
+            self._broken = True
+            if isinstance(error, ComityError):
+                raise
+            raise ComityError(ErrorCode.SEAL_BROKEN, "a chunk does not open", chunk=self._number) from error
+
+    def finish(self) -> int:
+        """Return the data's true length, after everything came and the digest is the signed one.
+
+        Raises:
+            ComityError: `PAYLOAD_TRUNCATED` or `PAYLOAD_DIGEST`.
+        """
+        if self._broken or self._fed != self._ref.size:
+            self._broken = True
+            raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, missing_bytes=self._ref.size - self._fed)
+        if not hmac.compare_digest(self._hash.hexdigest(), self._ref.digest):
+            self._broken = True
+            raise ComityError(ErrorCode.PAYLOAD_DIGEST)
+        return self._size
+
+    def _open(self, chunk: bytes | memoryview, *, last: bool) -> memoryview | None:
+        aad = self._aad + (b"\x01" if last else b"\x00")
+        plain = self._cipher.decrypt(self._number.to_bytes(12, "big"), chunk, aad)
+        self._hash.update(chunk)
+        start, offset = self._number * PLAIN_CHUNK_BYTES, 0
+        if self._number == 0:
+            self._size = int.from_bytes(plain[:LENGTH_BYTES], "big")
+            if padme(LENGTH_BYTES + self._size) != self._padded:
+                raise ComityError(ErrorCode.SEAL_BROKEN, "the true length does not fit the sealed size")
+            if self._size > self._limit:
+                raise ComityError(ErrorCode.TOO_LARGE, "a sealed payload is too large", limit_bytes=self._limit)
+            offset = LENGTH_BYTES
+        end = min(len(plain), max(offset, LENGTH_BYTES + self._size - start))
+        if end < len(plain) and plain[end:] != bytes(len(plain) - end):
+            raise ComityError(ErrorCode.SEAL_BROKEN, "the padding is not zero")
+        self._number += 1
+        self._fed += len(chunk)
+        return memoryview(plain)[offset:end] if end > offset else None
+
+
+def open_to_fd(opener: Opener, chunks: Iterable[bytes], fd: int) -> int:
+    """Write the data of all `chunks` to `fd` (a file or memfd, from its position on) and return its length in bytes.
+
+    On any failure the file is emptied. Raises as `Opener.feed` and `Opener.finish` do.
+    """
+    done = False
+    try:
+        for chunk in chunks:
+            part = opener.feed(chunk)
+            if part is not None:
+                write_all(fd, part)
+        size = opener.finish()
+        done = True
+    finally:
+        if not done:
+            os.ftruncate(fd, 0)
+    return size
+
+
+def open_bytes(
+    keys: OrgKeys,
+    org: str,
+    ref: SealedRef,
+    context: bytes,
+    data: bytes | memoryview,
+    *,
+    plain_size_max: int = PLAIN_SIZE_MAX,
+) -> bytes:
+    """Open a whole payload in memory; arguments and refusals as in `Opener`."""
+    opener = Opener(keys, org, ref, context, plain_size_max=plain_size_max)
+    view = memoryview(data)
+    if len(view) != ref.size:
+        raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "the payload has another size", size_bytes=len(view))
+    parts = [opener.feed(view[at : at + SEALED_CHUNK_BYTES]) for at in range(0, len(view), SEALED_CHUNK_BYTES)]
+    opener.finish()
+    return b"".join(part for part in parts if part is not None)
+
+
+def read_sealed(path: Path) -> Iterator[bytes]:
+    """Yield the sealed chunks of a file, as the wire carries them."""
+    with path.open("rb", buffering=0) as file:
+        for _ in range(SEALED_SIZE_MAX // SEALED_CHUNK_BYTES + 1):
+            chunk = file.read(SEALED_CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk
+
+
+def write_all(fd: int, data: Buffer) -> None:
+    """Write all of `data` to a blocking descriptor."""
+    view = memoryview(data).cast("B")
+    while view:  # bounded: each call takes at least one byte or raises
+        view = view[os.write(fd, view) :]
+
+
+def _begin(parts: Sequence[Buffer]) -> tuple[bytes, list[memoryview], int]:
+    """Return a fresh content key, the parts as flat views, and their total size in bytes."""
+    views = [memoryview(part) for part in parts]
+    flat = [view.cast("B") for view in views if view.nbytes]
+    size = sum(view.nbytes for view in flat)
+    if size > PLAIN_SIZE_MAX:
+        raise ComityError(ErrorCode.TOO_LARGE, "a payload is too large", size_bytes=size, limit_bytes=PLAIN_SIZE_MAX)
+    return secrets.token_bytes(CONTENT_KEY_BYTES), flat, size
+
+
+def _boxes(key: bytes, receivers: Mapping[str, bytes], context: bytes) -> dict[str, str]:
+    if not 1 <= len(receivers) <= RECEIVERS_MAX:
+        raise ComityError(ErrorCode.MALFORMED, f"a payload has 1 to {RECEIVERS_MAX} receivers")
+    return {ids.org_id(org): to_base64(seal_box(key, receivers[org], _INFO, context)) for org in sorted(receivers)}
+
+
+def _sealed(
+    key: bytes, views: Sequence[memoryview], size: int, context: bytes, buffer: memoryview
+) -> Iterator[memoryview]:
+    """Yield the sealed chunks, each a view of `buffer` that holds until the next one."""
+    cipher, digest = AESGCM(key), hashlib.sha256(context).digest()
+    count = -(-padme(LENGTH_BYTES + size) // PLAIN_CHUNK_BYTES)
+    for number, plain in enumerate(_plain_chunks(views, size)):
+        aad = digest + (b"\x01" if number == count - 1 else b"\x00")
+        written = cipher.encrypt_into(number.to_bytes(12, "big"), plain, aad, buffer[: len(plain) + TAG_BYTES])
+        yield buffer[:written]
+
+
+def _plain_chunks(views: Sequence[memoryview], size: int) -> Iterator[memoryview]:
+    """Cut length, data and padding into chunks; only a chunk that crosses a border is copied."""
+    scratch = memoryview(bytearray(PLAIN_CHUNK_BYTES))
+    held = 0
+    for segment in _segments(views, size):
+        at = 0
+        while at < len(segment):
+            take = min(PLAIN_CHUNK_BYTES - held, len(segment) - at)
+            if take == PLAIN_CHUNK_BYTES:
+                yield segment[at : at + take]
+            else:
+                scratch[held : held + take] = segment[at : at + take]
+                held += take
+                if held == PLAIN_CHUNK_BYTES:
+                    yield scratch
+                    held = 0
+            at += take
+    if held:
+        yield scratch[:held]
+
+
+def _segments(views: Sequence[memoryview], size: int) -> Iterator[memoryview]:
+    yield memoryview(size.to_bytes(LENGTH_BYTES, "big"))
+    yield from views
+    rest = padme(LENGTH_BYTES + size) - LENGTH_BYTES - size
+    while rest > 0:
+        yield memoryview(_ZEROS)[:rest]
+        rest -= len(_ZEROS)
+
+
+def _plain_size(size: int) -> int:
+    """Return the padded plain size behind `size` sealed bytes. Raises `MALFORMED` if no payload seals to it."""
+    padded = size - TAG_BYTES * -(-size // SEALED_CHUNK_BYTES)
+    if padded < LENGTH_BYTES or padded + TAG_BYTES * -(-padded // PLAIN_CHUNK_BYTES) != size:
+        raise ComityError(ErrorCode.MALFORMED, "no sealed payload has this size", size_bytes=size)
+    return padded
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
