@@ -1,0 +1,133 @@
+"""The stream's part of the journal: what waits to be acknowledged, and how far both sides have come.
+
+`link_state` survives the deletion of acknowledged rows, so that a number is never used twice; a coordinator that has
+seen a higher number than `sent_seq` proves that this journal was restored from a backup (architecture.md section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comity.wire import instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_node.journal import metadata
+from comity_node.transport.model import Message
+
+OUTBOX_ROWS_MAX = 100_000
+
+_outbox = sa.Table(
+    "link_outbox",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("run", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+)
+_state = sa.Table(
+    "link_state",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+_failed = sa.Table(
+    "link_failed",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("failed_at", sa.Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far the two directions have come: highest number given out, and highest number taken in."""
+
+    sent_seq: int
+    received_seq: int
+
+
+def position(conn: Connection) -> Position:
+    """Return both positions; 0 where nothing has happened."""
+    rows = {name: int(value) for name, value in conn.execute(sa.select(_state.c.name, _state.c.value))}
+    return Position(rows.get("sent_seq", 0), rows.get("received_seq", 0))
+
+
+def append(conn: Connection, message_id: str, kind: str, run: str, body: bytes) -> int:
+    """Number a message and keep it until it is acknowledged; returns its number. Raises `BUSY` when too many wait."""
+    sent = position(conn).sent_seq
+    oldest = conn.execute(sa.select(sa.func.min(_outbox.c.seq))).scalar()
+    if oldest is not None and sent - int(oldest) >= OUTBOX_ROWS_MAX:
+        raise ComityError(ErrorCode.BUSY, "too many messages wait for the coordinator")
+    seq = sent + 1
+    conn.execute(
+        _outbox.insert().values(seq=seq, id=message_id, kind=kind, run=run, body=body, created_at=instants.now_text())
+    )
+    _set(conn, "sent_seq", seq)
+    return seq
+
+
+def waiting(conn: Connection, after_seq: int, limit: int, sender: str) -> list[Message]:
+    """Return at most `limit` unacknowledged messages above `after_seq`, in order."""
+    query = sa.select(_outbox).where(_outbox.c.seq > after_seq).order_by(_outbox.c.seq).limit(limit)
+    return [
+        Message(id=row.id, seq=row.seq, kind=row.kind, sender=sender, receivers=(), run=row.run, body=row.body)
+        for row in conn.execute(query)
+    ]
+
+
+def waiting_count(conn: Connection) -> int:
+    """Return how many messages are not acknowledged yet."""
+    return int(conn.execute(sa.select(sa.func.count()).select_from(_outbox)).scalar_one())
+
+
+def acknowledged(conn: Connection, up_to_seq: int) -> None:
+    """Forget what the coordinator has committed."""
+    conn.execute(_outbox.delete().where(_outbox.c.seq <= up_to_seq))
+
+
+def received(conn: Connection, seq: int) -> bool:
+    """Note that number `seq` was taken in; False if it was already (then the caller must do nothing more)."""
+    if position(conn).received_seq >= seq:
+        return False
+    _set(conn, "received_seq", seq)
+    return True
+
+
+def failed(conn: Connection, message: Message, error: str) -> None:
+    """Keep a message that no handler could take, for the organisation's admin."""
+    conn.execute(_failed.delete().where(_failed.c.id == message.id))
+    conn.execute(
+        _failed.insert().values(
+            id=message.id,
+            seq=message.seq,
+            kind=message.kind,
+            body=message.body,
+            error=error,
+            failed_at=instants.now_text(),
+        )
+    )
+
+
+def failures(conn: Connection) -> list[dict[str, str | int]]:
+    """Return the newest 100 messages that no handler could take, without their bodies."""
+    query = sa.select(_failed.c.id, _failed.c.seq, _failed.c.kind, _failed.c.error, _failed.c.failed_at)
+    return [dict(row._mapping) for row in conn.execute(query.order_by(_failed.c.seq.desc()).limit(100))]
+
+
+def _set(conn: Connection, name: str, value: int) -> None:
+    updated = conn.execute(_state.update().where(_state.c.name == name).values(value=value))
+    if updated.rowcount == 0:
+        conn.execute(_state.insert().values(name=name, value=value))
+
+
+def kind_of(conn: Connection, message_id: str) -> str:
+    """Return the kind of a message that waits in the outbox, "" if none does."""
+    return str(conn.execute(sa.select(_outbox.c.kind).where(_outbox.c.id == message_id)).scalar() or "")
