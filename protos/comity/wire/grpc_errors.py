@@ -1,0 +1,59 @@
+"""Catalogue errors over gRPC: status and trailing metadata on the way out, one exception on the way in.
+
+Only what the catalogue knows crosses: code, detail, facts, as canonical JSON in `comity-error-bin`. The TLS rule of the
+wire stands here too, because both ends import this module before they open a port or a channel.
+"""
+
+from __future__ import annotations
+
+import os
+
+# gRPC has no setting for the lowest TLS version. The one TLS 1.2 suite left here needs an RSA certificate and ours
+# are P-256, so only TLS 1.3, whose suites this list does not touch, can come about (libraries.md, gRPC).
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES128-GCM-SHA256"
+
+import json
+from typing import Any, NoReturn
+
+import grpc
+
+from comity.wire import canonical
+from comity.wire.catalog import CATALOG, row
+from comity.wire.errors import ComityError, ErrorCode
+
+TRAILER = "comity-error-bin"
+TRAILER_BYTES_MAX = 4_096
+
+
+async def abort(context: Any, error: ComityError) -> NoReturn:
+    """End the RPC behind `context` (a `grpc.aio.ServicerContext`) with `error`; never returns."""
+    known = row(error.code)
+    body = canonical.canonical(error.to_json())
+    if len(body) > TRAILER_BYTES_MAX:
+        body = canonical.canonical(ComityError(error.code).to_json())
+    await context.abort(grpc.StatusCode[known.grpc], known.sentence, trailing_metadata=((TRAILER, body),))
+    raise AssertionError("abort raises")
+
+
+def from_rpc(error: grpc.aio.AioRpcError) -> ComityError:
+    """Return what the other side said; without the trailer, what the status alone says."""
+    for key, value in error.trailing_metadata() or ():
+        if key == TRAILER and isinstance(value, bytes) and len(value) <= TRAILER_BYTES_MAX:
+            try:
+                return ComityError.from_json(json.loads(value))
+            except (ValueError, RecursionError):
+                break
+    return ComityError(_BY_STATUS.get(error.code().name, ErrorCode.INTERNAL), "the transport failed")
+
+
+# Statuses that gRPC itself gives; what our own servers say comes with the trailer.
+_BY_STATUS = {
+    "UNAVAILABLE": ErrorCode.UNAVAILABLE,
+    "DEADLINE_EXCEEDED": ErrorCode.TIMEOUT,
+    "RESOURCE_EXHAUSTED": ErrorCode.TOO_LARGE,
+    "UNAUTHENTICATED": ErrorCode.UNAUTHENTICATED,
+    "PERMISSION_DENIED": ErrorCode.FORBIDDEN,
+    "UNIMPLEMENTED": ErrorCode.UNSUPPORTED,
+    "CANCELLED": ErrorCode.UNAVAILABLE,
+}
+assert set(_BY_STATUS.values()) <= CATALOG.keys()
