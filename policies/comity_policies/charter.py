@@ -18,10 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from comity_crypto.quorum import QuorumCertificate, message_for, verify_certificate
-
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keys import MemberKeys
+from comity_crypto.quorum import QuorumCertificate, message_for, verify_certificate
 from comity_policies.document import Document, Part, choice_of, digest_of, fields_of, items_of, line_of
 from comity_policies.term_rows import malformed, text_of, whole_number
 from comity_policies.terms import PARTIES_MAX, Terms, org

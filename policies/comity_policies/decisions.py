@@ -1,0 +1,151 @@
+"""Decisions: what a policy engine is asked and what it may answer (negotiation.md section 4).
+
+Rules:
+1. only a result that has exactly the agreed form counts; anything else is a denial with a code of its own;
+2. an allowed decision can only come from a parsed result: there is no other way to make one in product code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from comity.wire import canonical
+from comity.wire.errors import ComityError, ErrorCode
+from comity_policies.documents import DECISIONS, REASONS_MAX, Reason
+from comity_policies.term_rows import malformed
+from comity_policies.terms import Terms
+
+__all__ = ["Decision", "Reason", "Stage", "example", "input_digest", "parse_result", "schema", "validate_input"]
+
+NO_DIGEST = "0" * 64
+_NO_TERMS = Terms()
+_SCHEMAS = Path(__file__).parent / "schemas"
+
+
+class Stage(StrEnum):
+    """When a policy is asked; also the Rego package, `comity.<stage>`."""
+
+    MEMBERSHIP = "membership"
+    PROPOSAL = "proposal"
+    DISPATCH = "dispatch"
+    EGRESS = "egress"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision, with what is needed to find it again: digests of bundle and input, engine, microseconds taken."""
+
+    decision: str
+    reasons: tuple[Reason, ...] = ()
+    terms: Terms = _NO_TERMS
+    bundle_digest: str = NO_DIGEST
+    input_digest: str = NO_DIGEST
+    engine: str = ""
+    duration_us: int = 0
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the engine said `allow`; `review` is not enough."""
+        return self.decision == "allow"
+
+    @classmethod
+    def denied(
+        cls,
+        code: str,
+        message: str,
+        *,
+        rule: str = "engine",
+        bundle_digest: str = NO_DIGEST,
+        input_digest: str = NO_DIGEST,
+        engine: str = "",
+        duration_us: int = 0,
+    ) -> Decision:
+        """Return a denial with one reason."""
+        reason = Reason(rule, str(code), message[:500])
+        return cls("deny", (reason,), Terms(), bundle_digest, input_digest, engine, duration_us)
+
+    def to_error(self, code: ErrorCode = ErrorCode.POLICY_DENIED) -> ComityError:
+        """Return the refusal to send when the decision is not `allow`: it names the deciding rule, never data."""
+        if self.decision == "review":
+            code = ErrorCode.REVIEW_NEEDED
+        if not self.reasons:
+            return ComityError(code)
+        first = self.reasons[0]
+        if first.rule == "engine" and first.code in ErrorCode.__members__:
+            code = ErrorCode(first.code)
+        return ComityError(code, first.message, rule=first.rule, reason=first.code)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form of the decision log."""
+        return {
+            "decision": self.decision,
+            "reasons": [each.to_json() for each in self.reasons],
+            "terms": self.terms.to_json(),
+            "bundle_digest": self.bundle_digest,
+            "input_digest": self.input_digest,
+            "engine": self.engine,
+            "duration_us": self.duration_us,
+        }
+
+
+def parse_result(value: Any) -> tuple[str, tuple[Reason, ...], Terms]:
+    """Return decision, reasons and terms of a rule's `result`. Raises `MALFORMED` for any other form."""
+    if not isinstance(value, dict) or set(value) != {"decision", "reasons", "terms"}:
+        raise malformed("a result has exactly decision, reasons and terms")
+    if value["decision"] not in DECISIONS:
+        raise malformed("a decision is allow, deny or review")
+    reasons = value["reasons"]
+    if not isinstance(reasons, list) or len(reasons) > REASONS_MAX:
+        raise malformed(f"reasons are a list of at most {REASONS_MAX}")
+    if value["decision"] != "allow" and not reasons:
+        raise malformed("a denial or a review gives a reason")
+    return value["decision"], tuple(Reason.from_json(each) for each in reasons), Terms.parse(_whole(value["terms"]))
+
+
+def _whole(value: Any) -> Any:
+    """Turn 1.0 into 1: the engines spell whole numbers differently, and terms hold no floats."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return value
+
+
+def input_digest(stage: Stage, document: dict[str, Any]) -> str:
+    """Return the digest of one question. Raises `MALFORMED` if it has no canonical bytes."""
+    return canonical.digest({"stage": str(stage), "input": document})
+
+
+@cache
+def schema(stage: Stage | str) -> dict[str, Any]:
+    """Return the published JSON Schema (2020-12) of a stage's input, or of the `result`."""
+    loaded: dict[str, Any] = json.loads((_SCHEMAS / f"{stage}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def example(stage: Stage) -> dict[str, Any]:
+    """Return the published example of a stage's input, fresh each time."""
+    loaded: dict[str, Any] = json.loads((_SCHEMAS / f"{stage}.example.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def validate_input(stage: Stage, document: Any) -> None:
+    """Check a question against the published schema.
+
+    Raises:
+        ComityError: `MALFORMED`, naming the place.
+    """
+    # Imported here: a node that trusts the bundle's own completeness rules need not hold the validator in memory.
+    from jsonschema import Draft202012Validator
+
+    found = next(iter(Draft202012Validator(schema(stage)).iter_errors(document)), None)
+    if found is not None:
+        place = "/".join(str(each) for each in found.absolute_path) or "the document"
+        raise malformed(f"{stage} input: {place[:100]} breaks the rule {found.validator!s}")

@@ -1,0 +1,148 @@
+"""An organisation's `data.json`: what it can say before it writes any Rego of its own.
+
+Rules: every key is there, in its type, and no unknown key is (a key that is misspelt would otherwise be a setting that
+silently does not hold). Reals are decimal text, as in terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from comity.wire import ids
+from comity.wire.errors import ComityError, ErrorCode
+from comity_policies.term_rows import malformed, one_of, text_of, whole_number
+from comity_policies.terms import AGGREGATION, EGRESS_KINDS, TABLE, Terms, org, purpose
+
+LIST_MAX = 4096
+
+# Key -> what it means, for the README beside the file. The order is the order of the file.
+MEANINGS = {
+    "organisation": "this organisation's id, for people who read the file",
+    "purposes": "codes of purposes that this organisation supports",
+    "data_classes": "classifications of datasets that may take part in shared work",
+    "proposers": 'organisations that may propose work here; "*" means every member',
+    "min_cohort": "records that must stand behind any released number",
+    "rounds_max": "the most rounds of one training",
+    "uses_max": "the most uses of one agreement",
+    "hours": 'null, or {"from": 8, "to": 18}: whole hours in UTC at which work may run',
+    "app_digests": "SHA-256 digests of apps that this organisation has reviewed",
+    "app_signers": "signers whose signature on an app counts as a review",
+    "reviewers": "people or organisations whose signature on an app counts as a review",
+    "privacy": 'null, or {"epsilon": "4", "delta": "0.00001"}: the budget asked of every agreement',
+    "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)}",
+    "egress": "kinds of results that may leave, names of metrics that may leave, the largest result in bytes",
+    "terms": "further terms that this organisation asks of every agreement",
+    "known_members": "organisation -> key fingerprint that was compared beforehand",
+}
+DATA_CLASSES = ("public", "internal", "pseudonymous", "confidential", "secret")
+
+
+def defaults(organisation: str) -> dict[str, Any]:
+    """Return the settings that a new organisation starts with: research on pseudonymous data, reviewed apps only."""
+    return {
+        "organisation": organisation,
+        "purposes": ["research", "academic-research", "public-health", "statistics"],
+        "data_classes": ["public", "internal", "pseudonymous"],
+        "proposers": ["*"],
+        "min_cohort": 20,
+        "rounds_max": 200,
+        "uses_max": 10,
+        "hours": None,
+        "app_digests": [],
+        "app_signers": [],
+        "reviewers": [],
+        "privacy": None,
+        "aggregation": "lead-key",
+        "egress": {"kinds": ["aggregate", "model", "statistic"], "metrics": ["*"], "size_bytes_max": 1 << 28},
+        "terms": {},
+        "known_members": {},
+    }
+
+
+def check(settings: Any) -> dict[str, Any]:
+    """Return `settings` if they hold. Raises `BUNDLE_INVALID`, naming the key."""
+    if not isinstance(settings, dict):
+        raise ComityError(ErrorCode.BUNDLE_INVALID, "data.json is an object")
+    odd = sorted(str(each)[:64] for each in settings.keys() ^ _CHECKS.keys())
+    if odd:
+        raise ComityError(ErrorCode.BUNDLE_INVALID, f"data.json: {odd[0]} is missing or unknown", key=odd[0])
+    for key, test in _CHECKS.items():
+        try:
+            test(settings[key])
+        except ComityError as error:
+            raise ComityError(ErrorCode.BUNDLE_INVALID, f"data.json: {key}: {error.detail}", key=key) from error
+    return settings
+
+
+def _list_of(item: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def test(value: Any) -> None:
+        if not isinstance(value, list) or len(value) > LIST_MAX:
+            raise malformed(f"a list of at most {LIST_MAX} items expected")
+        for each in value:
+            item(each)
+
+    return test
+
+
+def _member(value: Any) -> None:
+    if value != "*":
+        org(value)
+
+
+def _digest(value: Any) -> None:
+    ids.sha256_hex(text_of(value))
+
+
+def _hours(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or set(value) != {"from", "to"}:
+        raise malformed("null, or an object of from and to")
+    start = whole_number(value["from"], 0, 23)
+    whole_number(value["to"], start + 1, 24)
+
+
+def _egress(value: Any) -> None:
+    if not isinstance(value, Mapping) or set(value) != {"kinds", "metrics", "size_bytes_max"}:
+        raise malformed("an object of kinds, metrics and size_bytes_max")
+    _list_of(one_of(EGRESS_KINDS))(value["kinds"])
+    _list_of(text_of)(value["metrics"])
+    whole_number(value["size_bytes_max"], 0, 1 << 40)
+
+
+def _privacy(value: Any) -> None:
+    if value is not None:
+        TABLE["privacy"].parse(value)
+
+
+def _known(value: Any) -> None:
+    if not isinstance(value, Mapping) or len(value) > LIST_MAX:
+        raise malformed("an object of organisation and fingerprint")
+    for name, fingerprint in value.items():
+        org(name)
+        text_of(fingerprint)
+
+
+def _count(low: int, high: int) -> Callable[[Any], Any]:
+    return lambda value: whole_number(value, low, high)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "organisation": org,
+    "purposes": _list_of(purpose),
+    "data_classes": _list_of(one_of(DATA_CLASSES)),
+    "proposers": _list_of(_member),
+    "min_cohort": _count(1, 1 << 40),
+    "rounds_max": _count(0, 100_000),
+    "uses_max": _count(0, 10_000),
+    "hours": _hours,
+    "app_digests": _list_of(_digest),
+    "app_signers": _list_of(text_of),
+    "reviewers": _list_of(text_of),
+    "privacy": _privacy,
+    "aggregation": one_of(AGGREGATION),
+    "egress": _egress,
+    "terms": Terms.parse,
+    "known_members": _known,
+}

@@ -1,0 +1,211 @@
+# METADATA
+# scope: package
+# title: May this workflow be agreed to?
+# description: |
+#   Input: `schemas/proposal.json`. An organisation's own Rego may add to `deny`, `review` and `own_terms` in this
+#   package; it cannot take a denial away.
+package comity.proposal
+
+# METADATA
+# scope: document
+# title: Decision, reasons and the terms that this organisation asks for
+# entrypoint: true
+default result := {
+	"decision": "deny",
+	"reasons": [{"rule": "proposal.default", "code": "UNDECIDED", "message": "no rule of this policy could decide"}],
+	"terms": {},
+}
+
+result := data.comity.lib.answer(deny, review, object.union(terms, own_terms)) if {
+	data.comity.lib.settings_complete
+	complete
+}
+
+# METADATA
+# scope: rule
+# title: Whether the input has every field that a rule reads, in its type
+complete if {
+	data.comity.lib.texts([input.me, input.proposer, input.proposal.proposer, input.proposal.purpose])
+	is_number(input.proposal.uses)
+	is_object(input.proposal.terms)
+	every ask in input.proposal.datasets {
+		data.comity.lib.texts([ask.org, ask.dataset])
+		data.comity.lib.texts(ask.columns)
+	}
+	every step in input.proposal.steps {
+		data.comity.lib.texts([step.id, step.kind, step.app.name, step.app.digest])
+		is_number(step.rounds)
+	}
+	every dataset in input.datasets {
+		data.comity.lib.texts([dataset.name, dataset.classification])
+		is_number(dataset.records)
+		data.comity.lib.texts(dataset.columns)
+	}
+}
+
+# METADATA
+# scope: rule
+# title: Terms that an organisation's own Rego adds
+own_terms[field] := value if {
+	some field, value in data.settings.terms
+}
+
+# METADATA
+# scope: rule
+# title: The purpose is one that this organisation supports
+deny contains {
+	"rule": "proposal.purpose",
+	"code": "PURPOSE",
+	"message": sprintf("purpose %s is not one that %s supports", [input.proposal.purpose, input.me]),
+} if {
+	not input.proposal.purpose in data.settings.purposes
+}
+
+# METADATA
+# scope: rule
+# title: The proposer may ask
+deny contains {
+	"rule": "proposal.proposer",
+	"code": "PROPOSER",
+	"message": sprintf("%s may not propose work to %s", [input.proposer, input.me]),
+} if {
+	not proposer_known
+}
+
+proposer_known if {
+	input.proposer == input.proposal.proposer
+	data.comity.lib.names(data.settings.proposers, input.proposer)
+}
+
+# METADATA
+# scope: rule
+# title: Every dataset asked for is one of ours
+deny contains {
+	"rule": "proposal.dataset",
+	"code": "DATASET",
+	"message": sprintf("%s has no dataset %s", [input.me, ask.dataset]),
+} if {
+	some ask in input.proposal.datasets
+	ask.org == input.me
+	not ask.dataset in {dataset.name | some dataset in input.datasets}
+}
+
+# METADATA
+# scope: rule
+# title: Every column asked for exists
+deny contains {
+	"rule": "proposal.columns",
+	"code": "COLUMNS",
+	"message": sprintf("dataset %s has no column %s", [ask.dataset, name]),
+} if {
+	some ask in input.proposal.datasets
+	ask.org == input.me
+	some dataset in input.datasets
+	dataset.name == ask.dataset
+	some name in ask.columns
+	not name in dataset.columns
+}
+
+# METADATA
+# scope: rule
+# title: The classification of every dataset permits shared work
+deny contains {
+	"rule": "proposal.classification",
+	"code": "CLASSIFICATION",
+	"message": sprintf("dataset %s is classified %s, which stays out of shared work", [dataset.name, dataset.classification]),
+} if {
+	some dataset in input.datasets
+	not dataset.classification in data.settings.data_classes
+}
+
+# METADATA
+# scope: rule
+# title: Every dataset holds enough records to hide one
+deny contains {
+	"rule": "proposal.cohort",
+	"code": "COHORT",
+	"message": sprintf("dataset %s holds fewer records than the minimum cohort of %d", [dataset.name, data.settings.min_cohort]),
+} if {
+	some dataset in input.datasets
+	not dataset.records >= data.settings.min_cohort
+}
+
+# METADATA
+# scope: rule
+# title: No step runs more rounds than permitted
+deny contains {
+	"rule": "proposal.rounds",
+	"code": "ROUNDS",
+	"message": sprintf("step %s asks for %d rounds, the most is %d", [step.id, step.rounds, data.settings.rounds_max]),
+} if {
+	some step in input.proposal.steps
+	not step.rounds <= data.settings.rounds_max
+}
+
+# METADATA
+# scope: rule
+# title: The workflow is not used more often than permitted
+deny contains {
+	"rule": "proposal.uses",
+	"code": "USES",
+	"message": sprintf("the proposal asks for %d uses, the most is %d", [input.proposal.uses, data.settings.uses_max]),
+} if {
+	not input.proposal.uses <= data.settings.uses_max
+}
+
+# METADATA
+# scope: rule
+# title: Foreign code is vouched for, or its effect is bounded by privacy
+# description: |
+#   Secure aggregation does not protect data from the code that makes the update. So `train` needs a listed app, a
+#   signature of a signer or reviewer that this organisation names, or a privacy budget with clipping in the terms;
+#   otherwise a person looks (architecture.md section 2).
+review contains {
+	"rule": "proposal.app",
+	"code": "APP_UNREVIEWED",
+	"message": sprintf("app %s is not reviewed and the terms have no privacy budget", [step.app.name]),
+} if {
+	some step in input.proposal.steps
+	step.kind == "train"
+	not app_vouched(step.app.digest)
+	not privacy_bounds
+}
+
+app_vouched(digest) if digest in data.settings.app_digests
+
+app_vouched(digest) if {
+	input.app.digest == digest
+	some signer in input.app.signed_by
+	signer in {name | some name in array.concat(data.settings.app_signers, data.settings.reviewers)}
+}
+
+privacy_bounds if {
+	input.proposal.terms.privacy.epsilon
+	input.proposal.terms.clip_norm
+}
+
+privacy_bounds if {
+	data.settings.privacy.epsilon
+	input.proposal.terms.clip_norm
+}
+
+# METADATA
+# scope: rule
+# title: The terms that this organisation asks for
+terms := object.union(fixed_terms, budget)
+
+fixed_terms := {
+	"purposes": data.settings.purposes,
+	"columns": {key(ask): ask.columns | some ask in input.proposal.datasets; ask.org == input.me},
+	"min_cohort": {key(ask): data.settings.min_cohort | some ask in input.proposal.datasets; ask.org == input.me},
+	"aggregation": data.settings.aggregation,
+	"rounds": data.settings.rounds_max,
+	"uses": data.settings.uses_max,
+	"egress": data.settings.egress.kinds,
+}
+
+budget := {} if data.settings.privacy == null
+
+budget := {"privacy": data.settings.privacy} if data.settings.privacy.epsilon
+
+key(ask) := sprintf("%s/%s", [ask.org, ask.dataset])
