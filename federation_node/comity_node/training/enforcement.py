@@ -1,0 +1,328 @@
+"""Before a node runs anything for an order: the checks of negotiation.md section 5, in that order, with those numbers.
+
+(0) the lead that the agreement names signed the order; lead and parties are members under the charter in force
+(1) the agreement is in this organisation's own store, signed by it, final, and nobody has withdrawn
+(2) the agreement's certificate holds (cached by agreement and charter)
+(3) the order conforms: run, step, type, round, receivers, deadline; own dataset and columns; isolation
+(4) the grant has what the order needs (read only; `charge` reads it again in the transaction that starts the order)
+(5) the organisation's own `dispatch` policy allows it
+
+The first that fails ends the matter. After the run, before a byte leaves: `check_egress` over measured facts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents.sandbox import IsolationLevel
+from comity_crypto.quorum import message_for, verify_certificate
+from comity_crypto.statements import Statement, verify_statement
+from comity_node.training import grants
+from comity_node.training.ports import FINAL, WITHDRAWN, Stored
+from comity_policies.charter import Charter
+from comity_policies.decisions import Decision, Stage
+from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, TrainStep
+
+Decide = Callable[[Stage, dict[str, Any]], Decision]
+
+# Beyond `train`, an app may evaluate or query a few times a round; more is not what a round means.
+ORDERS_PER_ROUND_MAX = 8
+VERDICTS_MAX = 1_000
+# What an order may be called in receipts, one predicate for each check.
+PREDICATES = ("signed_by_lead", "agreement_held", "certificate_holds", "conforms", "grant_left", "dispatch_allowed")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the journal knows around an order, read in one transaction.
+
+    Args:
+        spent: of the grant, by field.
+        first_of_run: whether no order of the run was started before.
+        round_before: largest round of the same word started under a smaller number, 0 if none.
+        round_after: smallest such round under a larger number, or None.
+        in_round: orders of the same word started in the same round.
+    """
+
+    spent: Mapping[str, int]
+    first_of_run: bool
+    round_before: int
+    round_after: int | None
+    in_round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One order before its judge."""
+
+    order: OrderHeader
+    statement: Statement
+    stored: Stored | None
+    charter: Charter | None
+    history: History
+    me: str
+    now: str
+    isolation: str
+    datasets: tuple[Mapping[str, Any], ...]
+    started: bool
+
+
+@dataclass(slots=True)
+class Verdict:
+    """How far an order came: predicates for the receipt, and the error that ended the matter, if any."""
+
+    predicates: dict[str, bool] = field(default_factory=dict)
+    error: ComityError | None = None
+
+
+class Certificates:
+    """Verdicts on certificates, by agreement and charter: a BLS check costs milliseconds, an order should not."""
+
+    def __init__(self) -> None:
+        self._good: dict[tuple[str, str], None] = {}
+
+    def verify(self, stored: Stored, charter: Charter) -> None:
+        """Check a certificate. Raises `AGREEMENT_INVALID`, `QUORUM_MISSING`, `NOT_A_MEMBER`."""
+        agreement, certificate = stored.agreement, stored.certificate
+        digest = agreement.digest
+        if certificate is None or certificate.digest != digest or set(certificate.signers) != set(agreement.parties):
+            raise ComityError(ErrorCode.AGREEMENT_INVALID, "it has no certificate of all its parties")
+        key = (digest, charter.digest)
+        if key in self._good:
+            return
+        keys = {org: charter.member(org).keys.certificate for org in agreement.parties}
+        verify_certificate(certificate, message_for("agreement", digest), keys)
+        if len(self._good) >= VERDICTS_MAX:
+            self._good.pop(next(iter(self._good)))
+        self._good[key] = None
+
+
+def judge(case: Case, certificates: Certificates, decide: Decide) -> Verdict:
+    """Run checks (0) to (5) and stop at the first that fails. Never raises a `ComityError`; CPU-bound, thread-safe."""
+    verdict = Verdict()
+    checks: tuple[Callable[[], None], ...] = (
+        lambda: check_0_signed_by_lead(case),
+        lambda: check_1_agreement_held(case),
+        lambda: check_2_certificate(case, certificates),
+        lambda: check_3_conforms(case),
+        lambda: check_4_grant(case),
+        lambda: check_5_policy(case, decide),
+    )
+    for name, check in zip(PREDICATES, checks, strict=True):
+        try:
+            check()
+        except ComityError as error:
+            verdict.predicates[name] = False
+            verdict.error = error
+            return verdict
+        verdict.predicates[name] = True
+    return verdict
+
+
+def check_0_signed_by_lead(case: Case) -> None:
+    """Raises `NOT_A_MEMBER`, `SIGNATURE_INVALID`, `ORDER_NOT_LEAD`."""
+    if case.charter is None:
+        raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")
+    key = case.charter.member(case.statement.issuer).keys.statement
+    verify_statement(case.statement, key, kind="order", consortium=case.charter.consortium)
+    if case.order.lead != case.statement.issuer:
+        raise ComityError(ErrorCode.ORDER_NOT_LEAD, "the order names another lead than its signer")
+    if case.stored is None:
+        return  # check (1) has the word
+    agreement = case.stored.agreement
+    if all(step.lead != case.order.lead for step in agreement.proposal.steps):
+        raise ComityError(ErrorCode.ORDER_NOT_LEAD, lead=case.order.lead)
+    for org in agreement.parties:
+        case.charter.member(org)
+
+
+def check_1_agreement_held(case: Case) -> None:
+    """Raises `AGREEMENT_UNKNOWN`, `WITHDRAWN`, `AGREEMENT_INVALID`."""
+    if case.stored is None:
+        raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, agreement=case.order.agreement)
+    if case.stored.state == WITHDRAWN:
+        raise ComityError(ErrorCode.WITHDRAWN, agreement=case.order.agreement)
+    agreement = case.stored.agreement
+    if case.stored.state != FINAL or agreement.digest != case.order.agreement or case.me not in agreement.parties:
+        raise ComityError(ErrorCode.AGREEMENT_INVALID, "it is not in force here")
+
+
+def check_2_certificate(case: Case, certificates: Certificates) -> None:
+    """Raises `AGREEMENT_INVALID`, `QUORUM_MISSING`, `NOT_A_MEMBER`."""
+    assert case.stored is not None
+    assert case.charter is not None
+    certificates.verify(case.stored, case.charter)
+
+
+def check_3_conforms(case: Case) -> None:
+    """Raises `ORDER_MISMATCH` naming the field, `DEADLINE_PASSED`, `DATASET_MISSING`, `ISOLATION_TOO_WEAK`."""
+    assert case.stored is not None
+    agreement, order, history = case.stored.agreement, case.order, case.history
+    step = agreement.proposal.step(order.step)
+    if order.lead != step.lead:
+        raise ComityError(ErrorCode.ORDER_NOT_LEAD, "another organisation leads this step", lead=order.lead)
+    if order.run not in run_ids(agreement):
+        raise _mismatch("run")
+    word = word_of(order.message_type)
+    if word not in MESSAGE_TYPES:
+        raise _mismatch("message_type")
+    if case.me not in order.receivers or not set(order.receivers) <= set(agreement.parties):
+        raise _mismatch("receivers")
+    if order.round > step.rounds or (word == "train" and order.round < 1):
+        raise _mismatch("round")
+    if order.reply_by <= case.now:
+        raise ComityError(ErrorCode.DEADLINE_PASSED, "the order came after its deadline", reply_by=order.reply_by)
+    if not case.started:
+        # Numbers and rounds rise together, so that no second order can pass as one of a round gone by.
+        before_ok = order.round > history.round_before if word == "train" else order.round >= history.round_before
+        after = history.round_after
+        after_ok = after is None or (order.round < after if word == "train" else order.round <= after)
+        if not before_ok or not after_ok or history.in_round >= ORDERS_PER_ROUND_MAX:
+            raise _mismatch("round")
+    _check_dataset(case, agreement)
+    needed = IsolationLevel.for_term(agreement.terms.get("isolation"))
+    if needed.term == "sandbox" and case.isolation == "process":
+        raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=case.isolation)
+
+
+def check_4_grant(case: Case) -> None:
+    """Raises `GRANT_EXPIRED`, `GRANT_EXHAUSTED`; an order that was started is paid for."""
+    assert case.stored is not None
+    agreement, spent = case.stored.agreement, case.history.spent
+    if case.started:
+        grants.check_open(agreement, {}, case.now)
+        return
+    grants.check_open(agreement, spent, case.now)
+    grants.check(agreement, spent, cost_of(case))
+
+
+def check_5_policy(case: Case, decide: Decide) -> None:
+    """Raises `POLICY_DENIED`, `REVIEW_NEEDED` or the engine's own code, naming the deciding rule."""
+    assert case.stored is not None
+    remaining = grants_left(case)
+    document = {
+        "agreement": agreement_facts(case.stored.agreement),
+        "order": order_facts(case.order),
+        "me": case.me,
+        "now": case.now,
+        "grants": {f"{name}_left": remaining.get(name) for name in grants.FIELDS},
+    }
+    for dataset in case.datasets or (None,):
+        decision = decide(Stage.DISPATCH, {**document, "dataset": None if dataset is None else dict(dataset)})
+        if not decision.allowed:
+            raise decision.to_error()
+
+
+def check_egress(
+    agreement: Agreement, order: OrderHeader, facts: Mapping[str, Any], me: str, now: str, decide: Decide
+) -> None:
+    """Judge measured facts of a result before a byte leaves: the terms, then the organisation's `egress` policy.
+
+    Args:
+        facts: kind, cohort, size_bytes, metrics (names), aggregation, clipped, noise.
+
+    Raises:
+        ComityError: `EGRESS_DENIED` naming the rule, or the engine's own code.
+    """
+    terms = agreement.terms
+    if facts["kind"] not in terms.get("egress", {facts["kind"]}):
+        raise ComityError(ErrorCode.EGRESS_DENIED, "the terms let no such kind out", kind=str(facts["kind"]))
+    for ask in own_datasets(agreement, me):
+        if int(facts["cohort"]) < terms.get("min_cohort", {}).get(ask.key, 0):
+            raise ComityError(ErrorCode.EGRESS_DENIED, "fewer records than the terms ask for", dataset=ask.dataset)
+    document = {
+        "agreement": agreement_facts(agreement),
+        "order": order_facts(order),
+        "me": me,
+        "now": now,
+        "result": dict(facts),
+    }
+    decision = decide(Stage.EGRESS, document)
+    if not decision.allowed:
+        raise decision.to_error(ErrorCode.EGRESS_DENIED)
+
+
+def cost_of(case: Case) -> dict[str, int]:
+    """Return what starting this order costs."""
+    return grants.cost_of_start(word_of(case.order.message_type), first_of_run=case.history.first_of_run)
+
+
+def grants_left(case: Case) -> dict[str, int]:
+    """Return what is left of the limited fields, before this order."""
+    assert case.stored is not None
+    return grants.left(case.stored.agreement, case.history.spent)
+
+
+def word_of(message_type: str) -> str:
+    """Return `train`, `evaluate` or `query`, the first word of a Flower message type."""
+    return message_type.partition(".")[0]
+
+
+def run_id(agreement_digest: str, use: int) -> str:
+    """Return the id of an agreement's run number `use`, counted from 1."""
+    return "run-" + hashlib.sha256(f"{agreement_digest}/{use}".encode()).hexdigest()[:26]
+
+
+def run_ids(agreement: Agreement) -> frozenset[str]:
+    """Return the ids of all runs that an agreement allows."""
+    digest = agreement.digest
+    return frozenset(run_id(digest, use) for use in range(1, grants.limits(agreement)[grants.USES] + 1))
+
+
+def own_datasets(agreement: Agreement, me: str) -> tuple[DatasetAsk, ...]:
+    """Return the datasets that an agreement asks of this organisation, their columns as the terms restrict them."""
+    allowed = agreement.terms.get("columns", {})
+    return tuple(
+        DatasetAsk(ask.org, ask.dataset, tuple(each for each in ask.columns if each in allowed[ask.key]))
+        if ask.key in allowed
+        else ask
+        for ask in agreement.proposal.datasets
+        if ask.org == me
+    )
+
+
+def step_of(agreement: Agreement, order: OrderHeader) -> TrainStep:
+    """Return the step that an order belongs to. Raises `ORDER_MISMATCH`."""
+    return agreement.proposal.step(order.step)
+
+
+def agreement_facts(agreement: Agreement) -> dict[str, Any]:
+    """Return what policies see of an agreement."""
+    return {
+        "digest": agreement.digest,
+        "purpose": agreement.proposal.purpose,
+        "terms": agreement.terms.to_json(),
+        "parties": list(agreement.parties),
+    }
+
+
+def order_facts(order: OrderHeader) -> dict[str, Any]:
+    """Return what policies see of an order."""
+    return {
+        "step": order.step,
+        "round": order.round,
+        "message_type": order.message_type,
+        "lead": order.lead,
+        "receivers": list(order.receivers),
+    }
+
+
+def _check_dataset(case: Case, agreement: Agreement) -> None:
+    """What the worker was given is what the agreement names, no column less or more."""
+    given = {str(each["name"]): set(each["columns"]) for each in case.datasets}
+    asked = own_datasets(agreement, case.me)
+    for ask in asked:
+        if ask.dataset not in given:
+            raise ComityError(ErrorCode.DATASET_MISSING, dataset=ask.dataset)
+        if ask.columns and given[ask.dataset] != set(ask.columns):
+            raise ComityError(ErrorCode.DATASET_COLUMNS, dataset=ask.dataset)
+    if set(given) - {ask.dataset for ask in asked}:
+        raise _mismatch("dataset")
+
+
+def _mismatch(what: str) -> ComityError:
+    return ComityError(ErrorCode.ORDER_MISMATCH, f"the order's {what} is not what was agreed", field=what)

@@ -1,0 +1,240 @@
+"""What training keeps in the node's journal: the only SQL of this capability.
+
+Rules:
+1. Functions take the connection of an open transaction; they never commit, so that a charge, a state and an outgoing
+   message stand or fall together.
+2. `orders` and `refusals` belong to this organisation as a party, `questions` and `answers` as a lead.
+3. Payloads above `INLINE_BYTES_MAX` lie as files beside the journal; their names are in the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from comity_node.training.tables import (
+    CLOSED,
+    FINISHED,
+    STARTED,
+    AnswerRow,
+    OrderRow,
+    QuestionRow,
+    RunRow,
+    answers,
+    events,
+    grants,
+    orders,
+    questions,
+    receipts,
+    refusals,
+    runs,
+)
+
+
+def find_run(conn: Connection, run: str) -> RunRow | None:
+    """Return one run."""
+    row = conn.execute(select(runs).where(runs.c.run == run)).one_or_none()
+    return None if row is None else RunRow(*row)
+
+
+def list_runs(conn: Connection, *, closed: bool | None = None, limit: int = 1000) -> list[RunRow]:
+    """Return the newest runs first."""
+    query = select(runs).order_by(runs.c.prepared_at.desc(), runs.c.run).limit(limit)
+    if closed is not None:
+        query = query.where(runs.c.closed == closed)
+    return [RunRow(*row) for row in conn.execute(query)]
+
+
+def put_run(conn: Connection, row: RunRow) -> None:
+    """Insert a run; an existing one stays as it is."""
+    conn.execute(upsert(runs).values(**_columns(row)).on_conflict_do_nothing())
+
+
+def change_run(conn: Connection, run: str, **values: Any) -> None:
+    """Set columns of one run."""
+    conn.execute(update(runs).where(runs.c.run == run).values(**values))
+
+
+def find_order(conn: Connection, run: str, seq: int) -> OrderRow | None:
+    """Return the order under a number of a run."""
+    row = conn.execute(select(orders).where(orders.c.run == run, orders.c.seq == seq)).one_or_none()
+    return None if row is None else OrderRow(*row)
+
+
+def start_order(conn: Connection, row: OrderRow) -> None:
+    """Record that an order was started; a second row under its number is an integrity error."""
+    conn.execute(insert(orders).values(**_columns(row)))
+
+
+def finish_order(conn: Connection, run: str, seq: int, **values: Any) -> None:
+    """Record an order's outcome, once."""
+    where = and_(orders.c.run == run, orders.c.seq == seq, orders.c.state == STARTED)
+    done = conn.execute(update(orders).where(where).values(state=FINISHED, **values))
+    assert done.rowcount == 1, "an order is finished once"
+
+
+def ack_order(conn: Connection, order_digest: str) -> None:
+    """Record that the lead has the answer to an order."""
+    conn.execute(update(orders).where(orders.c.digest == order_digest).values(acked=True))
+
+
+def unacked_orders(conn: Connection, limit: int) -> list[OrderRow]:
+    """Return finished orders of runs still open whose answer another lead has not confirmed."""
+    query = (
+        select(orders)
+        .join(runs, runs.c.run == orders.c.run)
+        .where(orders.c.state == FINISHED, orders.c.acked.is_(False), runs.c.closed.is_(False))
+        .order_by(orders.c.run, orders.c.seq)
+        .limit(limit)
+    )
+    return [OrderRow(*row) for row in conn.execute(query)]
+
+
+def rounds_around(conn: Connection, run: str, seq: int, message_type: str) -> tuple[int, int | None]:
+    """Return the largest round of this type started before `seq` (0 if none) and the smallest after it, if any."""
+    same = and_(orders.c.run == run, orders.c.message_type == message_type)
+    before = conn.execute(select(func.max(orders.c.round)).where(same, orders.c.seq < seq)).scalar_one()
+    after = conn.execute(select(func.min(orders.c.round)).where(same, orders.c.seq > seq)).scalar_one()
+    return int(before or 0), None if after is None else int(after)
+
+
+def orders_in_round(conn: Connection, run: str, message_type: str, round_no: int) -> int:
+    """Return how many orders of one type were started in one round."""
+    query = select(func.count()).select_from(orders)
+    where = and_(orders.c.run == run, orders.c.message_type == message_type, orders.c.round == round_no)
+    return int(conn.execute(query.where(where)).scalar_one())
+
+
+def has_orders(conn: Connection, run: str) -> bool:
+    """Tell whether any order of the run was started."""
+    return conn.execute(select(orders.c.seq).where(orders.c.run == run).limit(1)).first() is not None
+
+
+def find_refusal(conn: Connection, order_digest: str) -> bytes | None:
+    """Return the stored refusal of an order."""
+    query = select(refusals.c.reply).where(refusals.c.order_digest == order_digest)
+    return conn.execute(query).scalar_one_or_none()
+
+
+def put_refusal(conn: Connection, order_digest: str, run: str, reply: bytes) -> None:
+    """Store the refusal of an order."""
+    conn.execute(upsert(refusals).values(order_digest=order_digest, run=run, reply=reply).on_conflict_do_nothing())
+
+
+def count_refusals(conn: Connection, run: str) -> int:
+    """Return how many orders of a run were refused."""
+    return int(conn.execute(select(func.count()).select_from(refusals).where(refusals.c.run == run)).scalar_one())
+
+
+def spent(conn: Connection, agreement: str) -> dict[str, int]:
+    """Return what was spent of an agreement's grant, by field."""
+    query = select(grants.c.field, grants.c.spent).where(grants.c.agreement == agreement)
+    return {field: int(amount) for field, amount in conn.execute(query)}
+
+
+def spend(conn: Connection, agreement: str, amounts: Mapping[str, int]) -> None:
+    """Add `amounts` to what was spent."""
+    for field, amount in amounts.items():
+        statement = upsert(grants).values(agreement=agreement, field=field, spent=amount)
+        added = {"spent": grants.c.spent + statement.excluded.spent}
+        conn.execute(statement.on_conflict_do_update(index_elements=["agreement", "field"], set_=added))
+
+
+def next_receipt_no(conn: Connection) -> int:
+    """Return the next receipt's number; it never goes back, so receipts show a journal that was restored."""
+    return int(conn.execute(select(func.coalesce(func.max(receipts.c.no), 0))).scalar_one()) + 1
+
+
+def put_receipt(conn: Connection, no: int, run: str, statement: bytes) -> None:
+    """Store a signed receipt that waits to be sent."""
+    conn.execute(insert(receipts).values(no=no, run=run, statement=statement, sent=False))
+
+
+def unsent_receipts(conn: Connection, limit: int) -> list[tuple[int, bytes]]:
+    """Return the oldest receipts that were not handed to the link yet."""
+    query = select(receipts.c.no, receipts.c.statement).where(receipts.c.sent.is_(False))
+    return [(int(no), bytes(data)) for no, data in conn.execute(query.order_by(receipts.c.no).limit(limit))]
+
+
+def mark_receipts_sent(conn: Connection, numbers: Sequence[int]) -> None:
+    """Record that receipts were handed to the link."""
+    conn.execute(update(receipts).where(receipts.c.no.in_(numbers)).values(sent=True))
+
+
+def find_question(conn: Connection, run: str, seq: int) -> QuestionRow | None:
+    """Return a recorded question."""
+    row = conn.execute(select(questions).where(questions.c.run == run, questions.c.seq == seq)).one_or_none()
+    return None if row is None else QuestionRow(*row)
+
+
+def put_question(conn: Connection, row: QuestionRow) -> None:
+    """Record a question before anybody hears it."""
+    conn.execute(insert(questions).values(**_columns(row)))
+
+
+def list_questions(conn: Connection, run: str) -> list[QuestionRow]:
+    """Return a run's questions in order."""
+    return [QuestionRow(*row) for row in conn.execute(select(questions).where(questions.c.run == run).order_by("seq"))]
+
+
+def last_question_seq(conn: Connection, run: str) -> int:
+    """Return the number of the last recorded question, -1 if there is none."""
+    query = select(func.max(questions.c.seq)).where(questions.c.run == run)
+    last = conn.execute(query).scalar_one()
+    return -1 if last is None else int(last)
+
+
+def close_question(conn: Connection, run: str, seq: int) -> None:
+    """Record that a question takes no more answers."""
+    conn.execute(update(questions).where(questions.c.run == run, questions.c.seq == seq).values(state=CLOSED))
+
+
+def put_answer(conn: Connection, row: AnswerRow) -> None:
+    """Record an answer; the first one counts."""
+    conn.execute(upsert(answers).values(**_columns(row)).on_conflict_do_nothing())
+
+
+def list_answers(conn: Connection, run: str, seq: int | None = None) -> list[AnswerRow]:
+    """Return the answers of a run, or to one question, sorted by question and organisation."""
+    query = select(answers).where(answers.c.run == run).order_by(answers.c.seq, answers.c.org)
+    if seq is not None:
+        query = query.where(answers.c.seq == seq)
+    return [AnswerRow(*row) for row in conn.execute(query)]
+
+
+def put_event(conn: Connection, run: str, at: str, kind: str, body: str) -> int:
+    """Append an event to a run's story and return its number."""
+    last = conn.execute(select(func.max(events.c.no)).where(events.c.run == run)).scalar_one()
+    no = 1 if last is None else int(last) + 1
+    conn.execute(insert(events).values(run=run, no=no, at=at, kind=kind, body=body))
+    return no
+
+
+def list_events(conn: Connection, run: str, after_no: int, limit: int) -> list[tuple[int, str, str, str]]:
+    """Return (number, instant, kind, body as JSON text) of a run's events behind `after_no`."""
+    query = select(events.c.no, events.c.at, events.c.kind, events.c.body)
+    query = query.where(events.c.run == run, events.c.no > after_no).order_by(events.c.no).limit(limit)
+    return [(int(no), at, kind, body) for no, at, kind, body in conn.execute(query)]
+
+
+def files_of(conn: Connection, run: str) -> list[str]:
+    """Return the names of all payload files of a run's orders, questions and answers."""
+    names: set[str] = set()
+    for table in (orders, questions, answers):
+        query = select(table.c.file).where(table.c.run == run, table.c.file.is_not(None))
+        names.update(name for (name,) in conn.execute(query))
+    return sorted(names)
+
+
+def forget_work(conn: Connection, run: str) -> None:
+    """Drop a closed run's questions and answers, and the payloads of its orders; orders themselves stay on record."""
+    for table in (questions, answers, refusals):
+        conn.execute(delete(table).where(table.c.run == run))
+    conn.execute(update(orders).where(orders.c.run == run).values(inline=None, file=None, reply=None, acked=True))
+
+
+def _columns(row: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__dataclass_fields__}
