@@ -1,0 +1,71 @@
+"""The one that gives entries their order: a task that flushes at once when idle and every 50 ms under load.
+
+Rules: everything happens inside `Ledger.integrate`'s transaction, which checks the lease; a failure is logged and tried
+again later, for ever, because the statements wait safely; whoever stops gives the lease back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from comity.wire.errors import ComityError
+from comity_coordinator.db import Database
+from comity_coordinator.ledger import store
+from comity_coordinator.ledger.service import Ledger
+
+FLUSH_EVERY_S = 0.05
+# Without a wake-up: statements of another replica whose sequencer has died.
+LOOK_EVERY_S = 5.0
+RETRY_S = 1.0
+
+_log = structlog.get_logger("comity.sequencer")
+
+
+class Sequencer:
+    """One per coordinator process; the lease lets one of them work."""
+
+    def __init__(self, db: Database, ledger: Ledger) -> None:
+        self._db = db
+        self._ledger = ledger
+        self._holder = f"sequencer-{secrets.token_hex(8)}"
+        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self) -> None:
+        """Integrate until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        self._ledger.on_append(self._wake_from_any_thread)
+        try:
+            while True:
+                done = await self._flush()
+                await asyncio.sleep(FLUSH_EVERY_S if done else RETRY_S)
+                try:
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            self._loop = None
+            await self._db.run(functools.partial(store.release_lease, holder=self._holder))
+
+    async def _flush(self) -> bool:
+        """Integrate all that waits; False if it failed."""
+        self._wake.clear()
+        try:
+            while await self._db.run(functools.partial(self._ledger.integrate, holder=self._holder)):
+                # Bounded by what is pending; others use the database's thread between two batches.
+                pass
+        except (ComityError, SQLAlchemyError) as error:
+            _log.error("batch not integrated", error=type(error).__name__, code=str(getattr(error, "code", "")))
+            return False
+        return True
+
+    def _wake_from_any_thread(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wake.set)

@@ -1,0 +1,223 @@
+"""The ledger: statements in, indexes, checkpoints and proofs out (ledger.md).
+
+Rules, in this order:
+1. appending is idempotent by the statement's digest and never touches the chain's head;
+2. whoever appends has checked the statement's signature (`inbound.py`) or made it (the coordinator's own);
+3. one batch is one transaction: entries, tiles, checkpoint, and the proofs to those concerned;
+4. the lease is checked inside that transaction, sizes of checkpoints and indexes of entries are unique: two sequencers
+   at once are harmless;
+5. what is read is verified before it is returned.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from comity.wire import canonical, instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.ids import COORDINATOR
+from comity_coordinator.db import after_commit
+from comity_coordinator.inbound import Outbox
+from comity_coordinator.ledger import store
+from comity_coordinator.ledger.tiles import Tiles
+from comity_crypto.merkle import SIZE_MAX, Tree, leaf_hash
+from comity_crypto.notes import Checkpoint
+from comity_crypto.statements import Statement
+
+BATCH_MAX = 256
+PAGE_MAX = 256
+# A page must fit into one gRPC message (4 MiB) with room for its frame.
+PAGE_BYTES_MAX = 3 << 20
+LEASE_S = 10
+EXPORT_FORMAT = "comity-ledger-export/1"
+
+
+@dataclass(frozen=True, slots=True)
+class InclusionProof:
+    """That the statement with this digest stands at `index` of the log that `note` heads."""
+
+    digest: str
+    index: int
+    hashes: tuple[bytes, ...]
+    note: str
+
+
+class Ledger:
+    """One log.
+
+    Args:
+        consortium: whose log it is.
+        log_name: the checkpoints' origin, as the charter's `log_name`.
+        sign_note: returns the signed note over a checkpoint's text.
+        outbox: where proofs leave.
+    """
+
+    def __init__(self, consortium: str, log_name: str, sign_note: Callable[[str], str], outbox: Outbox) -> None:
+        self.consortium = consortium
+        self.log_name = log_name
+        self._sign_note = sign_note
+        self._outbox = outbox
+        self._counter = itertools.count()
+        self._last_ns = 0
+        self._wake: Callable[[], None] | None = None
+
+    def on_append(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from any thread, after a commit that left something to integrate."""
+        self._wake = wake
+
+    def append(self, conn: Connection, statement: Statement, recipients: Sequence[str] = ()) -> bool:
+        """Queue `statement` for the log; its proof will go to its issuer and to `recipients`.
+
+        Returns:
+            False if it was appended before, which changes nothing.
+        """
+        known = not store.add(conn, statement, self._place(), sorted(set(recipients)), instants.now_text())
+        if not known and self._wake is not None:
+            after_commit(conn, self._wake)
+        return not known
+
+    def statement(self, conn: Connection, digest: str) -> Statement:
+        """Return an appended statement. Raises `NOT_FOUND`; `LEDGER_INVALID` if its bytes have changed."""
+        data = store.content(conn, digest)
+        if data is None:
+            raise ComityError(ErrorCode.NOT_FOUND, "no such statement was appended", digest=digest)
+        return Statement.from_bytes(_checked(digest, data))
+
+    def integrate(self, conn: Connection, holder: str) -> int:
+        """Give the oldest pending statements their indexes; at most `BATCH_MAX`.
+
+        Returns:
+            How many; 0 if none is pending or another sequencer holds the lease.
+        """
+        rows = store.next_pending(conn, BATCH_MAX)
+        if not rows:
+            return 0
+        now = instants.now()
+        until = instants.to_text(now + timedelta(seconds=LEASE_S))
+        if not store.take_lease(conn, holder, instants.to_text(now), until):
+            return 0
+        head = store.newest_checkpoint(conn)
+        first = head.size if head else 0
+        tiles = Tiles(conn)
+        tree = Tree(tiles.read, first)
+        if head is not None and tree.root() != head.root:
+            raise ComityError(ErrorCode.LEDGER_INVALID, "the tiles do not lead to the newest checkpoint", size=first)
+        leaves = [leaf_hash(row.content) for row in rows]
+        tiles.extend([node for leaf in leaves for node in tree.append(leaf)])
+        store.integrate(conn, first, rows, leaves)
+        checkpoint = Checkpoint(self.log_name, tree.size, tree.root())
+        note = self._sign_note(checkpoint.text())
+        store.put_checkpoint(conn, store.CheckpointRow(tree.size, checkpoint.root, note), instants.to_text(now))
+        for offset, row in enumerate(rows):
+            proof = InclusionProof(row.digest, first + offset, tuple(tree.inclusion_proof(first + offset)), note)
+            self._send(conn, proof, row)
+        return len(rows)
+
+    def checkpoint(self, conn: Connection) -> str:
+        """Return the newest signed note. Raises `NOT_FOUND` while the log is empty."""
+        return self._head(conn).note
+
+    def entries(self, conn: Connection, start: int, limit: int) -> list[bytes]:
+        """Return statements from index `start` on: at most `limit` (0: 256), at most `PAGE_BYTES_MAX` beyond the first.
+
+        Raises:
+            ComityError: `MALFORMED` for a limit above 256; `LEDGER_INVALID` if stored bytes have changed.
+        """
+        if not 0 <= limit <= PAGE_MAX or not 0 <= start <= SIZE_MAX:
+            raise ComityError(ErrorCode.MALFORMED, f"at most {PAGE_MAX} entries at a time, from an index on")
+        page: list[bytes] = []
+        size_bytes = 0
+        for _, digest, leaf, data in store.page(conn, start, start + (limit or PAGE_MAX)):
+            if leaf_hash(_checked(digest, data)) != leaf:
+                raise ComityError(ErrorCode.LEDGER_INVALID, "an entry does not match its leaf hash", digest=digest)
+            size_bytes += len(data)
+            if page and size_bytes > PAGE_BYTES_MAX:
+                break
+            page.append(data)
+        return page
+
+    def inclusion(self, conn: Connection, digest: str) -> InclusionProof:
+        """Prove that a statement is in the log of the newest checkpoint. Raises `NOT_FOUND`."""
+        index = store.index_of(conn, digest)
+        if index is None:
+            raise ComityError(ErrorCode.NOT_FOUND, "the ledger has no such entry (yet)")
+        head = self._head(conn)
+        hashes = Tree(Tiles(conn).read, head.size).inclusion_proof(index)
+        return InclusionProof(digest, index, tuple(hashes), head.note)
+
+    def consistency(self, conn: Connection, old_size: int, new_size: int) -> list[bytes]:
+        """Prove that the log of `new_size` extends that of `old_size`. Raises `PROOF_INVALID` out of range."""
+        head = self._head(conn)
+        return Tree(Tiles(conn).read, head.size).consistency_proof(old_size, new_size)
+
+    def export(self, conn: Connection) -> Iterator[bytes]:
+        """Yield the lines of an export of the newest checkpoint: a header, then one entry each.
+
+        Raises:
+            ComityError: `NOT_FOUND` while the log is empty.
+        """
+        head = self._head(conn)
+        yield self.export_header(head.size, head.note)
+        index = 0
+        while index < head.size:  # bounded: each turn yields at least one entry
+            page = self.entries(conn, index, min(PAGE_MAX, head.size - index))
+            if not page:
+                raise ComityError(ErrorCode.LEDGER_INVALID, "an entry is missing", index=index)
+            for data in page:
+                yield export_line(index, data)
+                index += 1
+
+    def export_header(self, size: int, note: str) -> bytes:
+        """Return the first line of an export."""
+        header = {"format": EXPORT_FORMAT, "consortium": self.consortium, "size": size, "checkpoint": note}
+        return canonical.canonical(header) + b"\n"
+
+    def head(self, conn: Connection) -> tuple[int, str]:
+        """Return size and note of the newest checkpoint. Raises `NOT_FOUND` while the log is empty."""
+        row = self._head(conn)
+        return row.size, row.note
+
+    def _head(self, conn: Connection) -> store.CheckpointRow:
+        head = store.newest_checkpoint(conn)
+        if head is None:
+            raise ComityError(ErrorCode.NOT_FOUND, "the ledger is empty")
+        return head
+
+    def _place(self) -> str:
+        """Text that sorts in the order of appending, also within one transaction and when the clock stands still."""
+        self._last_ns = max(self._last_ns, time.time_ns())
+        return f"{self._last_ns:020d}-{next(self._counter):012d}"
+
+    def _send(self, conn: Connection, proof: InclusionProof, row: store.PendingRow) -> None:
+        concerned = {org for org in (row.issuer, *row.recipients) if org != COORDINATOR}
+        for org in sorted(concerned):
+            self._outbox.enqueue(conn, org, "ledger.proof", proof_json(proof))
+
+
+def proof_json(proof: InclusionProof) -> dict[str, object]:
+    """Return a proof as it travels."""
+    return {
+        "statement": proof.digest,
+        "index": proof.index,
+        "hashes": [base64.b64encode(each).decode() for each in proof.hashes],
+        "note": proof.note,
+    }
+
+
+def export_line(index: int, data: bytes) -> bytes:
+    """Return one entry's line of an export."""
+    return canonical.canonical({"index": index, "statement": base64.b64encode(data).decode()}) + b"\n"
+
+
+def _checked(digest: str, data: bytes) -> bytes:
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ComityError(ErrorCode.LEDGER_INVALID, "a statement's bytes have changed", digest=digest)
+    return data

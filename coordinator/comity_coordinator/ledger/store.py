@@ -1,0 +1,231 @@
+"""The tables of the ledger (ledger.md section 3).
+
+A statement's bytes are written once, when it is appended; a pending row holds its place in the queue until the
+sequencer gives it an index. Tiles hold 256 hashes: tile level `t` has the nodes of tree level `8 * t`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    delete,
+    insert,
+    select,
+)
+from sqlalchemy import update as sql_update
+
+from comity_coordinator.db import metadata
+from comity_crypto.statements import Statement
+
+statements = Table(
+    "ledger_statements",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("kind", String(128), nullable=False),
+    Column("issuer", String(63), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("appended_at", String(20), nullable=False),
+)
+pending = Table(
+    "ledger_pending",
+    metadata,
+    Column("place", String(40), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("recipients", String(8192), nullable=False),
+)
+entries = Table(
+    "ledger_entries",
+    metadata,
+    Column("idx", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("leaf_hash", LargeBinary(32), nullable=False),
+    Column("kind", String(128), nullable=False),
+    Index("ledger_entries_kind", "kind", "idx"),
+)
+tiles = Table(
+    "ledger_tiles",
+    metadata,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("idx", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+)
+checkpoints = Table(
+    "ledger_checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("root", LargeBinary(32), nullable=False),
+    Column("note", String(4096), nullable=False),
+    Column("made_at", String(20), nullable=False),
+)
+lease = Table(
+    "ledger_lease",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(80), nullable=False),
+    Column("until", String(20), nullable=False),
+)
+
+_SEQUENCER = "sequencer"
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """A statement that waits for its index."""
+
+    place: str
+    digest: str
+    kind: str
+    issuer: str
+    recipients: tuple[str, ...]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A signed tree head."""
+
+    size: int
+    root: bytes
+    note: str
+
+
+def add(conn: Connection, statement: Statement, place: str, recipients: Sequence[str], now: str) -> bool:
+    """Queue a statement; False if it is known already, which changes nothing."""
+    if has(conn, statement.digest):
+        return False
+    conn.execute(
+        insert(statements).values(
+            digest=statement.digest,
+            kind=statement.kind,
+            issuer=statement.issuer,
+            content=statement.to_bytes(),
+            appended_at=now,
+        )
+    )
+    conn.execute(insert(pending).values(place=place, digest=statement.digest, recipients=",".join(recipients)))
+    return True
+
+
+def has(conn: Connection, digest: str) -> bool:
+    """True if the statement was ever appended."""
+    return conn.execute(select(statements.c.digest).where(statements.c.digest == digest)).first() is not None
+
+
+def content(conn: Connection, digest: str) -> bytes | None:
+    """Return a statement's canonical bytes."""
+    row = conn.execute(select(statements.c.content).where(statements.c.digest == digest)).first()
+    return None if row is None else bytes(row[0])
+
+
+def next_pending(conn: Connection, limit: int) -> list[PendingRow]:
+    """Return the oldest pending statements in order."""
+    rows = conn.execute(
+        select(
+            pending.c.place,
+            pending.c.digest,
+            statements.c.kind,
+            statements.c.issuer,
+            pending.c.recipients,
+            statements.c.content,
+        )
+        .join(statements, statements.c.digest == pending.c.digest)
+        .order_by(pending.c.place)
+        .limit(limit)
+    )
+    return [
+        PendingRow(row[0], row[1], row[2], row[3], tuple(each for each in row[4].split(",") if each), bytes(row[5]))
+        for row in rows
+    ]
+
+
+def pending_count(conn: Connection, limit: int) -> int:
+    """Return how many statements wait, counted up to `limit`."""
+    return len(conn.execute(select(pending.c.place).limit(limit)).all())
+
+
+def integrate(conn: Connection, first: int, rows: Iterable[PendingRow], leaf_hashes: Iterable[bytes]) -> None:
+    """Give `rows` the indexes from `first` on and take them off the queue."""
+    batch = list(rows)
+    values = [
+        {"idx": first + offset, "digest": row.digest, "leaf_hash": leaf, "kind": row.kind}
+        for offset, (row, leaf) in enumerate(zip(batch, leaf_hashes, strict=True))
+    ]
+    conn.execute(insert(entries), values)
+    conn.execute(delete(pending).where(pending.c.place.in_([row.place for row in batch])))
+
+
+def index_of(conn: Connection, digest: str) -> int | None:
+    """Return the index of a statement, or None while it has none."""
+    row = conn.execute(select(entries.c.idx).where(entries.c.digest == digest)).first()
+    return None if row is None else int(row[0])
+
+
+def page(conn: Connection, start: int, stop: int) -> list[tuple[int, str, bytes, bytes]]:
+    """Return (index, digest, leaf hash, statement bytes) for start <= index < stop, in order."""
+    rows = conn.execute(
+        select(entries.c.idx, entries.c.digest, entries.c.leaf_hash, statements.c.content)
+        .join(statements, statements.c.digest == entries.c.digest)
+        .where(entries.c.idx >= start, entries.c.idx < stop)
+        .order_by(entries.c.idx)
+    )
+    return [(int(row[0]), row[1], bytes(row[2]), bytes(row[3])) for row in rows]
+
+
+def tile(conn: Connection, level: int, idx: int) -> bytes:
+    """Return the hashes of a tile, 32 bytes each; empty if there is none."""
+    row = conn.execute(select(tiles.c.hashes).where(tiles.c.level == level, tiles.c.idx == idx)).first()
+    return b"" if row is None else bytes(row[0])
+
+
+def put_tile(conn: Connection, level: int, idx: int, hashes: bytes, *, new: bool) -> None:
+    """Write a tile."""
+    if new:
+        conn.execute(insert(tiles).values(level=level, idx=idx, hashes=hashes))
+    else:
+        conn.execute(sql_update(tiles).where(tiles.c.level == level, tiles.c.idx == idx).values(hashes=hashes))
+
+
+def newest_checkpoint(conn: Connection) -> CheckpointRow | None:
+    """Return the newest tree head."""
+    row = conn.execute(
+        select(checkpoints.c.size, checkpoints.c.root, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
+    ).first()
+    return None if row is None else CheckpointRow(int(row[0]), bytes(row[1]), row[2])
+
+
+def all_checkpoints(conn: Connection) -> list[CheckpointRow]:
+    """Return every tree head, smallest first (for fsck)."""
+    rows = conn.execute(select(checkpoints.c.size, checkpoints.c.root, checkpoints.c.note).order_by(checkpoints.c.size))
+    return [CheckpointRow(int(row[0]), bytes(row[1]), row[2]) for row in rows]
+
+
+def put_checkpoint(conn: Connection, row: CheckpointRow, now: str) -> None:
+    """Write a tree head; its size is unique, so two sequencers cannot both publish one."""
+    conn.execute(insert(checkpoints).values(size=row.size, root=row.root, note=row.note, made_at=now))
+
+
+def take_lease(conn: Connection, holder: str, now: str, until: str) -> bool:
+    """Take or extend the sequencer's lease; False while another holds it."""
+    row = conn.execute(select(lease.c.holder, lease.c.until).where(lease.c.name == _SEQUENCER)).first()
+    if row is None:
+        conn.execute(insert(lease).values(name=_SEQUENCER, holder=holder, until=until))
+        return True
+    if row[0] != holder and row[1] >= now:
+        return False
+    conn.execute(sql_update(lease).where(lease.c.name == _SEQUENCER).values(holder=holder, until=until))
+    return True
+
+
+def release_lease(conn: Connection, holder: str) -> None:
+    """Give the lease back, so that a successor need not wait for its end."""
+    conn.execute(delete(lease).where(lease.c.name == _SEQUENCER, lease.c.holder == holder))

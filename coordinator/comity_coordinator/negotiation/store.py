@@ -1,0 +1,218 @@
+"""The tables of negotiation. Statements themselves stand in the ledger's table, once; here are states and digests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from comity.wire import canonical
+from comity_coordinator.db import metadata
+from comity_coordinator.negotiation import states
+from comity_coordinator.negotiation.states import OPEN, Negotiation
+
+negotiations = Table(
+    "negotiations",
+    metadata,
+    Column("proposal_id", String(128), primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("proposal_digest", String(64), nullable=False, unique=True),
+    Column("statement", String(64), nullable=False),
+    Column("proposer", String(63), nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("until", String(20), nullable=False),
+    Column("opened_at", String(20), nullable=False),
+    Column("document", Text, nullable=False),
+    Index("negotiations_phase", "phase", "until"),
+    Index("negotiations_opened", "opened_at", "proposal_id"),
+)
+agreements = Table(
+    "negotiation_agreements",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("proposal_id", String(128), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("statement", String(64), nullable=False),
+    Column("changed_at", String(20), nullable=False),
+    Column("withdrawal", Text, nullable=False),
+    Index("negotiation_agreements_proposal", "proposal_id"),
+)
+signatures = Table(
+    "negotiation_signatures",
+    metadata,
+    Column("agreement", String(64), primary_key=True),
+    Column("org", String(63), primary_key=True),
+    Column("signature", LargeBinary(96), nullable=False),
+)
+
+DRAFT, FINAL, WITHDRAWN, VOID = "draft", "final", "withdrawn", "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A negotiation as it is kept: `statement` is the digest of the proposal's statement."""
+
+    negotiation: Negotiation
+    proposal_digest: str
+    statement: str
+    opened_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementRow:
+    """An agreement: `document` is its canonical JSON, `statement` the digest of its ledger entry, empty before that."""
+
+    digest: str
+    proposal_id: str
+    state: str
+    document: str
+    statement: str
+    withdrawal: str
+
+
+_COLUMNS = (negotiations.c.document, negotiations.c.proposal_digest, negotiations.c.statement, negotiations.c.opened_at)
+
+
+def _record(document: str, proposal_digest: str, statement: str, opened_at: str) -> Record:
+    return Record(states.from_json(canonical.parse(document.encode())), proposal_digest, statement, opened_at)
+
+
+def _text(negotiation: Negotiation) -> str:
+    return canonical.canonical(states.to_json(negotiation)).decode()
+
+
+def create(conn: Connection, record: Record) -> None:
+    """Write a new negotiation."""
+    negotiation = record.negotiation
+    conn.execute(
+        insert(negotiations).values(
+            proposal_id=negotiation.proposal_id,
+            revision=negotiation.revision,
+            proposal_digest=record.proposal_digest,
+            statement=record.statement,
+            proposer=negotiation.proposer,
+            phase=str(negotiation.phase),
+            until=negotiation.until,
+            opened_at=record.opened_at,
+            document=_text(negotiation),
+        )
+    )
+
+
+def save(conn: Connection, negotiation: Negotiation) -> None:
+    """Write a negotiation's new state."""
+    conn.execute(
+        update(negotiations)
+        .where(negotiations.c.proposal_id == negotiation.proposal_id)
+        .values(phase=str(negotiation.phase), until=negotiation.until, document=_text(negotiation))
+    )
+
+
+def by_id(conn: Connection, proposal_id: str) -> Record | None:
+    """Return the negotiation of a proposal."""
+    row = conn.execute(select(*_COLUMNS).where(negotiations.c.proposal_id == proposal_id)).first()
+    return None if row is None else _record(*row)
+
+
+def by_proposal_digest(conn: Connection, digest: str) -> Record | None:
+    """Return the negotiation of the proposal with this digest."""
+    row = conn.execute(select(*_COLUMNS).where(negotiations.c.proposal_digest == digest)).first()
+    return None if row is None else _record(*row)
+
+
+def listed(conn: Connection, after: str, limit: int, open_only: bool) -> list[Record]:
+    """Return negotiations in the order of their ids, those after `after`."""
+    query = select(*_COLUMNS).where(negotiations.c.proposal_id > after)
+    if open_only:
+        query = query.where(negotiations.c.phase.in_([str(phase) for phase in OPEN]))
+    return [_record(*row) for row in conn.execute(query.order_by(negotiations.c.proposal_id).limit(limit))]
+
+
+def open_until(conn: Connection) -> list[tuple[str, str]]:
+    """Return (proposal id, deadline) of all open negotiations."""
+    query = select(negotiations.c.proposal_id, negotiations.c.until).where(
+        negotiations.c.phase.in_([str(phase) for phase in OPEN])
+    )
+    return [(row[0], row[1]) for row in conn.execute(query)]
+
+
+def open_count(conn: Connection, proposer: str, limit: int) -> int:
+    """Return how many negotiations `proposer` has open, counted up to `limit`."""
+    query = select(negotiations.c.proposal_id).where(
+        negotiations.c.proposer == proposer, negotiations.c.phase.in_([str(phase) for phase in OPEN])
+    )
+    return len(conn.execute(query.limit(limit)).all())
+
+
+def put_agreement(conn: Connection, digest: str, proposal_id: str, document: str, now: str) -> None:
+    """Write a draft; earlier drafts of the proposal and their signatures are void."""
+    old = select(agreements.c.digest).where(agreements.c.proposal_id == proposal_id, agreements.c.state == DRAFT)
+    stale = [row[0] for row in conn.execute(old)]
+    if stale:
+        conn.execute(update(agreements).where(agreements.c.digest.in_(stale)).values(state=VOID, changed_at=now))
+        conn.execute(delete(signatures).where(signatures.c.agreement.in_(stale)))
+    conn.execute(
+        insert(agreements).values(
+            digest=digest,
+            proposal_id=proposal_id,
+            state=DRAFT,
+            document=document,
+            statement="",
+            changed_at=now,
+            withdrawal="",
+        )
+    )
+
+
+def set_agreement(
+    conn: Connection, digest: str, state: str, now: str, *, statement: str = "", withdrawal: str = ""
+) -> None:
+    """Write an agreement's new state."""
+    values: dict[str, str] = {"state": state, "changed_at": now}
+    if statement:
+        values["statement"] = statement
+    if withdrawal:
+        values["withdrawal"] = withdrawal
+    conn.execute(update(agreements).where(agreements.c.digest == digest).values(**values))
+
+
+def agreement(conn: Connection, digest: str) -> AgreementRow | None:
+    """Return an agreement."""
+    row = conn.execute(
+        select(
+            agreements.c.digest,
+            agreements.c.proposal_id,
+            agreements.c.state,
+            agreements.c.document,
+            agreements.c.statement,
+            agreements.c.withdrawal,
+        ).where(agreements.c.digest == digest)
+    ).first()
+    return None if row is None else AgreementRow(*row)
+
+
+def put_signature(conn: Connection, agreement_digest: str, org: str, signature: bytes) -> None:
+    """Keep one party's BLS signature."""
+    conn.execute(insert(signatures).values(agreement=agreement_digest, org=org, signature=signature))
+
+
+def signatures_of(conn: Connection, agreement_digest: str) -> dict[str, bytes]:
+    """Return the BLS signatures over an agreement, by organisation."""
+    rows = conn.execute(
+        select(signatures.c.org, signatures.c.signature).where(signatures.c.agreement == agreement_digest)
+    )
+    return {row[0]: bytes(row[1]) for row in rows}
