@@ -25,6 +25,7 @@ from comity_coordinator.negotiation.states import (
     JOINED,
     OPEN,
     Answered,
+    CharterChanged,
     CounterAccepted,
     DeadlinePassed,
     Drafted,
@@ -46,6 +47,7 @@ __all__ = [
     "OPEN",
     "SIGNING_S",
     "Answered",
+    "CharterChanged",
     "CounterAccepted",
     "DeadlinePassed",
     "Drafted",
@@ -124,6 +126,8 @@ def step(negotiation: Negotiation, event: Event, now: str) -> Negotiation:
         return _signed(negotiation, event, now)
     if isinstance(event, Finalized):
         return _finalized(negotiation, now)
+    if isinstance(event, CharterChanged):
+        return _charter_changed(negotiation, now)
     return _withdrew(negotiation, event, now)
 
 
@@ -217,6 +221,12 @@ def _finalized(negotiation: Negotiation, now: str) -> Negotiation:
         raise _illegal(negotiation, "not every party has signed")
     legs = (_moved(negotiation.legs[org], LegState.FINALIZED, now) for org in negotiation.parties)
     return _with_moves(_put(negotiation, *legs, phase=Phase.FINALIZED))
+
+
+def _charter_changed(negotiation: Negotiation, now: str) -> Negotiation:
+    if negotiation.phase is not Phase.SIGNING:
+        return negotiation
+    return _rejoin(negotiation, ErrorCode.CHARTER_INVALID, "another charter is in force", COORDINATOR_MOVE, now)
 
 
 def _withdrew(negotiation: Negotiation, event: Withdrew, now: str) -> Negotiation:

@@ -139,6 +139,11 @@ class Finalized:
 
 
 @dataclass(frozen=True, slots=True)
+class CharterChanged:
+    """Another charter came into force while signatures were collected: they count under one charter only."""
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrew:
     """`org` wants no part in it; from the proposer it ends everything."""
 
@@ -151,7 +156,7 @@ class DeadlinePassed:
     """The timer rang; early or late rings are harmless."""
 
 
-Event = Answered | CounterAccepted | Drafted | Signed | Finalized | Withdrew | DeadlinePassed
+Event = Answered | CounterAccepted | Drafted | Signed | Finalized | CharterChanged | Withdrew | DeadlinePassed
 
 
 def to_json(negotiation: Negotiation) -> dict[str, Any]:
