@@ -7,6 +7,8 @@ Rules:
    check accepts the pair (identity key, identity signature) for every message (research/crypto.md section 3).
 2. Keys are aggregated only over one message, and only keys whose possession was proven may be aggregated.
 3. Checks answer with `bool`; only decoding raises, and then `MALFORMED`.
+4. The engine is not constant-time: signing happens at an organisation's own node, never on request of a stranger
+   without a decision in between.
 """
 
 from __future__ import annotations

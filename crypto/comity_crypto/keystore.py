@@ -192,6 +192,9 @@ def _write(folder: Path, name: str, data: bytes, *, exclusive: bool = False) -> 
             beside.replace(folder / name)
     except FileExistsError:
         raise ComityError(ErrorCode.CONFLICT, "there are keys already; they are never overwritten") from None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ComityError(ErrorCode.KEY_UNREADABLE, f"{name} cannot be written: {reason}") from None
     finally:
         beside.unlink(missing_ok=True)
     folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

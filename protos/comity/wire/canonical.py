@@ -29,7 +29,11 @@ def canonical(value: Any) -> bytes:
             nested deeper than `DEPTH_MAX`.
     """
     _check(value, 0)
-    return rfc8785.dumps(value)
+    try:
+        data: bytes = rfc8785.dumps(value)
+    except ValueError as error:  # a lone surrogate has no UTF-8 form
+        raise ComityError(ErrorCode.MALFORMED, "text is not Unicode") from error
+    return data
 
 
 def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:

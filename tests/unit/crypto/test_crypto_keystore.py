@@ -160,3 +160,14 @@ def test_the_umask_does_not_matter(tmp_path):
         os.umask(former)
     assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "keys" / "organisation.keys.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    store = FileKeyStore(tmp_path / "keys")
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    _unreadable(store.create)
+    assert list((tmp_path / "keys").iterdir()) == []

@@ -123,3 +123,15 @@ def test_floats_are_never_signed(alice):
 def test_the_coordinator_may_issue(alice):
     said = sign_statement(alice, kind="k", consortium="med", issuer="coordinator", body={})
     verify_statement(said, alice.public.statement)
+
+
+def test_the_byte_form_is_the_canonical_document(said):
+    assert said.to_bytes() == canonical.canonical(said.to_json())
+    assert Statement.from_bytes(said.to_bytes()).to_bytes() == said.to_bytes()
+
+
+def test_text_that_is_not_unicode_is_refused(alice, said):
+    with pytest.raises(ComityError, match="MALFORMED"):
+        sign_statement(alice, kind="k", consortium="med", issuer="north", body={"x": "\ud800"})
+    with pytest.raises(ComityError, match="MALFORMED"):
+        Statement.from_bytes(said.to_bytes().replace(b'"x"', b'"\\ud800"'))
