@@ -134,8 +134,8 @@ def _readme() -> str:
 {rows}
 
 Own Rego goes into `*.rego` beside it, in the packages `comity.proposal`, `comity.dispatch` and `comity.egress`: add
-rules to `deny` or `review`, each with `rule`, `code` and `message`; call functions of other packages by their full path.
-Tests go into `*_test.rego`; run `comity policy test`.
+rules to `deny` or `review`, each with `rule`, `code` and `message`. Functions of other packages are called by their
+full path. Tests go into `*_test.rego`; run `comity policy test`.
 """
 
 

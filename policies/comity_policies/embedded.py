@@ -132,11 +132,11 @@ def _serve(modules: dict[str, str], data_json: str, questions: queue.Queue[_Ques
             question.error = error
         except BaseException as error:  # noqa: BLE001 - rule 2: panics are no `Exception`
             engine = None
-            question.error = ComityError(ErrorCode.POLICY_ERROR, f"the policy failed: {_headline(error)}")
+            question.error = ComityError(ErrorCode.POLICY_ERROR, f"the policy failed: {headline(error)}")
         question.done.set()
 
 
-def _headline(error: BaseException) -> str:
+def headline(error: BaseException) -> str:
     """Return what the engine complains of, without the source lines that it quotes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("error:")]
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests  # type: ignore[import-untyped]
+import requests
 from opa_client.opa import OpaClient
-from requests.adapters import HTTPAdapter  # type: ignore[import-untyped]
+from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -38,17 +38,25 @@ OPEN_S = 1.0
 QUERY = {"strict-builtin-errors": "true", "provenance": "true"}
 
 
-class _BoundedAdapter(HTTPAdapter):  # type: ignore[misc]  # requests ships no types
+class _BoundedAdapter(HTTPAdapter):
     """Reads at most `ANSWER_BYTES_MAX` within the deadline; the stock adapter bounds neither."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(max_retries=Retry(total=0, connect=1, read=0, redirect=0, status=0, backoff_factor=0))
         self._timeout_s = timeout_s
 
-    def send(self, request: Any, **options: Any) -> Any:
+    def send(
+        self,
+        request: Any,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> Any:
         """Send, and read the whole body here."""
         deadline = time.monotonic() + self._timeout_s
-        response = super().send(request, **{**options, "stream": True})
+        response = super().send(request, stream=True, timeout=timeout, verify=verify, cert=cert, proxies=proxies)
         body = bytearray()
         try:
             for part in response.iter_content(READ_BYTES):
@@ -63,7 +71,7 @@ class _BoundedAdapter(HTTPAdapter):  # type: ignore[misc]  # requests ships no t
         return response
 
 
-class _Client(OpaClient):  # type: ignore[misc]  # the client ships no types
+class _Client(OpaClient):  # type: ignore[misc]  # it has no types
     """The client with our transport: bounded, without proxies and redirects, a private CA allowed."""
 
     def _init_session(self) -> Any:
@@ -114,7 +122,7 @@ class OpaServerEngine:
         self._lock = threading.Lock()
         self._failures = 0
         self._open_until = 0.0
-        self._closed = False
+        self._closed = threading.Event()
 
     def decide(self, stage: Stage, document: dict[str, Any]) -> Decision:
         """Decide; see `PolicyEngine`."""
@@ -122,7 +130,7 @@ class OpaServerEngine:
 
     def close(self) -> None:
         """Close the connections; later decisions are denials."""
-        self._closed = True
+        self._closed.set()
         for _ in range(CONNECTIONS):
             try:
                 self._clients.get_nowait().close_connection()
@@ -130,7 +138,7 @@ class OpaServerEngine:
                 break
 
     def _evaluate(self, stage: Stage, document: dict[str, Any]) -> Any:
-        if self._closed:
+        if self._closed.is_set():
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the policy engine is closed")
         if time.monotonic() < self._open_until:
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the OPA server failed repeatedly")
@@ -142,7 +150,7 @@ class OpaServerEngine:
         try:
             answer = self._ask(client, stage, document)
         finally:
-            if self._closed:
+            if self._closed.is_set():
                 client.close_connection()
             else:
                 self._clients.put_nowait(client)

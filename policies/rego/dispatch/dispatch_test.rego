@@ -1,0 +1,93 @@
+package comity.dispatch_test
+
+settings := {
+	"purposes": ["research"],
+	"data_classes": ["pseudonymous"],
+	"proposers": ["hospital-a"],
+	"min_cohort": 20,
+	"rounds_max": 50,
+	"uses_max": 2,
+	"hours": null,
+	"app_digests": ["listed"],
+	"app_signers": ["signer"],
+	"reviewers": ["reviewer"],
+	"privacy": null,
+	"aggregation": "lead-key",
+	"egress": {"kinds": ["model"], "metrics": ["accuracy"], "size_bytes_max": 1000},
+	"terms": {},
+	"known_members": {"hospital-d": "right"},
+}
+
+good := {
+	"me": "hospital-b",
+	"now": "2029-06-01T10:30:00Z",
+	"agreement": {
+		"purpose": "research",
+		"parties": ["hospital-a", "hospital-b"],
+		"terms": {"aggregation": "lead-key", "not_after": "2029-12-31T00:00:00Z"},
+	},
+	"order": {"step": "fit", "round": 1, "message_type": "train", "lead": "hospital-a", "receivers": ["hospital-b"]},
+	"grants": {"rounds_left": 0, "uses_left": null},
+	"dataset": {"name": "patients", "classification": "pseudonymous", "records": 20, "columns": ["age"]},
+}
+
+# The result for the good input with one part of the input and one part of the settings replaced.
+answer(changes, settings_changes) := result if {
+	result := data.comity.dispatch.result with input as object.union(good, changes)
+		with data.settings as object.union(settings, settings_changes)
+}
+
+rules(answered) := {reason.rule | some reason in answered.reasons}
+
+test_good_is_allowed if answer({}, {}).decision == "allow"
+
+test_without_dataset_is_allowed if answer({"dataset": null}, {}).decision == "allow"
+
+test_purpose_withdrawn if rules(answer({}, {"purposes": ["statistics"]})) == {"dispatch.purpose"}
+
+test_not_a_party if rules(answer({"me": "hospital-c"}, {})) == {"dispatch.party"}
+
+test_not_a_receiver if rules(answer({"order": {"receivers": ["hospital-a"]}}, {})) == {"dispatch.party"}
+
+test_lead_is_no_party if rules(answer({"order": {"lead": "hospital-c"}}, {})) == {"dispatch.lead"}
+
+test_expired if rules(answer({"now": "2029-12-31T00:00:01Z"}, {})) == {"dispatch.expiry"}
+
+test_last_second_counts if answer({"now": "2029-12-31T00:00:00Z"}, {}).decision == "allow"
+
+test_hours if {
+	answer({}, {"hours": {"from": 10, "to": 11}}).decision == "allow"
+	rules(answer({}, {"hours": {"from": 11, "to": 12}})) == {"dispatch.hours"}
+	rules(answer({}, {"hours": {"from": 9, "to": 10}})) == {"dispatch.hours"}
+	answer({"now": "2029-06-01T09:00:00Z"}, {"hours": {"from": 9, "to": 10}}).decision == "allow"
+	answer({"now": "2029-06-01T00:00:00Z"}, {"hours": {"from": 0, "to": 1}}).decision == "allow"
+}
+
+test_overdrawn_grant if rules(answer({"grants": {"rounds_left": -1}}, {})) == {"dispatch.grants"}
+
+test_weak_aggregation if {
+	rules(answer({"agreement": {"terms": {"aggregation": "plain"}}}, {})) == {"dispatch.aggregation"}
+	answer({"agreement": {"terms": {"aggregation": "threshold"}}}, {}).decision == "allow"
+}
+
+test_unknown_aggregation if answer({"agreement": {"terms": {"aggregation": "none"}}}, {}).decision == "deny"
+
+test_dataset_reclassified if rules(answer({"dataset": {"classification": "secret"}}, {})) == {"dispatch.dataset"}
+
+test_dataset_shrunk if rules(answer({"dataset": {"records": 19}}, {})) == {"dispatch.dataset"}
+
+test_human_review if answer({"agreement": {"terms": {"human_review": ["dispatch"]}}}, {}).decision == "review"
+
+test_missing_setting_fails_closed if {
+	every name in object.keys(settings) - {"terms", "known_members"} {
+		result := data.comity.dispatch.result with input as good with data.settings as object.remove(settings, [name])
+		result.decision == "deny"
+	}
+}
+
+test_missing_input_fails_closed if {
+	every name in object.keys(good) {
+		result := data.comity.dispatch.result with input as object.remove(good, [name]) with data.settings as settings
+		result.decision == "deny"
+	}
+}

@@ -1,0 +1,141 @@
+package comity.proposal_test
+
+settings := {
+	"purposes": ["research"],
+	"data_classes": ["pseudonymous"],
+	"proposers": ["hospital-a"],
+	"min_cohort": 20,
+	"rounds_max": 50,
+	"uses_max": 2,
+	"hours": null,
+	"app_digests": ["listed"],
+	"app_signers": ["signer"],
+	"reviewers": ["reviewer"],
+	"privacy": null,
+	"aggregation": "lead-key",
+	"egress": {"kinds": ["model"], "metrics": ["accuracy"], "size_bytes_max": 1000},
+	"terms": {},
+	"known_members": {"hospital-d": "right"},
+}
+
+good := {
+	"me": "hospital-b",
+	"proposer": "hospital-a",
+	"now": "2029-06-01T10:30:00Z",
+	"proposal": {
+		"proposer": "hospital-a",
+		"purpose": "research",
+		"uses": 1,
+		"terms": {},
+		"steps": [{"id": "fit", "kind": "train", "rounds": 10, "app": {"digest": "listed", "name": "tumours"}}],
+		"datasets": [{"org": "hospital-b", "dataset": "patients", "columns": ["age"]}],
+	},
+	"datasets": [{"name": "patients", "classification": "pseudonymous", "records": 20, "columns": ["age"]}],
+	"app": {"digest": "listed", "signed_by": []},
+}
+
+# The result for the good input with one part of the input and one part of the settings replaced.
+answer(changes, settings_changes) := result if {
+	result := data.comity.proposal.result with input as object.union(good, changes)
+		with data.settings as object.union(settings, settings_changes)
+}
+
+rules(answered) := {reason.rule | some reason in answered.reasons}
+
+test_good_is_allowed if {
+	answered := answer({}, {})
+	answered.decision == "allow"
+	answered.terms.rounds == 50
+	answered.terms.columns == {"hospital-b/patients": ["age"]}
+	answered.terms.min_cohort == {"hospital-b/patients": 20}
+}
+
+test_purpose if {
+	answered := answer({"proposal": {"purpose": "marketing"}}, {})
+	answered.decision == "deny"
+	rules(answered) == {"proposal.purpose"}
+	answered.reasons[0].message == "purpose marketing is not one that hospital-b supports"
+	answered.terms == {}
+}
+
+test_proposer if rules(answer({"proposer": "hospital-c"}, {})) == {"proposal.proposer"}
+
+test_every_member_may_propose if {
+	answer({"proposer": "hospital-c", "proposal": {"proposer": "hospital-c"}}, {"proposers": ["*"]}).decision == "allow"
+}
+
+test_dataset_unknown if rules(answer({"datasets": []}, {})) == {"proposal.dataset"}
+
+test_column_unknown if {
+	changed := [{"org": "hospital-b", "dataset": "patients", "columns": ["age", "name"]}]
+	rules(answer({"proposal": {"datasets": changed}}, {})) == {"proposal.columns"}
+}
+
+test_datasets_of_others_are_not_ours_to_judge if {
+	changed := [{"org": "hospital-c", "dataset": "elsewhere", "columns": ["x"]}]
+	answer({"proposal": {"datasets": changed}}, {}).decision == "allow"
+}
+
+test_classification if {
+	changed := [{"name": "patients", "classification": "secret", "records": 20, "columns": ["age"]}]
+	rules(answer({"datasets": changed}, {})) == {"proposal.classification"}
+}
+
+test_cohort if {
+	changed := [{"name": "patients", "classification": "pseudonymous", "records": 19, "columns": ["age"]}]
+	rules(answer({"datasets": changed}, {})) == {"proposal.cohort"}
+}
+
+test_records_as_text_are_refused if {
+	changed := [{"name": "patients", "classification": "pseudonymous", "records": "19", "columns": ["age"]}]
+	rules(answer({"datasets": changed}, {})) == {"proposal.default"}
+}
+
+test_rounds_and_uses if {
+	steps := [{"id": "fit", "kind": "train", "rounds": 51, "app": {"digest": "listed", "name": "tumours"}}]
+	rules(answer({"proposal": {"steps": steps, "uses": 3}}, {})) == {"proposal.rounds", "proposal.uses"}
+}
+
+unlisted := [{"id": "fit", "kind": "train", "rounds": 10, "app": {"digest": "other", "name": "tumours"}}]
+
+test_unlisted_app_is_reviewed if {
+	answered := answer({"proposal": {"steps": unlisted}}, {})
+	answered.decision == "review"
+	rules(answered) == {"proposal.app"}
+}
+
+test_signature_of_a_reviewer_counts if {
+	signed := {"digest": "other", "signed_by": ["reviewer"]}
+	answer({"proposal": {"steps": unlisted}, "app": signed}, {}).decision == "allow"
+}
+
+test_signature_on_another_app_does_not_count if {
+	signed := {"digest": "third", "signed_by": ["reviewer"]}
+	answer({"proposal": {"steps": unlisted}, "app": signed}, {}).decision == "review"
+}
+
+test_privacy_with_clipping_bounds_the_app if {
+	terms := {"privacy": {"epsilon": "1", "delta": "0.00001"}, "clip_norm": "1"}
+	answer({"proposal": {"steps": unlisted, "terms": terms}}, {}).decision == "allow"
+}
+
+test_privacy_without_clipping_does_not if {
+	terms := {"privacy": {"epsilon": "1", "delta": "0.00001"}}
+	answer({"proposal": {"steps": unlisted, "terms": terms}}, {}).decision == "review"
+}
+
+test_own_terms_are_asked_for if answer({}, {"terms": {"retention_s": 60}}).terms.retention_s == 60
+
+test_missing_setting_fails_closed if {
+	every name in object.keys(settings) - {"terms", "known_members"} {
+		result := data.comity.proposal.result with input as good with data.settings as object.remove(settings, [name])
+		result.decision == "deny"
+	}
+}
+
+test_missing_input_fails_closed if {
+	every name in object.keys(good) - {"now", "app"} {
+		result := data.comity.proposal.result with input as object.remove(good, [name]) with data.settings as settings
+		result.decision == "deny"
+	}
+}
