@@ -156,7 +156,7 @@ class Channel:
             self._sock.settimeout(timeout_s)
             try:
                 data, fds = _recv_some(self._sock, self._assembler.wanted)
-            except TimeoutError as error:
+            except (TimeoutError, BlockingIOError) as error:  # the latter with a timeout of 0
                 raise ComityError(ErrorCode.TIMEOUT, "no frame in time") from error
             frame = self._assembler.feed(data, fds, header_bytes_max, blob_bytes_max)
             if frame is not None:

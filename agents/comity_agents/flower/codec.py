@@ -9,7 +9,8 @@ Rules:
 
 Header: `{"v":1,"records":[RECORD,…]}` or `{"v":1,"error":[code,reason]}`, where RECORD is
 `[name,"array",[[key,dtype,shape,stype,length],…]]` or `[name,"metric"|"config",[[key,value],…]]`. Arrays of stype
-`numpy.ndarray` are raw, little-endian, C order; those of any other stype are opaque bytes. A `bytes` value is `{"b":length}`, its bytes a buffer; a float that JSON lacks is `{"f":"nan"}`.
+`numpy.ndarray` are raw, little-endian, C order; those of any other stype are opaque bytes. A `bytes` value is
+`{"b":length}`, its bytes a buffer; a float that JSON lacks is `{"f":"nan"}`.
 Buffers stand in the order in which the header names them.
 """
 

@@ -1,0 +1,1 @@
+"""A Flower app without training: every node adds one to every parameter."""

@@ -1,0 +1,1 @@
+"""A Flower app: logistic regression over the data of several hospitals."""
