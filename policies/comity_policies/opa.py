@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import requests
 from opa_client.opa import OpaClient
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.retry import Retry
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -65,6 +66,10 @@ class _BoundedAdapter(HTTPAdapter):
                     raise ComityError(ErrorCode.POLICY_ERROR, "the OPA server's answer is too large")
                 if time.monotonic() > deadline:
                     raise ComityError(ErrorCode.POLICY_TIMEOUT, "the OPA server was too slow")
+        except requests.ConnectionError as error:
+            if error.args and isinstance(error.args[0], ReadTimeoutError):
+                raise requests.ReadTimeout from None
+            raise
         finally:
             response.close()
         response._content = bytes(body)

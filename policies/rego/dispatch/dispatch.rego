@@ -28,9 +28,11 @@ complete if {
 	data.comity.lib.texts([input.me, input.now, input.order.lead, input.agreement.purpose])
 	data.comity.lib.texts(input.agreement.parties)
 	data.comity.lib.texts(input.order.receivers)
-	is_object(input.agreement.terms)
-	data.comity.lib.profile(input.agreement.terms) in data.comity.lib.ladder
+	data.comity.lib.terms_sound(input.agreement.terms)
 	is_object(input.grants)
+	every left in input.grants {
+		type_name(left) in ["number", "null"]
+	}
 	dataset_known
 }
 

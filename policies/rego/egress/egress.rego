@@ -29,8 +29,7 @@ complete if {
 	is_number(input.result.cohort)
 	is_number(input.result.size_bytes)
 	data.comity.lib.texts(input.result.metrics)
-	is_object(input.agreement.terms)
-	data.comity.lib.profile(input.agreement.terms) in data.comity.lib.ladder
+	data.comity.lib.terms_sound(input.agreement.terms)
 }
 
 # METADATA

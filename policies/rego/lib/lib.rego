@@ -46,8 +46,26 @@ settings_optional if {
 
 # METADATA
 # scope: rule
+# title: Whether the terms that rules read are in their types
+# description: Iterating over what is no collection is silent in one engine and an error in the other.
+terms_sound(terms) if {
+	is_object(terms)
+	profile(terms) in ladder
+	is_string(object.get(terms, "not_after", ""))
+	is_object(object.get(terms, "privacy", {}))
+	texts(object.get(terms, "egress", []))
+	texts(object.get(terms, "human_review", []))
+	every _, least in object.get(terms, "min_cohort", {}) {
+		is_number(least)
+	}
+	is_object(object.get(terms, "min_cohort", {}))
+}
+
+# METADATA
+# scope: rule
 # title: Whether every one of these is text
 texts(values) if {
+	is_array(values)
 	every value in values {
 		is_string(value)
 	}

@@ -27,7 +27,10 @@ result := data.comity.lib.answer(deny, review, object.union(terms, own_terms)) i
 complete if {
 	data.comity.lib.texts([input.me, input.proposer, input.proposal.proposer, input.proposal.purpose])
 	is_number(input.proposal.uses)
-	is_object(input.proposal.terms)
+	data.comity.lib.terms_sound(input.proposal.terms)
+	is_array(input.proposal.datasets)
+	is_array(input.proposal.steps)
+	is_array(input.datasets)
 	every ask in input.proposal.datasets {
 		data.comity.lib.texts([ask.org, ask.dataset])
 		data.comity.lib.texts(ask.columns)
