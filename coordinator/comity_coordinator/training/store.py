@@ -1,0 +1,116 @@
+"""The tables of training: runs, and how many receipts each party handed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Boolean, Column, Connection, Index, Integer, String, Table, Text, insert, select, update
+
+from comity.wire import canonical
+from comity_coordinator.db import metadata
+from comity_coordinator.training.model import Run, RunState
+
+runs = Table(
+    "training_runs",
+    metadata,
+    Column("run", String(64), primary_key=True),
+    Column("agreement", String(64), nullable=False),
+    Column("use_number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Column("until", String(20), nullable=False),
+    Column("created_at", String(20), nullable=False),
+    Column("document", Text, nullable=False),
+    Index("training_runs_agreement", "agreement", "use_number", unique=True),
+    Index("training_runs_open", "closed", "until"),
+)
+
+
+def create(conn: Connection, run: Run, now: str) -> None:
+    """Write a new run."""
+    conn.execute(
+        insert(runs).values(
+            run=run.run,
+            agreement=run.agreement,
+            use_number=run.use,
+            state=str(run.state),
+            closed=run.closed,
+            until=run.until,
+            created_at=now,
+            document=_text(run),
+        )
+    )
+
+
+def save(conn: Connection, run: Run) -> None:
+    """Write a run's new state."""
+    conn.execute(
+        update(runs)
+        .where(runs.c.run == run.run)
+        .values(state=str(run.state), closed=run.closed, until=run.until, document=_text(run))
+    )
+
+
+def get(conn: Connection, run: str) -> Run | None:
+    """Return a run."""
+    row = conn.execute(select(runs.c.document).where(runs.c.run == run)).first()
+    return None if row is None else _run(row[0])
+
+
+def of_agreement(conn: Connection, agreement: str) -> list[Run]:
+    """Return an agreement's runs, oldest first."""
+    query = select(runs.c.document).where(runs.c.agreement == agreement).order_by(runs.c.use_number)
+    return [_run(row[0]) for row in conn.execute(query)]
+
+
+def listed(conn: Connection, after: str, limit: int) -> list[tuple[str, Run]]:
+    """Return (created at, run) in the order of their ids, those after `after`."""
+    query = select(runs.c.created_at, runs.c.document).where(runs.c.run > after).order_by(runs.c.run).limit(limit)
+    return [(row[0], _run(row[1])) for row in conn.execute(query)]
+
+
+def open_until(conn: Connection) -> list[tuple[str, str]]:
+    """Return (run, deadline) of all runs that are not closed."""
+    query = select(runs.c.run, runs.c.until).where(runs.c.closed.is_(False))
+    return [(row[0], row[1]) for row in conn.execute(query)]
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """Return a run as it is kept and shown."""
+    return {
+        "run": run.run,
+        "agreement": run.agreement,
+        "use": run.use,
+        "lead": run.lead,
+        "parties": list(run.parties),
+        "limit_s": run.limit_s,
+        "state": str(run.state),
+        "since": run.since,
+        "until": run.until,
+        "ready": sorted(run.ready),
+        "round": run.round,
+        "rounds": run.rounds,
+        "code": run.code,
+        "detail": run.detail,
+        "move": run.move,
+        "finished": run.finished,
+        "expected": dict(run.expected),
+        "received": dict(run.received),
+        "closed": run.closed,
+    }
+
+
+def _text(run: Run) -> str:
+    return canonical.canonical(to_json(run)).decode()
+
+
+def _run(document: str) -> Run:
+    value = canonical.parse(document.encode())
+    return Run(
+        **{
+            **value,
+            "parties": tuple(value["parties"]),
+            "state": RunState(value["state"]),
+            "ready": frozenset(value["ready"]),
+        }
+    )
