@@ -28,6 +28,8 @@ complete if {
 	data.comity.lib.texts([input.me, input.proposer, input.proposal.proposer, input.proposal.purpose])
 	is_number(input.proposal.uses)
 	data.comity.lib.terms_sound(input.proposal.terms)
+	is_string(input.app.digest)
+	data.comity.lib.texts(input.app.signed_by)
 	is_array(input.proposal.datasets)
 	is_array(input.proposal.steps)
 	is_array(input.datasets)

@@ -134,7 +134,7 @@ test_missing_setting_fails_closed if {
 }
 
 test_missing_input_fails_closed if {
-	every name in object.keys(good) - {"now", "app"} {
+	every name in object.keys(good) - {"now"} {
 		result := data.comity.proposal.result with input as object.remove(good, [name]) with data.settings as settings
 		result.decision == "deny"
 	}
