@@ -90,7 +90,7 @@ class AppStore:
         """Keep our own app, seal it to `receivers` and upload it; returns the payload reference."""
         self.keep(data, digest)
         ref, sealed = seal_to_bytes([data], receivers, context_of(digest))
-        await self._node.payloads.put(sealed, ref, sorted(receivers))
+        await self._node.payloads.put(sealed, ref, tuple(sorted(receivers)))
         return ref.to_json()
 
     def describe(self, digest: str) -> dict[str, Any]:
