@@ -134,13 +134,15 @@ class Hub:
             del self._sessions[session.org]
             self._tell_presence(session.org, connected=False)
 
+    async def check(self, session: Session) -> None:
+        """Ask for the organisation's standing. Raises REVOKED and the like, which must end the stream."""
+        await self._admit(session.peer)
+
     async def receive(self, session: Session, message: Message) -> None:
         """Take one envelope off a stream. Raises what must end the stream: REVOKED and the like."""
         await self._admit(session.peer)
         if message.kind in RELAYED_KINDS:
             await self._relay(session, message)
-        elif message.kind not in self._handlers:
-            raise ComityError(ErrorCode.UNSUPPORTED, "a message of an unknown kind")
         else:
             await session.inbound.put(message)
 
@@ -235,7 +237,9 @@ class Hub:
         return outcome
 
     def _handle(self, conn: Connection, org: str, message: Message) -> ComityError | None:
-        handler = self._handlers[message.kind]
+        handler = self._handlers.get(message.kind)
+        if handler is None:
+            return ComityError(ErrorCode.UNSUPPORTED, "a message of an unknown kind")
         try:
             attempt(conn, lambda: handler(conn, org, message))
         except ComityError as error:

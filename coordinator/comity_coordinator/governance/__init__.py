@@ -1,0 +1,1 @@
+"""The consortium's constitution: drafts of the next charter, signatures, the charter in force."""

@@ -1,0 +1,155 @@
+"""Charter drafts, signatures, and putting a charter into force: each one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.governance import model, store
+from comity_coordinator.membership import store as membership_store
+from comity_crypto.encoding import fields, from_base64
+from comity_crypto.quorum import QuorumCertificate, bls_verify, make_certificate, message_for
+from comity_crypto.statements import Statement, verify_statement
+from comity_policies.charter import Charter, Member, genesis_name, verify_genesis, verify_successor
+
+SIGNATURE = "charter-signature"
+FINAL = "charter.final"
+CHARTERS_PAGE = 64
+_BLS_BYTES = 96
+_SIGNATURE_BYTES_MAX = 4_096
+
+
+class Append(Protocol):
+    """`Ledger.append`."""
+
+    def __call__(self, conn: Connection, statement: Statement, recipients: Sequence[str] = ()) -> bool:
+        """Queue a statement for the log."""
+
+
+class Send(Protocol):
+    """`Hub.enqueue`."""
+
+    def __call__(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
+        """Send a durable message."""
+
+
+def charter_in_force(conn: Connection) -> Charter | None:
+    """Return the newest charter, None before genesis."""
+    data = store.newest_charter(conn)
+    return None if data is None else Charter.from_json(Statement.from_bytes(data).body["charter"])
+
+
+def genesis_in_force(conn: Connection) -> str | None:
+    """Return the consortium's name for people (`genesis_name`), None before genesis."""
+    found = store.charters_from(conn, 1, 1)
+    return genesis_name(Charter.from_json(Statement.from_bytes(found[0]).body["charter"])) if found else None
+
+
+class Governance:
+    """Use cases. Methods that take `conn` run inside the caller's transaction and may run again."""
+
+    def __init__(
+        self,
+        consortium: str,
+        log_name: str,
+        log_key: bytes,
+        sign: Callable[[str, dict[str, Any]], Statement],
+        append: Append,
+        send: Send,
+    ) -> None:
+        """`sign(kind, body)` makes statements of the coordinator; `log_key` is its public Ed25519 key, 32 bytes."""
+        self._consortium = consortium
+        self._log_name = log_name
+        self._log_key = log_key
+        self._sign = sign
+        self._append = append
+        self._send = send
+
+    def draft(self, conn: Connection) -> Charter:
+        """Return the next charter as it stands. Raises `NOT_FOUND` if nothing is to be decided."""
+        return self._next(conn)[1]
+
+    def signed_by(self, conn: Connection, charter: Charter) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return (who signed this draft, whose signature is awaited)."""
+        signed = tuple(org for org, _ in store.signatures_of(conn, charter.digest))
+        judges = model.judges(charter_in_force(conn), charter)
+        return signed, tuple(org for org in judges if org not in signed)
+
+    def submit(self, conn: Connection, org: str, data: bytes) -> bool:
+        """Take the signature of `org` over the present draft; True once the charter is in force.
+
+        Raises:
+            ComityError: `MALFORMED`, `FORBIDDEN`, `SIGNATURE_INVALID`, `NOT_A_MEMBER`, `NOT_FOUND`; `CONFLICT` if the
+                draft is another one by now (fact `digest`); `ILLEGAL_EVENT` for a single founder.
+        """
+        statement = Statement.from_bytes(data, max_bytes=_SIGNATURE_BYTES_MAX)
+        body = fields(statement.body, frozenset({"charter", "bls"}), what="a charter signature")
+        final = charter_in_force(conn)
+        if final is not None and body["charter"] == final.digest:
+            return True  # it came into force before this signature arrived
+        in_force, charter = self._next(conn)
+        needed = model.needed(in_force, charter)
+        judges = in_force or charter
+        keys = judges.member(org).keys
+        if statement.issuer != org:
+            raise ComityError(ErrorCode.FORBIDDEN, "the statement is not of the organisation that sent it")
+        verify_statement(statement, keys.statement, kind=SIGNATURE, consortium=self._consortium)
+        if body["charter"] != charter.digest:
+            raise ComityError(ErrorCode.CONFLICT, "the draft is another one by now", digest=charter.digest)
+        bls = from_base64(body["bls"], what="bls", size_bytes=_BLS_BYTES)
+        if not bls_verify(keys.certificate, message_for("charter", charter.digest), bls):
+            raise ComityError(ErrorCode.SIGNATURE_INVALID, "the BLS signature does not hold")
+        store.add_signature(conn, charter.digest, org, data)
+        given = [
+            (signer, Statement.from_bytes(found))
+            for signer, found in store.signatures_of(conn, charter.digest)
+            if signer in judges.organisations
+        ]
+        if len(given) < needed:
+            return False
+        self._enforce(conn, in_force, charter, given)
+        return True
+
+    def charters(self, conn: Connection, from_version: int) -> Sequence[bytes]:
+        """Return final charters from a version on, oldest first, at most `CHARTERS_PAGE`."""
+        return store.charters_from(conn, from_version, CHARTERS_PAGE)
+
+    def _next(self, conn: Connection) -> tuple[Charter | None, Charter]:
+        in_force = charter_in_force(conn)
+        members = [
+            Member(row.org, row.title, row.owner, row.keys)
+            for row in membership_store.all_members(conn)
+            if row.revoked_at is None
+        ]
+        charter = model.draft(
+            in_force, members, consortium=self._consortium, log_name=self._log_name, log_key=self._log_key
+        )
+        if charter is None:
+            raise ComityError(ErrorCode.NOT_FOUND, "nothing is to be decided")
+        return in_force, charter
+
+    def _enforce(
+        self, conn: Connection, in_force: Charter | None, charter: Charter, given: Sequence[tuple[str, Statement]]
+    ) -> None:
+        partial = {org: from_base64(said.body["bls"], what="bls", size_bytes=_BLS_BYTES) for org, said in given}
+        certificate: QuorumCertificate = make_certificate(charter.digest, partial)
+        if in_force is None:
+            verify_genesis(charter, certificate)
+        else:
+            verify_successor(in_force, charter, certificate)
+        statement = self._sign(
+            "charter",
+            {
+                "charter": charter.to_json(),
+                "certificate": certificate.to_json(),
+                "signatures": [said.to_json() for _, said in given],
+            },
+        )
+        store.add_charter(conn, charter.version, charter.digest, statement.to_bytes())
+        concerned = sorted({*charter.organisations, *(in_force.organisations if in_force else ())})
+        self._append(conn, statement, concerned)
+        for org in concerned:
+            self._send(conn, org, FINAL, {"statement": statement.to_json()})

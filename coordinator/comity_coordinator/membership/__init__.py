@@ -1,0 +1,1 @@
+"""Who may use the transport: invitations, enrolment, rotation, revocation."""
