@@ -13,15 +13,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from comity_policies.engine import PolicyEngine
-
     from comity_crypto.keys import OrgKeys
+    from comity_crypto.keystore import KeyStore
     from comity_node.governance.store import CharterStore
     from comity_node.journal import Journal
     from comity_node.ledger.store import LedgerStore
     from comity_node.settings import NodeSettings
+    from comity_node.transport.dial import Dialer
     from comity_node.transport.link import Link
     from comity_node.transport.payloads import Payloads
+    from comity_policies.engine import PolicyEngine
 
 S = TypeVar("S")
 
@@ -56,12 +57,14 @@ class Services:
 
 @dataclass(frozen=True)
 class NodeContext:
-    """The frame of the node. `clock` returns the present, aware, in UTC."""
+    """The frame of the node. `clock` returns the present, aware, in UTC; `dialer` is for calls beside the stream."""
 
     settings: NodeSettings
     keys: OrgKeys = field(repr=False)
+    keystore: KeyStore
     journal: Journal
     link: Link
+    dialer: Dialer
     payloads: Payloads
     charters: CharterStore
     ledger: LedgerStore

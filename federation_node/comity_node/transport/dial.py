@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
+from comity.v1 import ledger_pb2_grpc, membership_pb2_grpc, payload_pb2_grpc
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.keystore import TlsPaths
+from comity.wire.grpc_errors import from_rpc
+from comity_crypto.keystore import KeyStore, TlsPaths
 
 MESSAGE_BYTES_MAX = 4 << 20
 UNARY_TIMEOUT_S = 20.0
+CLOSE_GRACE_S = 60.0
+
+Q = TypeVar("Q", contravariant=True)
+R = TypeVar("R", covariant=True)
 
 # Each channel has its own connection (local pool), so that bulk data never stands before a small message.
 _OPTIONS: list[tuple[str, Any]] = [
@@ -45,3 +54,65 @@ def dial_with(address: str, key_pem: bytes, certificate_pem: bytes, authority_pe
     """Return a channel that presents the given certificate and trusts only `authority_pem`."""
     credentials = grpc.ssl_channel_credentials(authority_pem, key_pem, certificate_pem)
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+
+
+class UnaryCall(Protocol[Q, R]):
+    """A method of a stub that asks once and is answered once."""
+
+    def __call__(self, request: Q, *, timeout: float | None = None) -> Awaitable[R]:
+        """Send `request`."""
+
+
+class Dialer:
+    """One connection to the coordinator, renewed when the certificate on disk changes."""
+
+    def __init__(self, address: str, keystore: KeyStore) -> None:
+        """`address` is the coordinator's host:port."""
+        self._address = address
+        self._keystore = keystore
+        self._channel: grpc.aio.Channel | None = None
+        self._certificate: Path | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def channel(self) -> grpc.aio.Channel:
+        """Return the connection; a new one after a rotation, while calls under way keep theirs."""
+        paths = self._keystore.tls_paths()
+        if self._channel is None or self._certificate != paths.cert:
+            former, self._channel = self._channel, dial(self._address, paths)
+            self._certificate = paths.cert
+            if former is not None:
+                task = asyncio.create_task(former.close(CLOSE_GRACE_S))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        return self._channel
+
+    def membership(self) -> membership_pb2_grpc.MembershipServiceAsyncStub:
+        """Return the stub for members, certificates and charters."""
+        stub: membership_pb2_grpc.MembershipServiceAsyncStub = membership_pb2_grpc.MembershipServiceStub(self.channel())
+        return stub
+
+    def ledger(self) -> ledger_pb2_grpc.LedgerReadServiceAsyncStub:
+        """Return the stub for reading the ledger."""
+        stub: ledger_pb2_grpc.LedgerReadServiceAsyncStub = ledger_pb2_grpc.LedgerReadServiceStub(self.channel())
+        return stub
+
+    def payloads(self) -> payload_pb2_grpc.PayloadServiceAsyncStub:
+        """Return the stub for sealed payloads."""
+        stub: payload_pb2_grpc.PayloadServiceAsyncStub = payload_pb2_grpc.PayloadServiceStub(self.channel())
+        return stub
+
+    async def close(self) -> None:
+        """End the connection."""
+        channel, self._channel = self._channel, None
+        for task in self._closing:
+            task.cancel()
+        if channel is not None:
+            await channel.close()
+
+
+async def ask(method: UnaryCall[Q, R], request: Q, *, timeout_s: float = UNARY_TIMEOUT_S) -> R:
+    """Call a unary method within `timeout_s`. Raises what the coordinator says, `UNAVAILABLE`, `TIMEOUT`."""
+    try:
+        return await method(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc(error) from error

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import grpc.aio
 
-from comity.v1 import payload_pb2, payload_pb2_grpc
+from comity.v1 import payload_pb2
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity_crypto.keystore import KeyStore
 from comity_crypto.sealing import SealedRef
-from comity_node.transport.dial import dial
+from comity_node.transport.dial import Dialer
 
 CHUNK_BYTES = 512 * 1024
 WAIT_S = 60.0
@@ -44,16 +44,11 @@ class Payloads:
 
     def __init__(self, address: str, keystore: KeyStore) -> None:
         """`address` is the coordinator's host:port."""
-        self._address = address
-        self._keystore = keystore
-        self._channel: grpc.aio.Channel | None = None
-        self._channel_paths: Path | None = None
+        self._dialer = Dialer(address, keystore)
 
     async def close(self) -> None:
         """End the connection."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        await self._dialer.close()
 
     async def put(self, source: Source, ref: SealedRef, receivers: tuple[str, ...]) -> None:
         """Upload the ciphertext of `ref` for `receivers`; returns once the spool has verified the whole.
@@ -117,7 +112,7 @@ class Payloads:
         header = payload_pb2.PayloadHeader(
             digest=ref.digest, size_bytes=ref.size, receivers=receivers, offset_bytes=offset
         )
-        call = self._stub().PutPayload()
+        call = self._dialer.payloads().PutPayload()
         try:
             async with asyncio.timeout(STALL_S) as stall:
                 loop = asyncio.get_running_loop()
@@ -141,7 +136,7 @@ class Payloads:
 
     async def _get_once(self, ref: SealedRef, offset: int) -> AsyncIterator[bytes]:
         request = payload_pb2.GetPayloadRequest(digest=ref.digest, offset_bytes=offset)
-        call = self._stub().GetPayload(request)
+        call = self._dialer.payloads().GetPayload(request)
         try:
             while offset < ref.size:
                 async with asyncio.timeout(STALL_S + WAIT_S):
@@ -164,20 +159,11 @@ class Payloads:
         """Ask how much the spool has; `otherwise` if it cannot be asked now."""
         try:
             request = payload_pb2.StatPayloadRequest(digest=ref.digest)
-            stat = await self._stub().StatPayload(request, timeout=STALL_S)
+            stat = await self._dialer.payloads().StatPayload(request, timeout=STALL_S)
         except grpc.aio.AioRpcError:
             return otherwise
         # A whole payload is offered from the start again: the spool answers at the header.
         return 0 if stat.complete else _resume_at(stat.present_bytes, ref.size)
-
-    def _stub(self) -> payload_pb2_grpc.PayloadServiceAsyncStub:
-        """Return a stub on the present channel; a rotated certificate gets a new one, calls under way keep theirs."""
-        paths = self._keystore.tls_paths()
-        if self._channel is None or self._channel_paths != paths.cert:
-            self._channel = dial(self._address, paths)
-            self._channel_paths = paths.cert
-        stub: payload_pb2_grpc.PayloadServiceAsyncStub = payload_pb2_grpc.PayloadServiceStub(self._channel)
-        return stub
 
 
 async def _answer(

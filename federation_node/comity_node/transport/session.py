@@ -21,14 +21,16 @@ from comity.v1 import exchange_pb2, exchange_pb2_grpc
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
+from comity_crypto.tokens import welcome_message
 
 PROTOCOL = 1
 SOFTWARE = "comity-node/0.1"
 WELCOME_TIMEOUT_S = 15.0
 HEARTBEAT_S = 15.0
+SILENCE_S = 45.0
+"""The coordinator beats every 10 s; a stream that is silent for longer than this is dead."""
 WRITES_WAITING_MAX = 512
 CONNECTED_MAX = 4_096
-_WELCOME_DOMAIN = b"comity/welcome/v1\x00"
 
 _Call = grpc.aio.StreamStreamCall[exchange_pb2.ConnectRequest, exchange_pb2.ConnectResponse]
 
@@ -69,13 +71,16 @@ class Session:
         """Yield what comes in until the stream ends. Raises what the coordinator ended it with."""
         try:
             while True:
-                frame = await self._call.read()
+                async with asyncio.timeout(SILENCE_S):
+                    frame = await self._call.read()
                 if frame is grpc.aio.EOF:
                     raise ComityError(ErrorCode.UNAVAILABLE, "the coordinator closed the stream")
                 assert isinstance(frame, exchange_pb2.ConnectResponse)
                 yield frame
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
+        except TimeoutError as error:
+            raise ComityError(ErrorCode.TIMEOUT, "the coordinator fell silent") from error
 
     async def keep_warm(self) -> None:
         """Send a heartbeat whenever nothing else was written for `HEARTBEAT_S`; runs until the stream ends."""
@@ -145,7 +150,7 @@ def _greeting(frame: exchange_pb2.ConnectResponse, log_key: bytes, spiffe_id: st
         raise ComityError(ErrorCode.UNSUPPORTED, "protocol version", version=welcome.protocol)
     if len(welcome.certificate_digest) != 32 or len(welcome.connected) > CONNECTED_MAX:
         raise ComityError(ErrorCode.MALFORMED, "the Welcome's sizes")
-    signed = _WELCOME_DOMAIN + welcome.certificate_digest + spiffe_id.encode()
+    signed = welcome_message(welcome.certificate_digest, spiffe_id)
     try:
         Ed25519PublicKey.from_public_bytes(log_key).verify(welcome.signature, signed)
     except InvalidSignature as error:

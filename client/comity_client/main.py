@@ -1,0 +1,70 @@
+"""The `comity` command: assembled from what each package registers in the entry-point group `comity.commands`.
+
+Errors of the catalogue end with status 2: the sentence, whose move it is, and the detail; with `--json`, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from comity.wire.catalog import row
+from comity.wire.errors import ComityError
+
+GROUP = "comity.commands"
+EXIT_REFUSED = 2
+
+
+def build_app() -> typer.Typer:
+    """Return the command with every package's subcommands."""
+    app = typer.Typer(
+        name="comity",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Work together across organisations without trust in the middle.",
+    )
+    for point in sorted(entry_points(group=GROUP), key=lambda each: each.name):
+        point.load()(app)
+    _merge_groups(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line and end the process."""
+    try:
+        build_app()()
+    except ComityError as error:
+        _report(error)
+        sys.exit(EXIT_REFUSED)
+
+
+def _merge_groups(app: typer.Typer) -> None:
+    """Let several packages add to one group: `ledger verify` and `ledger export` come from two of them."""
+    kept: dict[str, typer.Typer] = {}
+    for info in list(app.registered_groups):
+        group, name = info.typer_instance, str(info.name)
+        if group is None or name not in kept:
+            if group is not None:
+                kept[name] = group
+            continue
+        kept[name].registered_commands.extend(group.registered_commands)
+        kept[name].registered_groups.extend(group.registered_groups)
+        app.registered_groups.remove(info)
+
+
+def _report(error: ComityError) -> None:
+    found = row(error.code)
+    if "--json" in sys.argv:
+        document = {**error.to_json(), "sentence": found.sentence, "move": str(found.move), "retry": found.retry}
+        typer.echo(json.dumps({"error": document}, sort_keys=True), err=False)
+        return
+    typer.echo(f"{error.code}: {found.sentence}", err=True)
+    if error.detail:
+        typer.echo(f"  {error.detail}", err=True)
+    for key, value in sorted(error.facts.items()):
+        typer.echo(f"  {key}: {value}", err=True)
+    typer.echo(f"  Next move: {found.move}.", err=True)

@@ -1,0 +1,199 @@
+"""The node: everything is built and joined here, and nowhere else.
+
+Order of life: lock the home, open the journal, build the capabilities, create tables, start the services, serve the
+local API, dial. It ends in the other order. A second process on the same home is refused before it touches anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from comity.wire import instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.keystore import FileKeyStore
+from comity_node.context import NodeContext, Service
+from comity_node.governance.store import CharterStore
+from comity_node.journal import Journal
+from comity_node.ledger.store import LedgerStore
+from comity_node.policy.engine import ReloadablePolicy
+from comity_node.rest import LocalServer, build_api
+from comity_node.settings import NodeSettings
+from comity_node.transport import store as link_store
+from comity_node.transport.dial import Dialer
+from comity_node.transport.link import Link
+from comity_node.transport.payloads import Payloads
+
+# Built in this order and stopped in the other: `service.build(node)` if there is one, `api.router(node)` likewise.
+CAPABILITIES = ("membership", "governance", "ledger", "policy")
+READY_TIMEOUT_S = 10.0
+TOKEN_CHARS_MIN = 32
+STOP_TIMEOUT_S = 5.0
+log = structlog.get_logger("comity.node")
+
+
+class Node:
+    """One organisation's node in this process. Use `run`."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        """Open keys, journal and policy, and build every capability. Raises what any of them refuses."""
+        settings.make_folders()
+        self._keystore = FileKeyStore(settings.keys_folder)
+        keys = self._keystore.load()
+        policy = ReloadablePolicy(settings)
+        journal = Journal.open(settings.journal_file)
+        ledger = LedgerStore()
+        isolation = settings.isolation if settings.isolation != "best" else _best_isolation()
+        link = Link(settings, self._keystore, journal, isolation=isolation, on_statement=ledger.expect)
+        self.context = NodeContext(
+            settings=settings,
+            keys=keys,
+            keystore=self._keystore,
+            journal=journal,
+            link=link,
+            dialer=Dialer(settings.coordinator, self._keystore),
+            payloads=Payloads(settings.coordinator, self._keystore),
+            charters=CharterStore(settings, journal),
+            ledger=ledger,
+            policy=policy,
+            clock=instants.now,
+        )
+        self._started_at = instants.now_text()
+        self._isolation = isolation
+        self._services = [service for name in CAPABILITIES if (service := _build(name, self.context)) is not None]
+        journal.create_all()
+        self.context.charters.load()
+
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Work until SIGTERM or SIGINT; `on_ready` is called once the local API answers and the link dials.
+
+        Raises:
+            ComityError: what keeps the node from starting, or ended it.
+        """
+        node = self.context
+        token = _read_token(node.settings.token_file)
+        stop = asyncio.create_task(_stop_event().wait())
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(stop.cancel)
+            stack.callback(node.journal.close)
+            stack.callback(node.policy.close)
+            stack.push_async_callback(node.dialer.close)
+            stack.push_async_callback(node.payloads.close)
+            api = build_api(token, [_router(name, node) for name in CAPABILITIES], self.status)
+            for service in self._services:
+                stack.push_async_callback(service.stop)
+                await service.start()
+            server = LocalServer(api, node.settings.socket_file)
+            serving = asyncio.create_task(server.run())
+            stack.push_async_callback(_finish, serving, server.stop)
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await server.ready()
+            linking = asyncio.create_task(node.link.run())
+            stack.push_async_callback(_finish, linking, linking.cancel)
+            log.info("node.ready", org=node.settings.org, consortium=node.settings.consortium)
+            on_ready()
+            await asyncio.wait([serving, linking, stop], return_when=asyncio.FIRST_COMPLETED)
+            log.info("node.stopping", asked=stop.done())
+
+    async def status(self) -> dict[str, Any]:
+        """Return the node's state for people."""
+        node = self.context
+        position = await node.journal.run(link_store.position)
+        charter = node.charters.current()
+        return {
+            "org": node.settings.org,
+            "consortium": node.settings.consortium,
+            "fingerprint": node.keys.public.fingerprint(),
+            "genesis": node.charters.genesis_name(),
+            "charter_version": charter.version if charter else None,
+            "members": list(charter.organisations) if charter else [],
+            "link": node.link.state.to_json(),
+            "connected_orgs": sorted(node.link.connected_orgs),
+            "outbox": {
+                "waiting": await node.journal.run(link_store.waiting_count),
+                "sent_seq": position.sent_seq,
+                "received_seq": position.received_seq,
+                "failed": await node.journal.run(link_store.failures),
+            },
+            "policy": {"engine": node.policy.name, "bundle": node.policy.bundle_digest},
+            "isolation": self._isolation,
+            "started_at": self._started_at,
+            "pid": os.getpid(),
+        }
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Hold the home for this process. Raises `CONFLICT` if another one has it."""
+    descriptor = os.open(home / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ComityError(ErrorCode.CONFLICT, "a node is running on this home") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def run_node(home: Path, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run the node of `home` until it is told to stop."""
+    settings = NodeSettings.load(home)
+    with locked(home):
+        asyncio.run(_run(settings, on_ready))
+
+
+async def _run(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
+    await Node(settings).run(on_ready)
+
+
+def _build(name: str, node: NodeContext) -> Service | None:
+    if name in ("membership", "policy"):
+        return None  # they act only when a person asks
+    service: Service = import_module(f"comity_node.{name}.service").build(node)
+    return service
+
+
+def _router(name: str, node: NodeContext) -> Any:
+    return import_module(f"comity_node.{name}.api").router(node)
+
+
+def _best_isolation() -> str:
+    from comity_agents.sandbox import best_isolation
+
+    return best_isolation().term
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise ComityError(ErrorCode.KEY_UNREADABLE, "api.token") from error
+    if len(token) < TOKEN_CHARS_MIN:
+        raise ComityError(ErrorCode.KEY_UNREADABLE, "api.token is too short")
+    return token
+
+
+def _stop_event() -> asyncio.Event:
+    event, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, event.set)
+    return event
+
+
+async def _finish(task: asyncio.Task[Any], end: Callable[[], object]) -> None:
+    """End `task` within the grace; an error that ended it earlier is the node's error."""
+    end()
+    with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await task

@@ -1,0 +1,152 @@
+"""The commands of a node: join, up, rotate, status, invite, genesis, ledger export.
+
+Imports of what a command needs are inside it, so that `comity --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DEFAULT_HOME = Path.home() / ".comity"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the node's commands to `app`."""
+    node = typer.Typer(no_args_is_help=True, help="This organisation's node.")
+    node.command("join")(join)
+    node.command("up")(up)
+    node.command("rotate")(rotate)
+    node.command("status")(status)
+    genesis = typer.Typer(no_args_is_help=True, help="The consortium's charter: compare it, sign it.")
+    genesis.command("show")(genesis_show)
+    genesis.command("sign")(genesis_sign)
+    ledger = typer.Typer(no_args_is_help=True, help="The shared ledger.")
+    ledger.command("export")(ledger_export)
+    app.add_typer(node, name="node")
+    app.add_typer(genesis, name="genesis")
+    app.add_typer(ledger, name="ledger")
+    app.command("invite")(invite)
+
+
+def join(
+    token: Annotated[str, typer.Argument(help="The join token, or - to read it from standard input.")],
+    genesis: Annotated[
+        str | None, typer.Option(help="Genesis digest obtained outside the coordinator (24 characters or more).")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="What people call the organisation.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Its legal owner.")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Join a consortium: make keys here, enrol, write the folder."""
+    from comity_node.membership import service
+
+    text = sys.stdin.readline(65_536) if token == "-" else token  # noqa: S105 - a dash
+    joined = asyncio.run(service.join(text, home, genesis, title=title, owner=owner))
+    _show(
+        {"org": joined.org, "consortium": joined.consortium, "fingerprint": joined.fingerprint, "home": str(home)},
+        as_json,
+    )
+
+
+def up(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Run the node until it is stopped."""
+    from comity_node import logs
+    from comity_node.app import run_node
+
+    logs.configure()
+    run_node(home, lambda: _show({"ready": True, "socket": str(home / "api.sock")}, as_json))
+
+
+def rotate(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Replace the TLS key and certificate; a running node dials again."""
+    from comity_node.membership import service
+
+    serial = asyncio.run(service.rotate(home))
+    _show({"serial": serial, "running_node": _redial(home)}, as_json)
+
+
+def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Show who this node is, its link and its charter."""
+    _show(_api(home).get("/v1/status"), as_json)
+
+
+def invite(
+    org: Annotated[str, typer.Argument(help="Id of the organisation to invite.")],
+    valid_hours: Annotated[int, typer.Option(min=1, max=720, help="How long the token works.")] = 168,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Sponsor an organisation: print a single-use join token."""
+    invitation = _api(home).post("/v1/invitations", {"org": org, "valid_s": valid_hours * 3_600})
+    if as_json:
+        _show(invitation, as_json)
+    else:
+        typer.echo(invitation["token"])
+
+
+def genesis_show(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Show the next charter: its digest, and each member's fingerprint to compare by telephone."""
+    found = _api(home).get("/v1/genesis")
+    if as_json:
+        _show(found, as_json)
+        return
+    draft = found["draft"]
+    typer.echo(f"charter {draft['version']} of {draft['consortium']}: {draft['name']}")
+    for member in draft["members"]:
+        mark = "signed" if member["org"] in draft["signed_by"] else "awaited"
+        typer.echo(f"  {member['org']:<24} {member['fingerprint']}  {mark}")
+
+
+def genesis_sign(
+    digest: Annotated[str, typer.Argument(help="The digest that the founders compared, typed by hand.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Sign the next charter by its digest."""
+    _show(_api(home).post("/v1/genesis/sign", {"digest": digest}), as_json)
+
+
+def ledger_export(
+    file: Annotated[Path, typer.Argument(help="Where to write the export.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Write the whole ledger to a file that `comity ledger verify` checks offline."""
+    size_bytes = _api(home).download("/v1/ledger/export", file)
+    _show({"file": str(file), "size_bytes": size_bytes}, as_json)
+
+
+def _api(home: Path) -> Any:
+    from comity_node.local import LocalApi
+
+    return LocalApi(home)
+
+
+def _redial(home: Path) -> bool:
+    """Tell a running node to dial again; False if none runs."""
+    from comity.wire.errors import ComityError, ErrorCode
+
+    try:
+        _api(home).post("/v1/link/redial", {})
+    except ComityError as error:
+        if error.code is ErrorCode.UNAVAILABLE:
+            return False
+        raise
+    return True
+
+
+def _show(document: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(document, sort_keys=True))
+        return
+    for key, value in document.items():
+        typer.echo(f"{key}: {json.dumps(value) if isinstance(value, dict | list) else value}")

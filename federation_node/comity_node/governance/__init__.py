@@ -1,0 +1,1 @@
+"""The charter: which one is in force here, and this organisation's consent to the next."""

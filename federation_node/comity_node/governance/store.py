@@ -1,0 +1,154 @@
+"""Charters that this node has verified, from genesis on, and the signatures that it gave (negotiation.md section 6).
+
+Rules:
+1. A charter enters only through `accept`, which verifies it against the one before it, and the genesis charter against
+   the digest that a person typed: at `join` or when signing.
+2. A node signs at most one successor for each version; a second, different one is refused for ever. Drafts of the
+   genesis charter may change while founders are still joining, and each is signed by its typed digest.
+3. The coordinator's log key in the genesis charter is the one that was pinned at enrolment.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comity.wire import instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.quorum import QuorumCertificate
+from comity_crypto.statements import Statement, verify_statement
+from comity_node.journal import Journal, metadata
+from comity_node.settings import NodeSettings
+from comity_policies.charter import Charter, genesis_name, matches_genesis, verify_genesis, verify_successor
+
+GENESIS_VERSION = 1
+CHARTER_KIND = "charter"
+
+_charters = sa.Table(
+    "governance_charters",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.Text, nullable=False, unique=True),
+    sa.Column("statement", sa.LargeBinary, nullable=False),
+    sa.Column("accepted_at", sa.Text, nullable=False),
+)
+_signatures = sa.Table(
+    "governance_signatures",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("signed_at", sa.Text, nullable=False),
+)
+
+
+class CharterStore:
+    """The verified chain of charters; reads are from memory."""
+
+    def __init__(self, settings: NodeSettings, journal: Journal) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._chain: list[Charter] = []
+
+    def load(self) -> None:
+        """Read the chain from the journal; call once the tables exist."""
+        query = sa.select(_charters.c.statement).order_by(_charters.c.version)
+        rows = self._journal.transact(lambda conn: list(conn.execute(query).scalars()))
+        self._chain = [Charter.from_json(Statement.from_bytes(row).body["charter"]) for row in rows]
+
+    def current(self) -> Charter | None:
+        """Return the charter in force, None before genesis."""
+        return self._chain[-1] if self._chain else None
+
+    def in_force(self) -> Charter:
+        """Return the charter in force. Raises `CHARTER_INVALID` before genesis."""
+        if not self._chain:
+            raise ComityError(ErrorCode.CHARTER_INVALID, "there is no charter yet: the founders have to sign genesis")
+        return self._chain[-1]
+
+    def at(self, digest: str) -> Charter | None:
+        """Return the verified charter with this digest."""
+        return next((charter for charter in self._chain if charter.digest == digest), None)
+
+    def genesis_name(self) -> str | None:
+        """Return the consortium's name for people, None before genesis."""
+        return genesis_name(self._chain[0]) if self._chain else None
+
+    def next_version(self) -> int:
+        """Return the version that would follow."""
+        return len(self._chain) + GENESIS_VERSION
+
+    async def accept(self, statement: Statement) -> bool:
+        """Verify a final charter and put it into force; False if it was in force before.
+
+        Raises:
+            ComityError: `SIGNATURE_INVALID`, `GENESIS_MISMATCH`, `CHARTER_INVALID`, `QUORUM_MISSING`, `MALFORMED`,
+                `JOURNAL_UNWRITABLE`.
+        """
+        charter, certificate = _read(statement)
+        if self.at(charter.digest) is not None:
+            return False
+        if charter.version != self.next_version():
+            raise ComityError(ErrorCode.CHARTER_INVALID, "not the next version", version=charter.version)
+        previous = self.current()
+        log_key = charter.log_public_key if previous is None else previous.log_public_key
+        if previous is None and not hmac.compare_digest(log_key, self._settings.log_key_bytes):
+            raise ComityError(ErrorCode.CHARTER_INVALID, "the genesis charter names another log key than enrolment did")
+        verify_statement(statement, log_key, kind=CHARTER_KIND, consortium=self._settings.consortium)
+        if previous is None:
+            await self._check_genesis(charter)
+            verify_genesis(charter, certificate)
+        else:
+            verify_successor(previous, charter, certificate)
+        if charter.consortium != self._settings.consortium:
+            raise ComityError(ErrorCode.CHARTER_INVALID, "a charter of another consortium")
+        await self._journal.run(lambda conn: _insert(conn, charter, statement))
+        if charter.version == self.next_version():
+            self._chain.append(charter)
+        return True
+
+    def sign_once(self, conn: Connection, charter: Charter) -> None:
+        """Note that this node signs `charter`. Raises `CONFLICT` if it signed another successor (rule 2)."""
+        query = sa.select(_signatures.c.digest).where(_signatures.c.version == charter.version)
+        signed = set(conn.execute(query).scalars())
+        if charter.digest in signed:
+            return
+        if signed and charter.version > GENESIS_VERSION:
+            raise ComityError(ErrorCode.CONFLICT, "this node signed another charter of this version")
+        conn.execute(
+            _signatures.insert().values(version=charter.version, digest=charter.digest, signed_at=instants.now_text())
+        )
+
+    async def _check_genesis(self, charter: Charter) -> None:
+        """Check the digest against what a person typed, at `join` or when signing."""
+        if self._settings.genesis is not None:
+            if matches_genesis(charter, self._settings.genesis):
+                return
+            raise ComityError(ErrorCode.GENESIS_MISMATCH, "not the digest that was typed at join")
+        query = sa.select(_signatures.c.digest).where(_signatures.c.version == GENESIS_VERSION)
+        if charter.digest not in await self._journal.run(lambda conn: set(conn.execute(query).scalars())):
+            raise ComityError(ErrorCode.GENESIS_MISMATCH, "this founder did not sign this genesis charter")
+
+
+def _read(statement: Statement) -> tuple[Charter, QuorumCertificate]:
+    body = statement.body
+    if set(body) != {"charter", "certificate"}:
+        raise ComityError(ErrorCode.MALFORMED, "a charter statement holds charter and certificate")
+    return Charter.from_json(body["charter"]), QuorumCertificate.from_json(body["certificate"])
+
+
+def _insert(conn: Connection, charter: Charter, statement: Statement) -> None:
+    found = conn.execute(sa.select(_charters.c.digest).where(_charters.c.version == charter.version)).scalar()
+    if found == charter.digest:
+        return
+    if found is not None:
+        raise ComityError(ErrorCode.CHARTER_INVALID, "another charter of this version is in force")
+    conn.execute(
+        _charters.insert().values(
+            version=charter.version,
+            digest=charter.digest,
+            statement=statement.to_bytes(),
+            accepted_at=instants.now_text(),
+        )
+    )

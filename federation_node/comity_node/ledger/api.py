@@ -1,0 +1,40 @@
+"""The local API of the ledger: this node's proofs and a verified export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from comity.wire import ids
+from comity_node.context import NodeContext
+from comity_node.ledger.service import LedgerService
+
+
+def router(node: NodeContext) -> APIRouter:
+    """Return the routes below `/v1`."""
+    api = APIRouter(prefix="/v1/ledger", tags=["ledger"])
+    service = node.services.get(LedgerService)
+
+    @api.get("")
+    async def state() -> dict[str, Any]:
+        """Return how many of this node's entries are proved, the newest checkpoint, and alarms."""
+        counts = await node.journal.run(node.ledger.counts)
+        newest = await node.journal.run(node.ledger.newest)
+        alarms = await node.journal.run(node.ledger.alarms)
+        return {"entries": counts, "checkpoint": newest.note if newest else None, "alarms": alarms}
+
+    @api.get("/export")
+    async def export() -> FileResponse:
+        """Return the whole ledger as JSON lines; its root was verified against the signed checkpoint."""
+        path = node.settings.home / f"{ids.new_id('export')}.jsonl"
+        try:
+            await service.export(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return FileResponse(path, media_type="application/jsonl", background=BackgroundTask(path.unlink, True))
+
+    return api

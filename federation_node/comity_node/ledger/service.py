@@ -1,0 +1,183 @@
+"""Proofs as they come, checkpoints against each other, and exports that an auditor can verify alone.
+
+Rules:
+1. A proof counts only under a checkpoint that carries the signature of the log which the charter names.
+2. Checkpoints are compared in the background, so that no run waits for it; a fork raises an alarm that stops new work.
+3. An export is given out only after its root was computed from its entries and found to be the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import structlog
+
+from comity.v1 import ledger_pb2
+from comity.wire import canonical, ids
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto import merkle
+from comity_crypto.notes import Checkpoint, verify_note
+from comity_crypto.statements import STATEMENT_BYTES_MAX
+from comity_node.context import NodeContext
+from comity_node.ledger.store import PROOF_HASHES_MAX, EntryState, Proof, Seen, read_hashes
+from comity_node.transport.dial import ask
+from comity_node.transport.model import Message
+
+EXPORT_FORMAT = "comity-ledger-export/1"
+ENTRIES_AT_ONCE = 256
+EXPORT_ENTRIES_MAX = 10_000_000
+NOTE_CHARS_MAX = 16_384
+ASKED_AGAIN_MAX = 256
+PAUSE_S = 2.0
+log = structlog.get_logger("comity.node.ledger")
+
+
+class LedgerService:
+    """The ledger's use cases."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        node.link.register("ledger.proof", self._proof)
+        node.link.on_connected(self.ask_again)
+
+    async def start(self) -> None:
+        """Go on comparing checkpoints where the journal says that some are not compared."""
+        self._wake.set()
+        self._task = asyncio.create_task(self._compare())
+
+    async def stop(self) -> None:
+        """End the comparison; it resumes at the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def ask_again(self) -> None:
+        """Ask for proofs that never came: sent before a crash, or before this node knew the charter."""
+        self._wake.set()
+        if self._node.charters.current() is None:
+            return
+        store = self._node.ledger
+        for digest in await self._node.journal.run(lambda conn: store.unproved(conn, ASKED_AGAIN_MAX)):
+            request = ledger_pb2.GetInclusionProofRequest(statement_digest=digest)
+            # Not there yet is no news: its proof comes by itself once it is.
+            with contextlib.suppress(ComityError):
+                found = await ask(self._node.dialer.ledger().GetInclusionProof, request)
+                await self._take(digest, found.index, found.hashes, found.note)
+
+    async def export(self, path: Path) -> dict[str, Any]:
+        """Write the whole ledger to `path` as JSON lines, verified; returns its header.
+
+        On an error the file is the caller's to remove.
+
+        Raises:
+            ComityError: `LEDGER_INVALID` if the entries do not lead to the checkpoint, and transport errors.
+        """
+        found = await ask(self._node.dialer.ledger().GetCheckpoint, ledger_pb2.GetCheckpointRequest())
+        checkpoint = self._read_note(found.note)
+        if checkpoint.size > EXPORT_ENTRIES_MAX:
+            raise ComityError(ErrorCode.TOO_LARGE, "ledger export", limit=EXPORT_ENTRIES_MAX)
+        header = {
+            "format": EXPORT_FORMAT,
+            "consortium": self._node.settings.consortium,
+            "size": checkpoint.size,
+            "checkpoint": found.note,
+        }
+        with path.open("wb") as file:
+            file.write(canonical.canonical(header) + b"\n")
+            root = await self._write_entries(file, checkpoint.size)
+        if root != checkpoint.root:
+            raise ComityError(ErrorCode.LEDGER_INVALID, "the entries do not lead to the signed checkpoint")
+        return header
+
+    async def _write_entries(self, file: BinaryIO, size: int) -> bytes:
+        tree = merkle.Tree()
+        while tree.size < size:
+            request = ledger_pb2.ListEntriesRequest(start=tree.size, limit=ENTRIES_AT_ONCE)
+            page = await ask(self._node.dialer.ledger().ListEntries, request)
+            if not page.statements or len(page.statements) > ENTRIES_AT_ONCE:
+                raise ComityError(ErrorCode.LEDGER_INVALID, "the coordinator withholds entries", index=tree.size)
+            for statement in page.statements[: size - tree.size]:
+                if len(statement) > STATEMENT_BYTES_MAX:
+                    raise ComityError(ErrorCode.TOO_LARGE, "a ledger entry", index=tree.size)
+                entry = {"index": tree.size, "statement": base64.b64encode(statement).decode()}
+                file.write(canonical.canonical(entry) + b"\n")
+                tree.append(merkle.leaf_hash(statement))
+        return tree.root()
+
+    async def _proof(self, message: Message) -> None:
+        document = message.document()
+        digest, index, hashes = document.get("statement"), document.get("index"), document.get("hashes")
+        if not isinstance(digest, str) or not isinstance(index, int) or not isinstance(hashes, list):
+            raise ComityError(ErrorCode.MALFORMED, "a ledger proof has not its form")
+        if len(hashes) > PROOF_HASHES_MAX:
+            raise ComityError(ErrorCode.MALFORMED, "a ledger proof is too long")
+        try:
+            raw = [base64.b64decode(str(value), validate=True) for value in hashes]
+        except ValueError as error:
+            raise ComityError(ErrorCode.MALFORMED, "a ledger proof holds no base64") from error
+        await self._take(ids.sha256_hex(digest), index, raw, str(document.get("note")))
+
+    async def _take(self, digest: str, index: int, hashes: Sequence[bytes], note: str) -> None:
+        checkpoint = self._read_note(note)
+        proof = Proof(digest, index, read_hashes(hashes), checkpoint.size, checkpoint.root)
+        seen = Seen(checkpoint.size, checkpoint.root, note)
+        store = self._node.ledger
+        state, pending = await self._node.journal.run(lambda conn: (store.prove(conn, proof), store.see(conn, seen)))
+        if state is EntryState.BROKEN:
+            log.error("ledger.alarm", reason="an inclusion proof does not hold", statement=digest)
+        if pending:
+            self._wake.set()
+
+    def _read_note(self, note: str) -> Checkpoint:
+        if len(note) > NOTE_CHARS_MAX:
+            raise ComityError(ErrorCode.TOO_LARGE, "checkpoint", limit=NOTE_CHARS_MAX)
+        charter = self._node.charters.in_force()
+        return verify_note(note, charter.log_name, charter.log_public_key)
+
+    async def _compare(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while await self._compare_next():
+                    pass
+            except ComityError as error:
+                log.info("ledger.compare_later", error=str(error))
+                await asyncio.sleep(PAUSE_S)
+                if self._node.link.connected:
+                    self._wake.set()
+
+    async def _compare_next(self) -> bool:
+        """Prove the consistency of one pair of checkpoints; False if none is left."""
+        store, journal = self._node.ledger, self._node.journal
+        if await journal.run(store.alarms):
+            return False
+        pair = await journal.run(store.to_check)
+        if pair is None:
+            return False
+        smaller, larger = pair
+        request = ledger_pb2.GetConsistencyProofRequest(old_size=smaller.size, new_size=larger.size)
+        found = await ask(self._node.dialer.ledger().GetConsistencyProof, request)
+        try:
+            merkle.verify_consistency(smaller.size, larger.size, smaller.root, larger.root, read_hashes(found.hashes))
+        except ComityError as error:
+            log.error("ledger.alarm", reason="checkpoints do not extend each other", error=str(error))
+            evidence = f"{smaller.note}\n{larger.note}"
+            await journal.run(lambda conn: store.alarm(conn, "checkpoints do not extend each other", evidence))
+            return False
+        await journal.run(lambda conn: store.consistent(conn, pair))
+        return True
+
+
+def build(node: NodeContext) -> LedgerService:
+    """Return the capability."""
+    service = LedgerService(node)
+    node.services.add(service)
+    return service

@@ -1,0 +1,220 @@
+"""What this node expects to find in the ledger, and what was proved of it (ledger.md section 2).
+
+Rules:
+1. A statement is *expected* in the transaction that hands it in or takes it as final; its proof is checked against the
+   leaf that was expected, whichever of the two comes first.
+2. Checkpoints form one chain: of two of one size, both roots are equal; a larger one extends a smaller one by proof.
+   Anything else is a fork: both notes are kept as evidence and `check` refuses from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comity.wire import instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto import merkle
+from comity_crypto.statements import Statement
+from comity_node.journal import metadata
+
+HASH_BYTES = 32
+PROOF_HASHES_MAX = 64
+CHECKPOINTS_KEPT = 256
+EXPECTED_KINDS = frozenset(
+    {"charter", "proposal", "answer", "agreement", "withdrawal", "ready", "receipt", "run-finished", "run-closed"}
+)
+
+_entries = sa.Table(
+    "ledger_entries",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text),
+    sa.Column("leaf", sa.LargeBinary),
+    sa.Column("position", sa.BigInteger),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("root", sa.LargeBinary),
+    sa.Column("hashes", sa.LargeBinary),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Text, nullable=False),
+)
+_checkpoints = sa.Table(
+    "ledger_checkpoints",
+    metadata,
+    sa.Column("size", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("consistent", sa.Boolean, nullable=False),
+)
+_alarms = sa.Table(
+    "ledger_alarms",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("evidence", sa.Text, nullable=False),
+    sa.Column("raised_at", sa.Text, nullable=False),
+)
+
+
+class EntryState(StrEnum):
+    """How far a statement has come."""
+
+    EXPECTED = "expected"
+    UNCLAIMED = "unclaimed"
+    INCLUDED = "included"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """An inclusion proof whose checkpoint's signature was verified. `size` and `root` are the checkpoint's."""
+
+    digest: str
+    index: int
+    hashes: tuple[bytes, ...]
+    size: int
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A checkpoint with a verified signature, as a size, a root and the note itself."""
+
+    size: int
+    root: bytes
+    note: str
+
+
+class LedgerStore:
+    """The ledger's part of the journal. Methods take the open transaction."""
+
+    def expect(self, conn: Connection, statement: Statement) -> None:
+        """Expect `statement` in the ledger; kinds that never get there are ignored."""
+        if statement.kind not in EXPECTED_KINDS:
+            return
+        row = conn.execute(sa.select(_entries).where(_entries.c.digest == statement.digest)).first()
+        if row is None:
+            leaf = merkle.leaf_hash(statement.to_bytes())
+            _write(conn, statement.digest, kind=statement.kind, leaf=leaf, state=EntryState.EXPECTED)
+        elif row.state == EntryState.UNCLAIMED:
+            proof = Proof(statement.digest, row.position, _split(row.hashes), row.size, row.root)
+            _settle(conn, proof, merkle.leaf_hash(statement.to_bytes()), statement.kind)
+
+    def prove(self, conn: Connection, proof: Proof) -> EntryState:
+        """Take a proof; returns what it came to. A proof that does not hold raises an alarm."""
+        row = conn.execute(sa.select(_entries).where(_entries.c.digest == proof.digest)).first()
+        if row is None:
+            _write(conn, proof.digest, state=EntryState.UNCLAIMED, **_columns(proof))
+            return EntryState.UNCLAIMED
+        if row.state == EntryState.EXPECTED:
+            return _settle(conn, proof, row.leaf, row.kind)
+        return EntryState(row.state)
+
+    def unproved(self, conn: Connection, limit: int) -> list[str]:
+        """Return digests of statements that are expected and not proved, oldest first."""
+        query = sa.select(_entries.c.digest).where(_entries.c.state == EntryState.EXPECTED)
+        return list(conn.execute(query.order_by(_entries.c.changed_at).limit(limit)).scalars())
+
+    def state_of(self, conn: Connection, digest: str) -> EntryState | None:
+        """Return how far the statement `digest` has come, None if nothing is known of it."""
+        found = conn.execute(sa.select(_entries.c.state).where(_entries.c.digest == digest)).scalar()
+        return None if found is None else EntryState(found)
+
+    def counts(self, conn: Connection) -> dict[str, int]:
+        """Return how many statements are in each state."""
+        query = sa.select(_entries.c.state, sa.func.count()).group_by(_entries.c.state)
+        return {str(state): int(count) for state, count in conn.execute(query)}
+
+    def see(self, conn: Connection, seen: Seen) -> bool:
+        """Note a checkpoint; True if its consistency is still to be proved. Two roots of one size raise an alarm."""
+        query = sa.select(_checkpoints.c.root, _checkpoints.c.note, _checkpoints.c.consistent)
+        row = conn.execute(query.where(_checkpoints.c.size == seen.size)).first()
+        if row is None:
+            first = conn.execute(sa.select(sa.func.count()).select_from(_checkpoints)).scalar_one() == 0
+            conn.execute(_checkpoints.insert().values(size=seen.size, root=seen.root, note=seen.note, consistent=first))
+            return not first
+        if row.root != seen.root:
+            self.alarm(conn, "two checkpoints of one size", row.note + "\n" + seen.note)
+        return not row.consistent
+
+    def to_check(self, conn: Connection) -> tuple[Seen, Seen] | None:
+        """Return the next pair (smaller, larger) whose consistency is to be proved, one of them proved already."""
+        pending = _one(conn, sa.select(_checkpoints).where(~_checkpoints.c.consistent).order_by(_checkpoints.c.size))
+        if pending is None:
+            return None
+        proved = sa.select(_checkpoints).where(_checkpoints.c.consistent)
+        above = _one(conn, proved.where(_checkpoints.c.size > pending.size).order_by(_checkpoints.c.size))
+        if above is not None:
+            return pending, above
+        below = _one(conn, proved.where(_checkpoints.c.size < pending.size).order_by(_checkpoints.c.size.desc()))
+        return None if below is None else (below, pending)
+
+    def consistent(self, conn: Connection, pair: tuple[Seen, Seen]) -> None:
+        """Note that the larger of `pair` was proved to extend the smaller; forget checkpoints beyond what is kept."""
+        sizes = [seen.size for seen in pair]
+        conn.execute(_checkpoints.update().where(_checkpoints.c.size.in_(sizes)).values(consistent=True))
+        newest = sa.select(_checkpoints.c.size).order_by(_checkpoints.c.size.desc()).limit(CHECKPOINTS_KEPT)
+        conn.execute(_checkpoints.delete().where(_checkpoints.c.size.not_in(newest), _checkpoints.c.consistent))
+
+    def newest(self, conn: Connection) -> Seen | None:
+        """Return the largest checkpoint that is proved to extend all that were seen before."""
+        query = sa.select(_checkpoints).where(_checkpoints.c.consistent).order_by(_checkpoints.c.size.desc())
+        return _one(conn, query)
+
+    def alarm(self, conn: Connection, reason: str, evidence: str) -> None:
+        """Record that the ledger does not hold; kept for ever, with the evidence."""
+        _alarm(conn, reason, evidence)
+
+    def alarms(self, conn: Connection) -> list[str]:
+        """Return the reasons of the first 100 alarms."""
+        return list(conn.execute(sa.select(_alarms.c.reason).order_by(_alarms.c.id).limit(100)).scalars())
+
+    def check(self, conn: Connection) -> None:
+        """Raises `LEDGER_INVALID` once any alarm was raised: no new work on a history that was rewritten."""
+        found = self.alarms(conn)
+        if found:
+            raise ComityError(ErrorCode.LEDGER_INVALID, found[0])
+
+
+def _settle(conn: Connection, proof: Proof, leaf: bytes, kind: str) -> EntryState:
+    state = EntryState.INCLUDED
+    try:
+        merkle.verify_inclusion(leaf, proof.index, proof.size, proof.hashes, proof.root)
+    except ComityError:
+        state = EntryState.BROKEN
+        _alarm(conn, "an inclusion proof does not hold", proof.digest)
+    _write(conn, proof.digest, kind=kind, leaf=leaf, state=state, **_columns(proof))
+    return state
+
+
+def _alarm(conn: Connection, reason: str, evidence: str) -> None:
+    conn.execute(_alarms.insert().values(reason=reason, evidence=evidence, raised_at=instants.now_text()))
+
+
+def _columns(proof: Proof) -> dict[str, int | bytes]:
+    return {"position": proof.index, "size": proof.size, "root": proof.root, "hashes": b"".join(proof.hashes)}
+
+
+def _split(hashes: bytes) -> tuple[bytes, ...]:
+    return tuple(hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES))
+
+
+def _write(conn: Connection, digest: str, **values: str | int | bytes) -> None:
+    conn.execute(_entries.delete().where(_entries.c.digest == digest))
+    conn.execute(_entries.insert().values(digest=digest, changed_at=instants.now_text(), **values))
+
+
+def _one(conn: Connection, query: sa.Select[tuple[int, bytes, str, bool]]) -> Seen | None:
+    row = conn.execute(query.limit(1)).first()
+    return None if row is None else Seen(row.size, row.root, row.note)
+
+
+def read_hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return the hashes of a proof from the wire. Raises `MALFORMED`."""
+    if len(values) > PROOF_HASHES_MAX or any(len(value) != HASH_BYTES for value in values):
+        raise ComityError(ErrorCode.MALFORMED, "a proof is a short list of hashes of 32 bytes")
+    return tuple(values)

@@ -1,0 +1,80 @@
+"""What this package's commands say to a running node: HTTP over its Unix socket, errors as they were raised there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from comity.wire.errors import ComityError, ErrorCode
+
+TIMEOUT_S = 120.0
+
+
+class LocalApi:
+    """A client of the node whose folder is `home`."""
+
+    def __init__(self, home: Path) -> None:
+        """Raises `NOT_FOUND` if `home` is no node."""
+        try:
+            token = (home / "api.token").read_text().strip()
+        except FileNotFoundError as error:
+            raise ComityError(ErrorCode.NOT_FOUND, "no node here yet: run `comity node join TOKEN` first") from error
+        self._client = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(home / "api.sock")),
+            base_url="http://node",
+            headers={"authorization": f"Bearer {token}"},
+            timeout=TIMEOUT_S,
+            trust_env=False,
+        )
+
+    def get(self, path: str) -> Any:
+        """Return the JSON at `path`. Raises what the node raises; `UNAVAILABLE` if it does not run."""
+        with self._answer("GET", path) as response:
+            return json.loads(response.read())
+
+    def post(self, path: str, document: dict[str, Any]) -> Any:
+        """Send `document` to `path` and return the JSON answer."""
+        with self._answer("POST", path, document) as response:
+            return json.loads(response.read())
+
+    def download(self, path: str, file: Path) -> int:
+        """Write what is at `path` to `file`; returns its size in bytes. A break leaves no file."""
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            with self._answer("GET", path) as response, partial.open("wb") as target:
+                for chunk in response.iter_bytes():
+                    target.write(chunk)
+            partial.rename(file)
+        finally:
+            partial.unlink(missing_ok=True)
+        return file.stat().st_size
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    @contextmanager
+    def _answer(self, method: str, path: str, document: dict[str, Any] | None = None) -> Iterator[httpx.Response]:
+        try:
+            with self._client.stream(method, path, json=document) as response:
+                if response.status_code >= 400:
+                    raise _refusal(response.read())
+                yield response
+        except httpx.ConnectError as error:
+            raise ComityError(ErrorCode.UNAVAILABLE, "the node does not run: start it with `comity node up`") from error
+        except httpx.TimeoutException as error:
+            raise ComityError(ErrorCode.TIMEOUT, "the node did not answer in time") from error
+        except httpx.TransportError as error:
+            raise ComityError(ErrorCode.UNAVAILABLE, "the node ended while it answered") from error
+
+
+def _refusal(body: bytes) -> ComityError:
+    try:
+        return ComityError.from_json(json.loads(body))
+    except ValueError:
+        return ComityError(ErrorCode.INTERNAL, "the node's answer is unreadable")

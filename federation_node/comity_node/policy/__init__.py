@@ -1,0 +1,1 @@
+"""This organisation's own rules, and changing them without a restart."""
