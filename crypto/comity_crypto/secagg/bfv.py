@@ -2,8 +2,8 @@
 
 1. Runs in worker processes only: TenSEAL holds the GIL and writes to stdout (`worker_main.py`).
 2. Packed residues in, packed residues out; a stranger's chunk passes `residues.py` before TenSEAL sees it.
-3. The adder's context holds parameters and nothing else, the encrypter's the public key and nothing else. Both are built
-   from bytes: TenSEAL's `make_context_public` would leave a working decryptor behind.
+3. The adder's context holds parameters and nothing else, the encrypter's the public key and nothing else. Both are
+   built from bytes: TenSEAL's `make_context_public` would leave a working decryptor behind.
 4. A chunk is exactly N slots: TenSEAL warns on stdout and splits anything longer.
 """
 

@@ -36,13 +36,13 @@ def _coefficients(challenge: bytes, chunk: int, parameters: Parameters) -> NDArr
     return np.frombuffer(stream, "<u2").astype(np.float64).reshape(parameters.ring_degree, COLUMNS)
 
 
-def linear_digest(parameters: Parameters, challenge: bytes, chunks: Iterable[bytes]) -> Digest:
-    """Return the digest of packed chunks in order. Raises `CIPHERTEXT_INVALID` for a malformed chunk."""
+def linear_digest(parameters: Parameters, challenge: bytes, chunks: Iterable[bytes], first: int = 0) -> Digest:
+    """Return the digest of packed chunks in order; `first` is the number of the first. Raises `CIPHERTEXT_INVALID`."""
     if len(challenge) != 32:
         raise ComityError(ErrorCode.MALFORMED, "a challenge is 32 bytes")
     totals = [0] * DIGEST_VALUES
     mask = np.uint64((1 << _PART_BITS) - 1)
-    for index, data in enumerate(chunks):
+    for index, data in enumerate(chunks, first):
         coefficients = _coefficients(challenge, index, parameters)
         rows = unpack_chunk(data, parameters).reshape(POLYS * LIMBS, parameters.ring_degree)
         for part in range(_PARTS):

@@ -168,7 +168,7 @@ def encode(
     factor = min(1.0, bounds.clip_norm / norm) if norm > 0 else 1.0
     scale = factor * weight / WEIGHT_ONE / bounds.value_range * LEVELS
     quantised, clipped = _quantise(x_arrays, y_arrays, layout.values, scale, prf_key)
-    payload = np.zeros(layout.payload_slots, np.uint64)
+    payload: Slots = np.zeros(layout.payload_slots, np.uint64)
     payload[0] = weight
     for place, (name, declared) in enumerate(layout.metrics):
         fraction, clamped = _metric_fraction(name, (metrics or {}).get(name), declared)
@@ -264,7 +264,7 @@ def _norm(x_arrays: Arrays, y_arrays: Arrays) -> float:
 
 def _quantise(x: Arrays, y: Arrays, values: int, scale: float, prf_key: bytes) -> tuple[Slots, int]:
     """Return shifted levels (1 .. 65535; the last of an odd number is padded with 0), and how many were clamped."""
-    out = np.zeros(values + values % 2, np.uint64)
+    out: Slots = np.zeros(values + values % 2, np.uint64)
     stream = Cipher(algorithms.AES256(prf_key), modes.CTR(bytes(16))).encryptor()
     clipped = start = 0
     for block in _differences(x, y):
@@ -289,9 +289,9 @@ def _metric_fraction(name: str, value: float | None, declared: MetricRange) -> t
 
 def _to_chunks(payload: Slots, parameters: Parameters) -> Slots:
     chunks = parameters.chunks_for(payload.size)
-    padded = np.zeros(chunks * parameters.payload_slots, np.uint64)
+    padded: Slots = np.zeros(chunks * parameters.payload_slots, np.uint64)
     padded[: payload.size] = payload
-    slots = np.ones((chunks, parameters.ring_degree), np.uint64)
+    slots: Slots = np.ones((chunks, parameters.ring_degree), np.uint64)
     slots[:, CHECK_SLOTS:] = padded.reshape(chunks, parameters.payload_slots)
     return slots
 

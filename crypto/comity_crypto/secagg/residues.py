@@ -27,12 +27,12 @@ def pack(residues: Residues) -> bytes:
     """Return the packed bytes of residues below 2^50; their number must be a multiple of four."""
     flat = residues.reshape(-1, 4)
     v0, v1, v2, v3 = (flat[:, column] for column in range(4))
-    out = np.empty(len(flat), _GROUP)
+    out: NDArray[np.void] = np.empty(len(flat), _GROUP)
     out["a"] = v0 | (v1 << np.uint64(50))
     out["b"] = (v1 >> np.uint64(14)) | (v2 << np.uint64(36))
     out["c"] = (v2 >> np.uint64(28)) | (v3 << np.uint64(22))
     out["d"] = (v3 >> np.uint64(42)).astype(np.uint8)
-    return out.tobytes()
+    return bytes(out.tobytes())
 
 
 def _unpack(data: bytes | memoryview, parameters: Parameters, limbs: int) -> Residues:
@@ -40,7 +40,7 @@ def _unpack(data: bytes | memoryview, parameters: Parameters, limbs: int) -> Res
     if len(data) != count * RESIDUE_BITS // 8:
         raise ComityError(ErrorCode.CIPHERTEXT_INVALID, "a packed polynomial has another length", size_bytes=len(data))
     groups = np.frombuffer(data, _GROUP)
-    flat = np.empty((len(groups), 4), np.uint64)
+    flat: NDArray[np.uint64] = np.empty((len(groups), 4), np.uint64)
     flat[:, 0] = groups["a"] & _MASK
     flat[:, 1] = ((groups["a"] >> np.uint64(50)) | (groups["b"] << np.uint64(14))) & _MASK
     flat[:, 2] = ((groups["b"] >> np.uint64(36)) | (groups["c"] << np.uint64(28))) & _MASK
