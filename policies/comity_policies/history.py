@@ -1,0 +1,292 @@
+"""Verify a ledger export offline, with nothing but the genesis name given by hand (ledger.md section 2).
+
+Numbered obligations, the same numbers in code, reports and errors:
+
+1. form: the export is whole, in order, bounded, and every entry is one canonical statement of this consortium;
+2. genesis: the first entry is a charter signed by every founder, and its name is the one given by hand;
+3. succession: every later charter follows from the one in force, certified by that one's quorum;
+4. signatures: every statement is signed by its issuer under the charter in force at its place; the coordinator signs
+   charters, agreements and run endings, and nothing else;
+5. agreements: every party signed; each party's own signed answer allows the very proposal; the terms are at least as
+   strict as each answer's and the proposal's;
+6. receipts: each belongs to a known agreement, run and step, comes from a party, exceeds no grant, and no party
+   executed one order twice or wrote two receipts under one number;
+7. runs: whoever is ready, finishes or withdraws may; a run's ending rests on the lead's own statement and on as many
+   receipts as it counts;
+8. log: the root over all entries is that of the checkpoint, which the log key of the last charter signed;
+9. (if asked) every certificate holds under a second, independent implementation of BLS12-381.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comity.wire import ids
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto import merkle
+from comity_crypto.notes import verify_note
+from comity_crypto.quorum import QuorumCertificate, independent_verify, message_for
+from comity_crypto.statements import Statement, verify_statement
+from comity_policies.charter import Charter, genesis_name, matches_genesis, verify_genesis, verify_successor
+from comity_policies.history_runs import RunBook
+from comity_policies.proofs import verify_agreement
+
+__all__ = ["Check", "Report", "verify_export"]
+
+FORMAT = "comity-ledger-export/1"
+LINE_BYTES_MAX = 2 << 20
+ENTRIES_MAX = 10_000_000
+COORDINATOR_KINDS = frozenset({"charter", "agreement", "run-closed"})
+
+OBLIGATIONS = {
+    1: "every entry is whole and in order",
+    2: "the genesis charter is signed by every founder and has the name given by hand",
+    3: "every later charter follows by quorum from the one before",
+    4: "every statement is signed by its issuer under the charter in force",
+    5: "every agreement is signed by every party, on terms as strict as each asked",
+    6: "every receipt belongs to an agreement and exceeds no grant",
+    7: "every run's ending rests on its lead's statement and its receipts",
+    8: "the root over all entries is the signed checkpoint's",
+    9: "every certificate holds under an independent implementation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One obligation that held, over `count` things; `note` says what was left out."""
+
+    number: int
+    title: str
+    count: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verified export contains. A report exists only if every obligation held."""
+
+    consortium: str
+    genesis: str
+    size: int
+    root: str
+    counts: dict[str, int]
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Always true: a failed obligation raises instead of reporting."""
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return {
+            "ok": True,
+            "consortium": self.consortium,
+            "genesis": self.genesis,
+            "size": self.size,
+            "root": self.root,
+            "counts": dict(self.counts),
+            "checks": [
+                {"number": each.number, "title": each.title, "count": each.count, "note": each.note}
+                for each in self.checks
+            ],
+        }
+
+
+@dataclass(slots=True)
+class _History:
+    """What the entries so far have established."""
+
+    consortium: str
+    genesis: str | None
+    independent: bool
+    charter: Charter | None = None
+    charters: dict[str, Charter] = field(default_factory=dict)
+    runs: RunBook = field(default_factory=RunBook)
+    tree: merkle.Tree = field(default_factory=merkle.Tree)
+    counts: Counter[str] = field(default_factory=Counter)
+    seen: set[str] = field(default_factory=set)
+    held: Counter[int] = field(default_factory=Counter)
+    name: str = ""
+
+
+def verify_export(file: Path, genesis: str | None, *, independent: bool = False) -> Report:
+    """Verify an export, one pass, one entry in memory at a time.
+
+    Args:
+        file: the export, JSON lines.
+        genesis: the consortium's name or genesis digest, obtained outside the coordinator; without it obligation 2
+            checks signatures only, and the report says so.
+        independent: also obligation 9 (about a second for each certificate).
+
+    Raises:
+        ComityError: `LEDGER_INVALID` with the facts `obligation` and `index`; `NOT_FOUND` if there is no such file.
+    """
+    try:
+        with file.open("rb") as stream:
+            lines = _lines(stream)
+            with _Obligation(1, 0):
+                consortium, size, note = _header(next(lines, b""))
+            history = _History(consortium, genesis, independent)
+            for index, line in enumerate(lines):
+                _enter(history, index, line, size)
+    except OSError:
+        raise ComityError(ErrorCode.NOT_FOUND, "the export cannot be read") from None
+    with _Obligation(1, history.tree.size):
+        if history.tree.size != size or history.charter is None:
+            raise ComityError(ErrorCode.LEDGER_INVALID, "the export is cut short", size=size)
+    with _Obligation(8, size - 1):
+        checkpoint = verify_note(note, history.charter.log_name, history.charter.log_public_key)
+        if (checkpoint.size, checkpoint.root) != (size, history.tree.root()):
+            raise ComityError(ErrorCode.LEDGER_INVALID, "the entries do not have the checkpoint's root")
+        history.held[8] += 1
+    return _report(history, size)
+
+
+class _Obligation:
+    """Names obligation and entry in whatever is raised inside: a judge of history must not crash on it."""
+
+    def __init__(self, number: int, index: int) -> None:
+        self._number = number
+        self._index = index
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ComityError):
+            detail = f"obligation {self._number}: {error.detail or error.code}"
+            raise ComityError(
+                ErrorCode.LEDGER_INVALID, detail, obligation=self._number, index=self._index, cause=str(error.code)
+            ) from error
+        if isinstance(error, ValueError | KeyError | TypeError | AttributeError | RecursionError):
+            detail = f"obligation {self._number}: the entry is not in the agreed form"
+            raise ComityError(ErrorCode.LEDGER_INVALID, detail, obligation=self._number, index=self._index) from error
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    for _ in range(ENTRIES_MAX + 1):
+        line = stream.readline(LINE_BYTES_MAX + 1)
+        if not line:
+            return
+        yield line
+
+
+def _object(line: bytes, names: set[str]) -> dict[str, Any]:
+    if len(line) > LINE_BYTES_MAX or not line.endswith(b"\n"):
+        raise ComityError(ErrorCode.LEDGER_INVALID, "a line is too long or cut short")
+    value = json.loads(line)
+    if not isinstance(value, dict) or set(value) != names:
+        raise ComityError(ErrorCode.LEDGER_INVALID, f"a line has exactly {', '.join(sorted(names))}")
+    return value
+
+
+def _header(line: bytes) -> tuple[str, int, str]:
+    header = _object(line, {"format", "consortium", "size", "checkpoint"})
+    size = header["size"]
+    if header["format"] != FORMAT or type(size) is not int or not 1 <= size <= ENTRIES_MAX:
+        raise ComityError(ErrorCode.LEDGER_INVALID, f"the export is not of the form {FORMAT}")
+    return ids.name(header["consortium"]), size, str(header["checkpoint"])
+
+
+def _enter(history: _History, index: int, line: bytes, size: int) -> None:
+    with _Obligation(1, index):
+        entry = _object(line, {"index", "statement"})
+        if entry["index"] != index or index >= size:
+            raise ComityError(ErrorCode.LEDGER_INVALID, "entries are out of order or too many")
+        data = base64.b64decode(entry["statement"], validate=True)
+        statement = Statement.from_bytes(data)
+        if statement.consortium != history.consortium or statement.digest in history.seen:
+            raise ComityError(ErrorCode.LEDGER_INVALID, "the statement is of another consortium, or stands here twice")
+        history.seen.add(statement.digest)
+        history.tree.append(merkle.leaf_hash(data))
+        history.counts[statement.kind] += 1
+        history.held[1] += 1
+    if statement.kind == "charter" or history.charter is None:
+        _enter_charter(history, index, statement)
+        return
+    with _Obligation(4, index):
+        _check_signature(statement, history.charter)
+        history.held[4] += 1
+    if statement.kind == "agreement":
+        _enter_agreement(history, index, statement)
+        return
+    number = 6 if statement.kind == "receipt" else 7
+    with _Obligation(number, index):
+        history.held[number] += history.runs.enter(statement)
+
+
+def _enter_charter(history: _History, index: int, statement: Statement) -> None:
+    number = 2 if history.charter is None else 3
+    with _Obligation(number, index):
+        if statement.kind != "charter":
+            raise ComityError(ErrorCode.LEDGER_INVALID, "the first entry is not a charter")
+        charter = Charter.from_json(statement.body["charter"])
+        certificate = QuorumCertificate.from_json(statement.body["certificate"])
+        if charter.consortium != history.consortium:
+            raise ComityError(ErrorCode.CHARTER_INVALID, "the charter is of another consortium")
+        if history.charter is None:
+            if history.genesis is not None and not matches_genesis(charter, history.genesis):
+                raise ComityError(ErrorCode.GENESIS_MISMATCH, "the genesis charter is not the one named by hand")
+            verify_genesis(charter, certificate)
+            history.name = genesis_name(charter)
+        else:
+            verify_successor(history.charter, charter, certificate)
+        history.held[number] += 1
+    # A successor that names a new log is signed by the one that it names (negotiation.md section 6).
+    with _Obligation(4, index):
+        _check_signature(statement, charter)
+        history.held[4] += 1
+    voters = charter if history.charter is None else history.charter
+    _independent(history, index, certificate, "charter", voters)
+    history.charter = charter
+    history.charters[charter.digest] = charter
+
+
+def _enter_agreement(history: _History, index: int, statement: Statement) -> None:
+    with _Obligation(5, index):
+        assert history.charter is not None
+        answers = [Statement.from_json(each) for each in statement.body["answers"]]
+        made_under = history.charters.get(statement.body["agreement"]["charter_digest"])
+        if made_under is None:
+            raise ComityError(ErrorCode.AGREEMENT_INVALID, "it is made under an unknown charter")
+        agreement, certificate = verify_agreement(statement.body, answers, made_under)
+        # A signature counts only if its entry precedes the rotation or suspension of its key (architecture.md 4).
+        for org in agreement.parties:
+            if history.charter.member(org).keys != made_under.member(org).keys:
+                raise ComityError(ErrorCode.AGREEMENT_INVALID, "a party's key was replaced before this entry", org=org)
+        history.runs.add(agreement)
+        history.held[5] += 1
+    _independent(history, index, certificate, "agreement", made_under)
+
+
+def _independent(history: _History, index: int, certificate: QuorumCertificate, domain: str, voters: Charter) -> None:
+    if history.independent:
+        with _Obligation(9, index):
+            independent_verify(certificate, message_for(domain, certificate.digest), voters.certificate_keys)
+            history.held[9] += 1
+
+
+def _check_signature(statement: Statement, charter: Charter) -> None:
+    if (statement.issuer == ids.COORDINATOR) != (statement.kind in COORDINATOR_KINDS):
+        raise ComityError(ErrorCode.LEDGER_INVALID, f"{statement.issuer} may not state a {statement.kind}")
+    by_log = statement.issuer == ids.COORDINATOR
+    key = charter.log_public_key if by_log else charter.member(statement.issuer).keys.statement
+    verify_statement(statement, key, consortium=charter.consortium)
+
+
+def _report(history: _History, size: int) -> Report:
+    notes = {2: "" if history.genesis is not None else "no name was given by hand: signatures only"}
+    checks = tuple(
+        Check(number, title, history.held[number], notes.get(number, ""))
+        for number, title in OBLIGATIONS.items()
+        if number != 9 or history.independent
+    )
+    counts = dict(sorted(history.counts.items()))
+    return Report(history.consortium, history.name, size, history.tree.root().hex(), counts, checks)

@@ -1,0 +1,154 @@
+"""Obligations 6 and 7 of `history.py`: what was done under the agreements of a ledger export.
+
+Runs are named by agreement and use: run id = `run-` and 26 hexadecimal characters of SHA-256(agreement digest / use).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.statements import Statement
+from comity_policies.documents import Agreement, Answer, Proposal, Receipt
+
+GRANTS = ("uses", "rounds", "releases", "egress_bytes")
+ENDINGS = ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED")
+
+
+def run_id(agreement_digest: str, use: int) -> str:
+    """Return the id of the `use`-th run (from 1) of an agreement."""
+    return "run-" + hashlib.sha256(f"{agreement_digest}/{use}".encode()).hexdigest()[:26]
+
+
+def grant_limits(agreement: Agreement) -> dict[str, int]:
+    """Return what an agreement grants at most to any one party; a grant that nothing limits is absent."""
+    proposal, terms = agreement.proposal, agreement.terms
+    limits = {name: int(terms[name]) for name in GRANTS if name in terms}
+    asked = {"uses": proposal.uses, "rounds": proposal.uses * sum(step.rounds for step in proposal.steps)}
+    return limits | {name: min(limit, limits.get(name, limit)) for name, limit in asked.items()}
+
+
+@dataclass(slots=True)
+class RunBook:
+    """Agreements, their runs, and what was said about them so far."""
+
+    agreements: dict[str, Agreement] = field(default_factory=dict)
+    runs: dict[str, Agreement] = field(default_factory=dict)
+    receipts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    numbers: set[tuple[str, int]] = field(default_factory=set)
+    executed: set[tuple[str, str]] = field(default_factory=set)
+    endings: dict[str, tuple[str, str]] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
+
+    def add(self, agreement: Agreement) -> None:
+        """Note a verified agreement and the names of all its runs. Raises `AGREEMENT_INVALID` if it stands here."""
+        if agreement.digest in self.agreements:
+            raise ComityError(ErrorCode.AGREEMENT_INVALID, "the agreement stands here twice")
+        self.agreements[agreement.digest] = agreement
+        for use in range(1, grant_limits(agreement)["uses"] + 1):  # bounded: a proposal has at most 10,000 uses
+            self.runs[run_id(agreement.digest, use)] = agreement
+
+    def enter(self, statement: Statement) -> int:
+        """Check one statement; return 1 if its kind is known here, 0 if it only had to be signed.
+
+        Raises:
+            ComityError: `LEDGER_INVALID` and what the documents raise.
+        """
+        checks = {
+            "proposal": self._proposal,
+            "answer": self._answer,
+            "receipt": self._receipt,
+            "ready": self._ready,
+            "withdrawal": self._withdrawal,
+            "run-finished": self._finished,
+            "run-closed": self._closed,
+        }
+        check = checks.get(statement.kind)
+        if check is None:
+            return 0
+        check(statement)
+        return 1
+
+    def _proposal(self, statement: Statement) -> None:
+        body = {key: value for key, value in statement.body.items() if key != "app_payload"}
+        if Proposal.from_json(body).proposer != statement.issuer:
+            raise _broken("a proposal is stated by its proposer")
+
+    def _answer(self, statement: Statement) -> None:
+        Answer.from_json(statement.body)
+
+    def _receipt(self, statement: Statement) -> None:
+        receipt, org = Receipt.from_json(statement.body), statement.issuer
+        agreement = self._run(statement.body, org)
+        agreement.proposal.step(receipt.step)
+        limits = grant_limits(agreement)
+        for name, spent in receipt.grants.items():
+            if name in limits and spent > limits[name]:
+                raise _broken(f"{org} spent more {name} than the agreement grants", org=org, spent=spent)
+        if (org, receipt.journal_seq) in self.numbers:
+            raise _broken(f"{org} wrote two receipts under one number", org=org, number=receipt.journal_seq)
+        self.numbers.add((org, receipt.journal_seq))
+        if receipt.outcome == "result":
+            if (org, receipt.order) in self.executed:
+                raise _broken(f"{org} executed one order twice", org=org)
+            self.executed.add((org, receipt.order))
+        self.receipts[(receipt.run, org)] += 1
+
+    def _ready(self, statement: Statement) -> None:
+        self._run(statement.body, statement.issuer)
+
+    def _withdrawal(self, statement: Statement) -> None:
+        digest = statement.body.get("agreement")
+        if digest is not None:
+            self._party(self._agreement(digest), statement.issuer)
+
+    def _finished(self, statement: Statement) -> None:
+        agreement = self._run(statement.body, statement.issuer)
+        if statement.issuer not in {step.lead for step in agreement.proposal.steps}:
+            raise _broken("a run is finished by a lead")
+        run, state = statement.body["run"], statement.body["state"]
+        if state not in ENDINGS or run in self.endings:
+            raise _broken("a run ends once, in a known state")
+        self.endings[run] = (statement.digest, state)
+
+    def _closed(self, statement: Statement) -> None:
+        body = statement.body
+        self._run(body, None)
+        run, state = body["run"], body["state"]
+        if state not in ENDINGS or run in self.closed:
+            raise _broken("a run is closed once, in a known state")
+        if body["finished"] is None:
+            if state == "COMPLETED":
+                raise _broken("a completed run rests on its lead's statement")
+        elif self.endings.get(run) != (body["finished"], state):
+            raise _broken("a run is closed as its lead finished it")
+        for org, count in body["receipts"].items():
+            if self.receipts[(run, org)] < count:
+                raise _broken(f"receipts of {org} are missing", org=org, counted=count)
+        self.closed.add(run)
+
+    def _run(self, body: dict[str, Any], org: str | None) -> Agreement:
+        """Return the agreement of the run that `body` names; `org`, if any, must be a party of it."""
+        agreement = self._agreement(body["agreement"])
+        if self.runs.get(body["run"]) is not agreement:
+            raise _broken("the run is none of this agreement's")
+        if org is not None:
+            self._party(agreement, org)
+        return agreement
+
+    def _agreement(self, digest: str) -> Agreement:
+        agreement = self.agreements.get(digest)
+        if agreement is None:
+            raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "it rests on an unknown agreement")
+        return agreement
+
+    def _party(self, agreement: Agreement, org: str) -> None:
+        if org not in agreement.parties:
+            raise _broken(f"{org} is no party of this agreement", org=org)
+
+
+def _broken(detail: str, **facts: str | int) -> ComityError:
+    return ComityError(ErrorCode.LEDGER_INVALID, detail, **facts)
