@@ -163,6 +163,14 @@ async def from_file(path: Path, size: int) -> Blob:
     return await _threaded(_read_file, path, size)
 
 
+async def pieces(data: bytes, ref: SealedRef) -> AsyncIterator[bytes]:
+    """Yield the chunks of a payload that came with its message. Raises `PAYLOAD_TRUNCATED`."""
+    if len(data) != ref.size:
+        raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "the inline payload has another size", size_bytes=len(data))
+    for start in range(0, len(data), SEALED_CHUNK_BYTES):
+        yield data[start : start + SEALED_CHUNK_BYTES]
+
+
 def from_bytes(data: bytes) -> Blob:
     """Return a content of these bytes."""
     return Blob(*memory.write_parts([data]))
@@ -237,7 +245,7 @@ def _seal(
     blob: Blob, folder: Path, receivers: Mapping[str, bytes], context: bytes, salt: bytes, fsync: bool
 ) -> SealedBlob:
     with memory.mapped(blob.fd, blob.size) as view:
-        parts = [salt, view] if salt else [view]
+        parts: list[bytes | memoryview] = [salt, view] if salt else [view]
         if sealed_size(len(salt) + blob.size) <= INLINE_BYTES_MAX:
             ref, data = seal_to_bytes(parts, receivers, context)
             return SealedBlob(ref, data, None)

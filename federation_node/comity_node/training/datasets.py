@@ -152,6 +152,10 @@ class DatasetCatalogue:
             if name in entries
         ]
 
+    def describe_all(self) -> Sequence[dict[str, Any]]:
+        """Return what a policy sees of every dataset."""
+        return self.describe(sorted(self._read()))
+
     def materialise(self, name: str, columns: Sequence[str], folder: Path) -> Copy:
         """Copy the granted columns of a dataset into `folder`; a copy that is there already is kept.
 

@@ -67,7 +67,7 @@ class Case:
     me: str
     now: str
     isolation: str
-    datasets: tuple[Mapping[str, Any], ...]
+    catalogue: Mapping[str, Mapping[str, Any]]
     started: bool
 
 
@@ -183,7 +183,7 @@ def check_3_conforms(case: Case) -> None:
         after_ok = after is None or (order.round < after if word == "train" else order.round <= after)
         if not before_ok or not after_ok or history.in_round >= ORDERS_PER_ROUND_MAX:
             raise _mismatch("round")
-    _check_dataset(case, agreement)
+    _check_datasets(case, agreement)
     needed = IsolationLevel.for_term(agreement.terms.get("isolation"))
     if needed.term == "sandbox" and case.isolation == "process":
         raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=case.isolation)
@@ -211,8 +211,8 @@ def check_5_policy(case: Case, decide: Decide) -> None:
         "now": case.now,
         "grants": {f"{name}_left": remaining.get(name) for name in grants.FIELDS},
     }
-    for dataset in case.datasets or (None,):
-        decision = decide(Stage.DISPATCH, {**document, "dataset": None if dataset is None else dict(dataset)})
+    for dataset in _granted(case, case.stored.agreement):
+        decision = decide(Stage.DISPATCH, {**document, "dataset": dataset})
         if not decision.allowed:
             raise decision.to_error()
 
@@ -311,17 +311,21 @@ def order_facts(order: OrderHeader) -> dict[str, Any]:
     }
 
 
-def _check_dataset(case: Case, agreement: Agreement) -> None:
-    """What the worker was given is what the agreement names, no column less or more."""
-    given = {str(each["name"]): set(each["columns"]) for each in case.datasets}
-    asked = own_datasets(agreement, case.me)
-    for ask in asked:
-        if ask.dataset not in given:
+def _check_datasets(case: Case, agreement: Agreement) -> None:
+    """What the agreement names is in the catalogue, with every column."""
+    for ask in own_datasets(agreement, case.me):
+        entry = case.catalogue.get(ask.dataset)
+        if entry is None:
             raise ComityError(ErrorCode.DATASET_MISSING, dataset=ask.dataset)
-        if ask.columns and given[ask.dataset] != set(ask.columns):
-            raise ComityError(ErrorCode.DATASET_COLUMNS, dataset=ask.dataset)
-    if set(given) - {ask.dataset for ask in asked}:
-        raise _mismatch("dataset")
+        missing = sorted(set(ask.columns) - set(entry["columns"]))
+        if missing:
+            raise ComityError(ErrorCode.DATASET_COLUMNS, f"no column {missing[0][:64]}", dataset=ask.dataset)
+
+
+def _granted(case: Case, agreement: Agreement) -> list[dict[str, Any] | None]:
+    """Return what policies see of the data behind an order; `[None]` where the agreement asks for none."""
+    asks = own_datasets(agreement, case.me)
+    return [{**case.catalogue[ask.dataset], "columns": list(ask.columns)} for ask in asks] or [None]
 
 
 def _mismatch(what: str) -> ComityError:

@@ -76,9 +76,9 @@ def finish_order(conn: Connection, run: str, seq: int, **values: Any) -> None:
     assert done.rowcount == 1, "an order is finished once"
 
 
-def ack_order(conn: Connection, order_digest: str) -> None:
-    """Record that the lead has the answer to an order."""
-    conn.execute(update(orders).where(orders.c.digest == order_digest).values(acked=True))
+def ack_order(conn: Connection, order_digest: str, lead: str) -> None:
+    """Record that the lead of an order has the answer to it."""
+    conn.execute(update(orders).where(orders.c.digest == order_digest, orders.c.lead == lead).values(acked=True))
 
 
 def unacked_orders(conn: Connection, limit: int) -> list[OrderRow]:
@@ -93,18 +93,18 @@ def unacked_orders(conn: Connection, limit: int) -> list[OrderRow]:
     return [OrderRow(*row) for row in conn.execute(query)]
 
 
-def rounds_around(conn: Connection, run: str, seq: int, message_type: str) -> tuple[int, int | None]:
+def rounds_around(conn: Connection, run: str, seq: int, word: str) -> tuple[int, int | None]:
     """Return the largest round of this type started before `seq` (0 if none) and the smallest after it, if any."""
-    same = and_(orders.c.run == run, orders.c.message_type == message_type)
+    same = and_(orders.c.run == run, orders.c.word == word)
     before = conn.execute(select(func.max(orders.c.round)).where(same, orders.c.seq < seq)).scalar_one()
     after = conn.execute(select(func.min(orders.c.round)).where(same, orders.c.seq > seq)).scalar_one()
     return int(before or 0), None if after is None else int(after)
 
 
-def orders_in_round(conn: Connection, run: str, message_type: str, round_no: int) -> int:
+def orders_in_round(conn: Connection, run: str, word: str, round_no: int) -> int:
     """Return how many orders of one type were started in one round."""
     query = select(func.count()).select_from(orders)
-    where = and_(orders.c.run == run, orders.c.message_type == message_type, orders.c.round == round_no)
+    where = and_(orders.c.run == run, orders.c.word == word, orders.c.round == round_no)
     return int(conn.execute(query.where(where)).scalar_one())
 
 

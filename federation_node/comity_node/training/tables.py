@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text
 
 from comity_node.journal import metadata
+from comity_policies.documents import Agreement, OrderHeader
 
 # A sealed payload of at most this size travels in its message and lives in its row (protos/comity/v1/exchange.proto).
 INLINE_BYTES_MAX = 256 * 1024
 
 STARTED, FINISHED = "started", "finished"
 OPEN, CLOSED = "open", "closed"
+# States of a run at a node; the last four are terminal.
+PREPARING, READY, RUNNING = "PREPARING", "READY", "RUNNING"
+COMPLETED, FAILED, DIVERGED, CANCELLED = "COMPLETED", "FAILED", "DIVERGED", "CANCELLED"
 
 runs = Table(
     "training_runs",
@@ -37,7 +42,7 @@ orders = Table(
     Column("digest", String(64), nullable=False),
     Column("agreement", String(64), nullable=False),
     Column("round", Integer, nullable=False),
-    Column("message_type", String(128), nullable=False),
+    Column("word", String(16), nullable=False),
     Column("lead", String(63), nullable=False),
     Column("state", String(16), nullable=False),
     Column("started_at", String(20), nullable=False),
@@ -136,14 +141,14 @@ copies = Table(
 
 @dataclass(frozen=True, slots=True)
 class OrderRow:
-    """One order as this party's journal knows it."""
+    """One order as this party's journal knows it; `word` is the first word of its message type."""
 
     run: str
     seq: int
     digest: str
     agreement: str
     round: int
-    message_type: str
+    word: str
     lead: str
     state: str
     started_at: str
@@ -153,6 +158,27 @@ class OrderRow:
     file: str | None
     size_bytes: int | None
     acked: bool
+
+    @classmethod
+    def started(cls, order: OrderHeader, word: str, digest: str, now: str) -> OrderRow:
+        """Return the row of an order that starts."""
+        return cls(
+            run=order.run,
+            seq=order.seq,
+            digest=digest,
+            agreement=order.agreement,
+            round=order.round,
+            word=word,
+            lead=order.lead,
+            state=STARTED,
+            started_at=now,
+            outcome=None,
+            reply=None,
+            inline=None,
+            file=None,
+            size_bytes=None,
+            acked=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +227,9 @@ class RunRow:
     error: str | None
     result: str | None
     closed: bool
+
+    @classmethod
+    def known(cls, run: str, agreement: Agreement, lead: str, now: str) -> RunRow:
+        """Return the row of a run that this node hears of."""
+        parties = json.dumps(list(agreement.parties))
+        return cls(run, agreement.digest, lead, parties, PREPARING, now, None, None, None, False)

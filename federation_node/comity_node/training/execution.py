@@ -1,0 +1,119 @@
+"""From an order's content to what may leave: worker, measured facts, privacy and profile, egress policy.
+
+Everything here happens outside the app's process, on whatever it returned (secure-aggregation.md section 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from comity.wire import instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents import memory
+from comity_agents.flower.codec import Content, read_blob
+from comity_node.context import NodeContext
+from comity_node.training import enforcement
+from comity_node.training.blobs import Blob
+from comity_node.training.profiles.base import AggregationProfile, Outgoing, Profiles, Protected
+from comity_node.training.workshop import Workshop
+from comity_policies.documents import Agreement, OrderHeader
+
+# A worker that dies is started again this often for one order; then the fault is the app's, not chance.
+ATTEMPTS_MAX = 3
+METRIC_NAMES_MAX = 1_000
+
+
+@dataclass(slots=True)
+class Job:
+    """One order to run. `asked` belongs to the caller; `released_bytes` is set to what leaves, before sealing."""
+
+    agreement: Agreement
+    order: OrderHeader
+    order_digest: str
+    asked: Blob
+    own: bool
+    released_bytes: int = 0
+
+
+class Execution:
+    """Runs jobs."""
+
+    def __init__(self, node: NodeContext, workshop: Workshop, profiles: Profiles) -> None:
+        self._node = node
+        self._workshop = workshop
+        self._profiles = profiles
+
+    def profile_of(self, agreement: Agreement) -> AggregationProfile:
+        """Return the profile that the terms ask for. Raises `UNSUPPORTED`."""
+        name = str(agreement.terms.get("aggregation", "plain"))
+        profile = self._profiles.get(name)
+        if profile is None:
+            raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {name}")
+        return profile
+
+    async def run(self, job: Job) -> tuple[Blob, Protected]:
+        """Run one order and return the result with its protected form; the caller closes the blob.
+
+        Raises:
+            ComityError: `APP_INVALID`, `APP_FAILED`, `APP_SILENT`, `WORKER_DIED`, `WORKER_TIMEOUT`, `REPLY_SHAPE`,
+                `REPLY_TOO_LARGE`, `DATASET_*`, `ISOLATION_TOO_WEAK`, `EGRESS_DENIED`, `POLICY_*`, the profile's own.
+        """
+        agreement, order, node = job.agreement, job.order, self._node
+        profile = self.profile_of(agreement)
+        profile.refuse(agreement, order)
+        step = enforcement.step_of(agreement, order)
+        station = await self._workshop.station(order.run, agreement, step)
+        result = await self._call(job, station.worker, step.reply_timeout_s)
+        try:
+            outgoing = Outgoing(agreement, order, job.order_digest, job.asked, result, station.cohort, job.own)
+            measured = await profile.measure(outgoing)
+            facts = await asyncio.to_thread(_facts, result, station.cohort)
+            facts |= {"aggregation": profile.name, "clipped": measured.clipped, "noise": measured.noise}
+            me, now = node.settings.org, instants.to_text(node.clock())
+            await asyncio.to_thread(enforcement.check_egress, agreement, order, facts, me, now, node.policy.decide)
+            job.released_bytes = result.size
+            return result, await profile.protect(outgoing, measured)
+        except BaseException:
+            result.close()
+            raise
+
+    async def _call(self, job: Job, worker: Any, timeout_s: int) -> Blob:
+        order, limits = job.order, self._node.settings.limits
+        header = {"id": job.order_digest, "type": order.message_type, "group": str(order.round), "seq": order.seq}
+        left_s = (instants.parse(order.reply_by) - self._node.clock()).total_seconds()
+        deadline_s = max(1.0, min(float(timeout_s), left_s))
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                reply = await worker.call(header, job.asked.fd, job.asked.size, deadline_s, limits.reply_bytes_max)
+                return Blob(reply.fd, reply.size)
+            except ComityError as error:
+                if error.code is not ErrorCode.WORKER_DIED or attempt == ATTEMPTS_MAX:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+
+def _facts(result: Blob, cohort: int) -> dict[str, Any]:
+    """Measure a result: what kind it is, how large, which metrics. Raises `REPLY_SHAPE`, `APP_FAILED`."""
+    with memory.mapped(result.fd, result.size) as view:
+        content = read_blob(view)
+        facts = _facts_of(content) | {"size_bytes": result.size, "cohort": cohort}
+        failed = content.error is not None
+        del content
+    if failed:
+        raise ComityError(ErrorCode.APP_FAILED, "the app answered with an error; its text stays here")
+    return facts
+
+
+def _facts_of(content: Content) -> dict[str, Any]:
+    names = sorted({name for record in content.metrics.values() for name in record})
+    if len(names) > METRIC_NAMES_MAX:
+        raise ComityError(ErrorCode.REPLY_SHAPE, "too many metrics", limit=METRIC_NAMES_MAX)
+    texts = any(
+        isinstance(value, str | bytes | list) for record in content.configs.values() for value in record.values()
+    )
+    opaque = any(entry.stype != "numpy.ndarray" for entry in content.entries)
+    # Free text, bytes and arrays that nobody here can read may hold anything, rows included.
+    kind = "record" if texts or opaque else "model" if content.entries else "statistic"
+    return {"kind": kind, "metrics": names}

@@ -1,0 +1,411 @@
+"""This organisation as a party: take orders, check, run, judge what may leave, answer.
+
+Rules:
+1. The same order runs to its end once. Its row is the lock: `started` with the charge, in one transaction; `finished`
+   with the reply and the receipt, in another. A repeated order gets the stored reply; one that was started by a process
+   that died is run again and not charged again.
+2. A reply is on disk before its first byte leaves, and is sent byte for byte the same until the lead confirms it.
+3. What may heal (policy engine away, journal full) is refused *for now*: nothing is stored, and the lead asks again.
+   Everything else is final, stored, and a signed receipt.
+4. The lead's own orders come through `perform`: same checks, same journal, no link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import Connection
+
+from comity.wire import catalog, instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.sealing import SealedRef, sealed_size
+from comity_crypto.statements import Statement
+from comity_node.context import NodeContext
+from comity_node.training import blobs, enforcement, grants, store
+from comity_node.training.blobs import SALT_BYTES, Blob
+from comity_node.training.datasets import DatasetCatalogue
+from comity_node.training.enforcement import Case, Certificates, History, Verdict
+from comity_node.training.execution import Execution, Job
+from comity_node.training.ports import FINAL, Agreements, Stored
+from comity_node.training.profiles.base import Profiles, Protected
+from comity_node.training.receipts import Outcome, ReceiptBook
+from comity_node.training.replies import Replies
+from comity_node.training.tables import FINISHED, INLINE_BYTES_MAX, OrderRow, RunRow
+from comity_node.training.workshop import Workshop
+from comity_node.transport.model import Message
+from comity_policies.documents import Agreement, OrderHeader
+
+ORDERS_AT_ONCE_MAX = 64
+REFUSALS_MAX = 1_000
+log = structlog.get_logger("comity.node.training")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An order with its signed form; `blob` is its content where the lead is this very node."""
+
+    header: OrderHeader
+    statement: Statement
+    inline: bytes
+    blob: Blob | None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the signed order."""
+        return self.statement.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Performed:
+    """How an order to oneself ended: `protected` with its `blob` (the taker closes it), or an error."""
+
+    outcome: str
+    error: ComityError | None
+    protected: Protected | None
+    blob: Blob | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the journal says of an order, read in one transaction."""
+
+    row: OrderRow | None
+    refusal: bytes | None
+    stored: Stored | None
+    history: History
+    refusals: int
+
+
+class Participant:
+    """Serves orders; `on_order` is the link's handler."""
+
+    def __init__(
+        self,
+        node: NodeContext,
+        agreements: Agreements,
+        catalogue: DatasetCatalogue,
+        workshop: Workshop,
+        profiles: Profiles,
+        receipts: ReceiptBook,
+        replies: Replies,
+    ) -> None:
+        self._node = node
+        self._agreements = agreements
+        self._catalogue = catalogue
+        self._receipts = receipts
+        self._replies = replies
+        self._certificates = Certificates()
+        self._execution = Execution(node, workshop, profiles)
+        self._workshop = workshop
+        self._active: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._told: dict[tuple[str, str], None] = {}
+
+    async def stop(self) -> None:
+        """Stop working; started orders stay started in the journal."""
+        tasks = list(self._active.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def on_order(self, message: Message) -> None:
+        """Take an order from the link; it is served in a task of its own. Raises `MALFORMED`, `BUSY`."""
+        statement = message.statement("order")
+        order = Received(OrderHeader.from_json(statement.body), statement, message.inline, None)
+        key = (order.header.run, order.header.seq)
+        if key in self._active:
+            return
+        if len(self._active) >= ORDERS_AT_ONCE_MAX:
+            raise ComityError(ErrorCode.BUSY, "this node serves as many orders as it may")
+        task = asyncio.create_task(self._serve(order))
+        self._active[key] = task
+        task.add_done_callback(lambda _: self._active.pop(key, None))
+
+    async def perform(self, header: OrderHeader, statement: Statement, blob: Blob) -> Performed:
+        """Serve an order of this very node; `blob` stays the caller's. A refusal for now is an error like others."""
+        order = Received(header, statement, b"", blob)
+        known = await self._node.journal.run(lambda conn: self._look(conn, order))
+        if known.row is not None and known.row.digest == order.digest and known.row.state == FINISHED:
+            return await self._remembered(known.row)
+        try:
+            protected, result = await self._work(order, known)
+        except _Final as final:
+            return Performed(final.outcome, final.error, None, None)
+        return Performed("result", None, protected, result)
+
+    async def cancel(self, run: str) -> None:
+        """Stop serving a run's orders."""
+        tasks = [task for (of_run, _), task in self._active.items() if of_run == run]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, order: Received) -> None:
+        try:
+            known = await self._node.journal.run(lambda conn: self._look(conn, order))
+            if known.refusal is not None:
+                await self._answer(order, Statement.from_bytes(known.refusal))
+            elif known.row is not None and known.row.digest == order.digest and known.row.state == FINISHED:
+                await self._replies.send_stored(known.row)
+            else:
+                _, result = await self._work(order, known)
+                result.close()
+        except _Final:
+            pass  # stored and sent where it arose
+        except ComityError as error:
+            # The journal or the link is in trouble, or the payload is not here yet: the order comes again.
+            log.warning("order.waiting", run=order.header.run, seq=order.header.seq, error=str(error))
+            if error.code in (ErrorCode.JOURNAL_UNWRITABLE, ErrorCode.SPOOL_FULL):
+                await self._answer(order, self._replies.statement(order.header, order.digest, "refused", error))
+        except Exception as error:
+            log.error("order.failed", run=order.header.run, seq=order.header.seq, exc_info=error)
+
+    async def _work(self, order: Received, known: _Known) -> tuple[Protected, Blob]:
+        """Check, run and answer an order that is new or was left unfinished. Raises `_Final`."""
+        verdict = await self._judge(order, known)
+        if verdict.error is not None:
+            await self._refuse(order, verdict, known)
+            raise _Final("refused", verdict.error)
+        agreement = known.stored.agreement if known.stored is not None else None
+        assert agreement is not None, "check (1) lets no order pass without its agreement"
+        began = time.monotonic()
+        try:
+            await self._node.journal.run(lambda conn: self._charge(conn, order, agreement))
+        except ComityError as error:
+            if error.code is ErrorCode.JOURNAL_UNWRITABLE:
+                raise
+            verdict.error = error
+            await self._refuse(order, verdict, known)
+            raise _Final("refused", error) from error
+        asked: Blob | None = None
+        try:
+            asked = order.blob.duplicate() if order.blob is not None else await self._fetch(order, agreement)
+            job = Job(agreement, order.header, order.digest, asked, order.blob is not None)
+            result, protected = await self._execution.run(job)
+        except ComityError as error:
+            if error.code in _WAITING:
+                raise
+            await self._finish(order, verdict, Outcome("failed", str(error.code), None, 0, _since(began)), None, error)
+            raise _Final("failed", error) from error
+        finally:
+            if asked is not None:
+                asked.close()
+        size = job.released_bytes
+        outcome = Outcome("result", None, protected.receipt_digest, size, _since(began))
+        try:
+            await self._finish(order, verdict, outcome, protected, None)
+        except BaseException:
+            result.close()
+            raise
+        return protected, result
+
+    async def _judge(self, order: Received, known: _Known) -> Verdict:
+        if known.row is not None and known.row.digest != order.digest:
+            error = ComityError(ErrorCode.ORDER_REPLAYED, run=order.header.run, seq=order.header.seq)
+            return Verdict({"conforms": False}, error)
+        case = Case(
+            order=order.header,
+            statement=order.statement,
+            stored=known.stored,
+            charter=self._node.charters.current(),
+            history=known.history,
+            me=self._node.settings.org,
+            now=self._now(),
+            isolation=self._workshop.offered().term,
+            catalogue={entry["name"]: entry for entry in self._catalogue.describe_all()},
+            started=known.row is not None,
+        )
+        return await asyncio.to_thread(enforcement.judge, case, self._certificates, self._node.policy.decide)
+
+    def _look(self, conn: Connection, order: Received) -> _Known:
+        header = order.header
+        try:
+            stored: Stored | None = self._agreements.find(conn, header.agreement)
+        except ComityError:
+            stored = None
+        word = enforcement.word_of(header.message_type)
+        before, after = store.rounds_around(conn, header.run, header.seq, word)
+        history = History(
+            spent=store.spent(conn, header.agreement),
+            first_of_run=not store.has_orders(conn, header.run),
+            round_before=before,
+            round_after=after,
+            in_round=store.orders_in_round(conn, header.run, word, header.round),
+        )
+        return _Known(
+            row=store.find_order(conn, header.run, header.seq),
+            refusal=store.find_refusal(conn, order.digest),
+            stored=stored,
+            history=history,
+            refusals=store.count_refusals(conn, header.run),
+        )
+
+    def _charge(self, conn: Connection, order: Received, agreement: Agreement) -> None:
+        """Start an order: read the grant again, charge it, and take the order's number. Raises what was missed."""
+        header = order.header
+        if self._agreements.find(conn, header.agreement).state != FINAL:
+            raise ComityError(ErrorCode.WITHDRAWN, agreement=header.agreement)
+        run = store.find_run(conn, header.run)
+        if run is not None and run.closed:
+            raise ComityError(ErrorCode.RUN_CANCELLED, "the run has ended", run=header.run)
+        row = store.find_order(conn, header.run, header.seq)
+        if row is not None:
+            if row.digest != order.digest:
+                raise ComityError(ErrorCode.ORDER_REPLAYED, run=header.run, seq=header.seq)
+            return
+        if run is None:
+            store.put_run(conn, RunRow.known(header.run, agreement, header.lead, self._now()))
+        word = enforcement.word_of(header.message_type)
+        cost = grants.cost_of_start(word, first_of_run=not store.has_orders(conn, header.run))
+        grants.check(agreement, store.spent(conn, header.agreement), cost)
+        store.spend(conn, header.agreement, cost)
+        store.start_order(conn, OrderRow.started(header, word, order.digest, self._now()))
+
+    async def _fetch(self, order: Received, agreement: Agreement) -> Blob:
+        """Open an order's content. Raises `PAYLOAD_*` (it comes again), `SEAL_BROKEN`, `TOO_LARGE`."""
+        header, settings = order.header, self._node.settings
+        ref = SealedRef.from_json(header.payload)
+        size_max = settings.limits.payload_bytes_max
+        if ref.size > sealed_size(size_max):
+            raise ComityError(ErrorCode.TOO_LARGE, "the order", limit_bytes=size_max)
+        large = ref.size > INLINE_BYTES_MAX
+        chunks = self._node.payloads.get(ref) if large else blobs.pieces(order.inline, ref)
+        blob, salt = await blobs.open_stream(
+            self._node.keys,
+            settings.org,
+            ref,
+            order_context(header.run, header.seq),
+            chunks,
+            size_max=size_max,
+            salt_bytes=SALT_BYTES,
+        )
+        if self._execution.profile_of(agreement).checks_content:
+            plain = await blobs.sha256_of(blob)
+            if blobs.content_digest(salt, plain) != header.content_digest:
+                blob.close()
+                raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the order's content is not what all parties were named")
+        return blob
+
+    async def _finish(
+        self,
+        order: Received,
+        verdict: Verdict,
+        outcome: Outcome,
+        protected: Protected | None,
+        error: ComityError | None,
+    ) -> None:
+        """Journal how an order ended, with its receipt, then answer the lead (unless it is this node)."""
+        header, own = order.header, order.blob is not None
+        reply = None
+        if not own or protected is None:
+            reply = self._replies.statement(header, order.digest, outcome.outcome, error, protected)
+
+        def write(conn: Connection) -> None:
+            if outcome.egress_bytes:
+                stored = self._agreements.find(conn, header.agreement)
+                cost = {grants.EGRESS_BYTES: outcome.egress_bytes}
+                grants.check(stored.agreement, store.spent(conn, header.agreement), cost)
+                store.spend(conn, header.agreement, cost)
+            store.finish_order(
+                conn,
+                header.run,
+                header.seq,
+                outcome=outcome.outcome,
+                reply=None if reply is None else reply.to_bytes(),
+                inline=None if protected is None else protected.inline,
+                file=None if protected is None else protected.file,
+                size_bytes=None if protected is None else protected.size_bytes,
+                acked=own,
+            )
+            self._receipts.write(conn, header, order.digest, outcome, verdict.predicates)
+
+        try:
+            await self._node.journal.run(write)
+        except ComityError as refusal:
+            if refusal.code is not ErrorCode.GRANT_EXHAUSTED or error is not None:
+                raise
+            late = Outcome("failed", str(refusal.code), None, 0, outcome.duration_s)
+            await self._finish(order, verdict, late, None, refusal)
+            raise _Final("failed", refusal) from refusal
+        if not own and reply is not None:
+            await self._replies.send(header.lead, header.run, order.digest, reply, protected)
+
+    async def _refuse(self, order: Received, verdict: Verdict, known: _Known) -> None:
+        """Answer with a refusal; it is final and stored unless it may heal. A forged order gets no answer."""
+        error, header = verdict.error, order.header
+        assert error is not None
+        log.warning("order.refused", run=header.run, seq=header.seq, error=str(error))
+        if error.code in (ErrorCode.SIGNATURE_INVALID, ErrorCode.NOT_A_MEMBER) or known.refusals >= REFUSALS_MAX:
+            return
+        reply = self._replies.statement(header, order.digest, "refused", error)
+        passing = catalog.row(error.code).retry
+        note = (order.digest, str(error.code))
+        if not (passing and note in self._told):
+            outcome = Outcome("refused", str(error.code), None, 0, 0.0)
+
+            def write(conn: Connection) -> None:
+                if not passing:
+                    store.put_refusal(conn, order.digest, header.run, reply.to_bytes())
+                self._receipts.write(conn, header, order.digest, outcome, verdict.predicates)
+
+            await self._node.journal.run(write)
+            self._told[note] = None
+            while len(self._told) > REFUSALS_MAX:
+                self._told.pop(next(iter(self._told)))
+        if order.blob is None:
+            await self._answer(order, reply)
+
+    async def _remembered(self, row: OrderRow) -> Performed:
+        """Return what an order to oneself came to before."""
+        if row.outcome != "result":
+            statement = Statement.from_bytes(row.reply) if row.reply else None
+            error = ComityError.from_json(statement.body.get("error") if statement else None)
+            return Performed(str(row.outcome), error, None, None)
+        size = row.size_bytes or 0
+        if row.inline is not None:
+            blob = blobs.from_bytes(row.inline)
+        else:
+            blob = await blobs.from_file(self._node.settings.payloads_folder / str(row.file), size)
+        protected = Protected(None, "", "", row.inline, row.file, size)
+        return Performed("result", None, protected, blob)
+
+    async def _answer(self, order: Received, reply: Statement) -> None:
+        await self._replies.send(order.header.lead, order.header.run, order.digest, reply)
+
+    def _now(self) -> str:
+        return instants.to_text(self._node.clock())
+
+
+class _Final(Exception):  # noqa: N818 - not an error: an order that ended otherwise than with a result
+    """An order ended without a result, and everybody who should know does."""
+
+    def __init__(self, outcome: str, error: ComityError) -> None:
+        super().__init__(str(error))
+        self.outcome = outcome
+        self.error = error
+
+
+# The payload is late, the spool or the journal is in trouble: nothing is wrong with the order itself.
+_WAITING = frozenset(
+    {
+        ErrorCode.PAYLOAD_MISSING,
+        ErrorCode.PAYLOAD_TRUNCATED,
+        ErrorCode.PAYLOAD_DIGEST,
+        ErrorCode.UNAVAILABLE,
+        ErrorCode.TIMEOUT,
+        ErrorCode.JOURNAL_UNWRITABLE,
+        ErrorCode.SPOOL_FULL,
+        ErrorCode.BUSY,
+    }
+)
+
+
+def order_context(run: str, seq: int) -> bytes:
+    """The context that an order's payload is sealed under."""
+    return f"comity/order/v1/{run}/{seq}".encode()
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began

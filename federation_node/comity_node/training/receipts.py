@@ -1,0 +1,128 @@
+"""Receipts: what each order came to here, signed, in the journal with the order's end, sent on in batches.
+
+A round never waits for them. Their number is the journal's own count, so that a journal restored from a backup shows
+(architecture.md section 4). Durations are rounded up to a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import Connection
+
+from comity.wire.errors import ComityError
+from comity_crypto.statements import Statement, sign_statement
+from comity_node.context import NodeContext
+from comity_node.training import store
+from comity_policies.documents import OrderHeader, Receipt
+
+BATCH_MAX = 64
+INTERVAL_S = 1.0
+BATCHES_MAX = 1_000
+
+log = structlog.get_logger("comity.node.training")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an order ended here. `result` is the digest of what left; `code` the catalogue code of anything else."""
+
+    outcome: str
+    code: str | None
+    result: str | None
+    egress_bytes: int
+    duration_s: float
+
+
+class ReceiptBook:
+    """Writes receipts inside the caller's transaction and hands them to the link about once a second."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin sending, with what an earlier process left."""
+        self._loop = asyncio.get_running_loop()
+        self._wake.set()
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """End; what is unsent stays in the journal."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def write(
+        self,
+        conn: Connection,
+        order: OrderHeader,
+        order_digest: str,
+        outcome: Outcome,
+        predicates: Mapping[str, bool],
+    ) -> None:
+        """Sign and store one receipt within a transaction."""
+        number = store.next_receipt_no(conn)
+        receipt = Receipt(
+            agreement=order.agreement,
+            run=order.run,
+            step=order.step,
+            order=order_digest,
+            seq=order.seq,
+            outcome=outcome.outcome,
+            code=outcome.code,
+            result=outcome.result,
+            predicates=dict(predicates),
+            grants=store.spent(conn, order.agreement),
+            egress_bytes=outcome.egress_bytes,
+            journal_seq=number,
+            duration_s=math.ceil(outcome.duration_s),
+        )
+        settings = self._node.settings
+        statement = sign_statement(
+            self._node.keys,
+            kind="receipt",
+            consortium=settings.consortium,
+            issuer=settings.org,
+            body=receipt.to_json(),
+        )
+        store.put_receipt(conn, number, order.run, statement.to_bytes())
+        self._node.journal.after_commit(conn, self._woken)
+
+    async def flush(self) -> None:
+        """Hand every stored receipt to the link's outbox."""
+        for _ in range(BATCHES_MAX):
+            if not await self._node.journal.run(self._send_batch):
+                return
+
+    def _send_batch(self, conn: Connection) -> bool:
+        rows = store.unsent_receipts(conn, BATCH_MAX)
+        if not rows:
+            return False
+        statements = [Statement.from_bytes(data).to_json() for _, data in rows]
+        self._node.link.send(conn, "receipts", {"receipts": statements})
+        store.mark_receipts_sent(conn, [no for no, _ in rows])
+        return len(rows) == BATCH_MAX
+
+    def _woken(self) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _work(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(INTERVAL_S)
+            self._wake.clear()
+            try:
+                await self.flush()
+            except ComityError as error:
+                log.error("receipts.waiting", error=str(error))
+                self._wake.set()

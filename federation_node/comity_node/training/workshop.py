@@ -1,0 +1,136 @@
+"""Where apps work: for each run a folder with the granted data, and one warm ClientApp process.
+
+Rules:
+1. The process sees the app, the copies of the granted columns and its own scratch folder, nothing else.
+2. It is started before the node says that it is ready, so that the first round pays for no import.
+3. At most `runs_at_once` processes; a run beyond that is refused with `BUSY` until another ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from comity.wire import ids
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents.flower.workers import ClientWorker, ConfigValue, HostSettings, node_number
+from comity_agents.sandbox import IsolationLevel, Limits, best_isolation
+from comity_node.context import NodeContext
+from comity_node.training.datasets import Copy, DatasetCatalogue
+from comity_node.training.enforcement import own_datasets
+from comity_node.training.ports import Agreements
+from comity_policies.documents import Agreement, TrainStep
+
+
+@dataclass(slots=True)
+class Station:
+    """One run's place of work. `cohort` is the smallest number of records of its datasets, 0 without any."""
+
+    run: str
+    worker: ClientWorker
+    cohort: int
+
+
+class Workshop:
+    """Stations by run."""
+
+    def __init__(self, node: NodeContext, agreements: Agreements, catalogue: DatasetCatalogue) -> None:
+        self._node = node
+        self._agreements = agreements
+        self._catalogue = catalogue
+        self._stations: dict[str, Station] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    def offered(self) -> IsolationLevel:
+        """Return the isolation that this node uses unless terms ask for more."""
+        wanted = self._node.settings.isolation
+        return best_isolation() if wanted == "best" else IsolationLevel.for_term(wanted)
+
+    async def station(self, run: str, agreement: Agreement, step: TrainStep) -> Station:
+        """Return the run's station, made if it is not there: data copied, process started.
+
+        Raises:
+            ComityError: `APP_INVALID`, `DATASET_MISSING`, `DATASET_COLUMNS`, `ISOLATION_TOO_WEAK`, `WORKER_DIED`,
+                `WORKER_TIMEOUT`, `BUSY`.
+        """
+        async with self._turns.setdefault(run, asyncio.Lock()):
+            found = self._stations.get(run)
+            if found is not None:
+                return found
+            if len(self._stations) >= self._node.settings.limits.runs_at_once:
+                raise ComityError(ErrorCode.BUSY, "this node works on as many runs as it may")
+            station = await self._make(run, agreement, step)
+            self._stations[run] = station
+            try:
+                await station.worker.start()
+            except BaseException:
+                del self._stations[run]
+                raise
+            return station
+
+    def host_settings(self, run: str, agreement: Agreement, step: TrainStep, role: str) -> HostSettings:
+        """Return what a process of the run needs; `role` names its scratch folder: `client` or `server`."""
+        limits = self._node.settings.limits
+        needed = IsolationLevel.for_term(agreement.terms.get("isolation"))
+        folder = self.folder(run)
+        scratch = folder / role
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return HostSettings(
+            run=run,
+            app_dir=self._agreements.app_folder(step.app.digest),
+            scratch=scratch,
+            log=folder / f"{role}.log",
+            isolation=max(needed, self.offered()),
+            run_config=dict(step.run_config),
+            readonly=(self._data(run),) if role == "client" else (),
+            limits=Limits(
+                memory_bytes=limits.worker_memory_bytes,
+                file_bytes=limits.worker_file_bytes,
+                processes=limits.worker_processes,
+                open_files=limits.worker_open_files,
+            ),
+        )
+
+    def folder(self, run: str) -> Path:
+        """Return the run's folder."""
+        return self._node.settings.runs_folder / ids.name(run)
+
+    async def close(self, run: str) -> None:
+        """End the run's process; its folder stays until `forget`."""
+        self._turns.pop(run, None)
+        station = self._stations.pop(run, None)
+        if station is not None:
+            await station.worker.close()
+
+    async def forget(self, run: str) -> None:
+        """End the run's process and remove its data and scratch space; the owner's logs stay."""
+        await self.close(run)
+        for each in ("data", "client", "server"):
+            await asyncio.to_thread(shutil.rmtree, self.folder(run) / each, ignore_errors=True)
+
+    async def stop(self) -> None:
+        """End every process."""
+        for run in list(self._stations):
+            await self.close(run)
+
+    async def _make(self, run: str, agreement: Agreement, step: TrainStep) -> Station:
+        me = self._node.settings.org
+        data = self._data(run)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config: dict[str, ConfigValue] = {
+            "partition-id": agreement.parties.index(me),
+            "num-partitions": len(agreement.parties),
+        }
+        copies: list[Copy] = []
+        for ask in own_datasets(agreement, me):
+            copy = await asyncio.to_thread(self._catalogue.materialise, ask.dataset, ask.columns, data)
+            config[f"dataset.{ask.dataset}"] = str(copy.path.absolute())
+            copies.append(copy)
+        settings = self.host_settings(run, agreement, step, "client")
+        worker = ClientWorker(settings, node_id=node_number(agreement.digest, me), node_config=config)
+        return Station(run, worker, min((copy.cohort for copy in copies), default=0))
+
+    def _data(self, run: str) -> Path:
+        return self.folder(run) / "data"
