@@ -1,0 +1,199 @@
+"""`comity policy …` and `comity ledger verify`: offline tools for whoever writes policies or audits a ledger.
+
+Exit status: 0 if what was asked holds, 1 if a test fails, 2 for a refusal (the `comity` command prints it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_policies.decisions import Stage, example, schema, validate_input
+from comity_policies.portable import ENTRY_POINTS
+
+INPUT_BYTES_MAX = 1 << 20
+EXIT_FAILED = 1
+
+Folder = Annotated[Path, typer.Argument(help="The organisation's policy folder: data.json and its own Rego.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+StageName = Annotated[Stage, typer.Argument(help="membership, proposal, dispatch or egress.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the groups `policy` and `ledger` to the `comity` command."""
+    policy = typer.Typer(no_args_is_help=True, help="Test, check and try an organisation's policies.")
+    policy.command("test")(run_tests)
+    policy.command("lint")(lint)
+    policy.command("eval")(evaluate)
+    policy.command("explain-input")(explain_input)
+    policy.command("build")(build)
+    app.add_typer(policy, name="policy")
+    ledger = typer.Typer(no_args_is_help=True, help="The shared history.")
+    ledger.command("verify")(verify)
+    app.add_typer(ledger, name="ledger")
+
+
+def run_tests(
+    folder: Folder,
+    opa: Annotated[str, typer.Option(help="Also on OPA: a binary, or http(s)://host:port of a server.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run the bundle's test rules on the embedded engine and, with --opa, on OPA."""
+    from comity_policies import rego_tests
+
+    bundle = _bundle(folder)
+    rows = [("embedded", each) for each in rego_tests.run_embedded(bundle)]
+    if opa.startswith(("http://", "https://")):
+        rows += [("opa", each) for each in _ask_server(opa, bundle)]
+    elif opa:
+        rows += [("opa", each) for each in rego_tests.run_opa(bundle, _binary(opa))]
+    failed = [(engine, each) for engine, each in rows if each.problem]
+    if as_json:
+        found = [{"engine": e, "file": r.file, "rule": r.rule, "problem": r.problem} for e, r in rows]
+        _print_json({"bundle": bundle.digest, "passed": len(rows) - len(failed), "failed": len(failed), "tests": found})
+    else:
+        for engine, each in failed:
+            typer.echo(f"FAIL {engine}: {each.file}: {each.rule} {each.problem}")
+        typer.echo(f"{len(rows) - len(failed)} passed, {len(failed)} failed; bundle {bundle.digest}")
+    if failed or not rows:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def lint(folder: Folder, as_json: AsJson = False) -> None:
+    """Check settings and Rego: everything that a node checks when it loads the bundle."""
+    from comity_policies.embedded import EmbeddedEngine
+
+    bundle = _bundle(folder)
+    EmbeddedEngine(bundle).close()
+    found = {"bundle": bundle.digest, "modules": sorted(bundle.modules), "tests": sorted(bundle.tests)}
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo(f"{len(bundle.modules)} modules, {len(bundle.tests)} test files; bundle {bundle.digest}")
+
+
+def evaluate(
+    stage: StageName,
+    document: Annotated[Path, typer.Argument(help="JSON file with the stage's input.")],
+    folder: Annotated[Path, typer.Option(help="The organisation's policy folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Ask the policies in a folder one question and show the deciding rules."""
+    from comity_policies.embedded import EmbeddedEngine
+
+    question = _read_json(document)
+    validate_input(stage, question)
+    engine = EmbeddedEngine(_bundle(folder))
+    decision = engine.decide(stage, question)
+    engine.close()
+    if as_json:
+        _print_json(decision.to_json())
+        return
+    typer.echo(decision.decision)
+    for reason in decision.reasons:
+        typer.echo(f"  {reason.rule}: {reason.message} ({reason.code})")
+    for field, value in decision.terms.to_json().items():
+        typer.echo(f"  asks for {field}: {json.dumps(value)}")
+
+
+def explain_input(
+    stage: StageName,
+    with_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, not an example.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a stage is asked: an example, or the schema. Always JSON."""
+    del as_json  # the flag is accepted everywhere; this output is JSON anyway
+    _print_json(schema(stage) if with_schema else example(stage))
+
+
+def build(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="Where to write the archive for `opa run --server --bundle`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the bundle as OPA loads it; its revision is the digest that nodes check."""
+    bundle = _bundle(folder)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_bytes(bundle.archive())
+    partial.replace(out)
+    if as_json:
+        _print_json({"bundle": bundle.digest, "file": str(out)})
+    else:
+        typer.echo(f"{out}: bundle {bundle.digest}")
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="A ledger export.")],
+    genesis: Annotated[str, typer.Option(help="The consortium's name, obtained outside the coordinator.")] = "",
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Check certificates with a second implementation too (slow).")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a ledger export offline: signatures, certificates, agreements, receipts, the Merkle root."""
+    from comity_policies.history import verify_export
+
+    report = verify_export(file, genesis or None, independent=independent)
+    if as_json:
+        _print_json(report.to_json())
+        return
+    for check in report.checks:
+        note = f" ({check.note})" if check.note else ""
+        typer.echo(f"  {check.number}. {check.title}: {check.count} checked{note}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
+    typer.echo(f"The ledger of {report.consortium} holds: {report.size} entries ({kinds}); genesis {report.genesis}")
+
+
+def _bundle(folder: Path) -> Any:
+    from comity_policies.bundle import Bundle, shipped_folder
+
+    return Bundle.load(shipped_folder(), folder)
+
+
+def _ask_server(url: str, bundle: Any) -> list[Any]:
+    """Compare a server's answers to the published examples with the embedded engine's."""
+    from comity_policies.embedded import EmbeddedEngine
+    from comity_policies.opa import OpaServerEngine
+    from comity_policies.rego_tests import Outcome
+
+    outcomes = []
+    mine, theirs = EmbeddedEngine(bundle), OpaServerEngine(url, bundle)
+    for stage in map(Stage, ENTRY_POINTS):
+        wanted, got = mine.decide(stage, example(stage)), theirs.decide(stage, example(stage))
+        same = (wanted.decision, wanted.reasons, wanted.terms) == (got.decision, got.reasons, got.terms)
+        problem = "" if same else f"answers otherwise: {got.reasons[0].message if got.reasons else got.decision}"
+        outcomes.append(Outcome("example", str(stage), problem))
+    mine.close()
+    theirs.close()
+    return outcomes
+
+
+def _binary(name: str) -> Path:
+    found = shutil.which(name)
+    if found is None:
+        raise ComityError(ErrorCode.NOT_FOUND, "there is no such OPA binary")
+    return Path(found)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            data = file.read(INPUT_BYTES_MAX + 1)
+    except OSError:
+        raise ComityError(ErrorCode.NOT_FOUND, f"{os.fspath(path.name)} cannot be read") from None
+    if len(data) > INPUT_BYTES_MAX:
+        raise ComityError(ErrorCode.TOO_LARGE, limit_bytes=INPUT_BYTES_MAX)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise ComityError(ErrorCode.MALFORMED, f"{path.name} is not JSON") from None
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, sort_keys=True))
