@@ -1,0 +1,149 @@
+"""The ledger over a real database: order, tiles beyond one width, proofs, the lease, fsck as the oracle."""
+
+import asyncio
+import base64
+import contextlib
+
+import pytest
+from sqlalchemy import text
+
+from comity.wire import instants
+from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.ledger import fsck, store
+from comity_coordinator.ledger.sequencer import Sequencer
+from comity_coordinator.ledger.service import BATCH_MAX
+from comity_crypto.merkle import leaf_hash, root, verify_consistency, verify_inclusion
+from comity_crypto.notes import verify_note
+
+COUNT = 600
+
+
+def fill(world, count, org="beta"):
+    said = [world.say(org, "note", {"n": number}) for number in range(count)]
+
+    def append(conn):
+        return [world.ledger.append(conn, each) for each in said]
+
+    return said, world.db.transact(append)
+
+
+def test_many_entries_have_proofs_and_the_tree_only_grows(world, names):
+    said, added = fill(world, COUNT)
+    assert all(added)
+    sizes = []
+    while world.integrate():
+        note = world.read(world.ledger.checkpoint)
+        sizes.append(verify_note(note, names.log, world.log_keys.public.statement))
+    assert [each.size for each in sizes] == [BATCH_MAX, 2 * BATCH_MAX, COUNT + 1]
+    head = sizes[-1]
+    leaves = [leaf_hash(each.to_bytes()) for each in (world.genesis, *said)]
+    assert head.root == root(leaves)
+    for index in (0, 1, 255, 256, 511, 512, COUNT):
+        proof = world.read(lambda conn, index=index: world.ledger.inclusion(conn, (world.genesis, *said)[index].digest))
+        assert proof.index == index
+        verify_inclusion(leaves[index], index, head.size, proof.hashes, head.root)
+    for old in sizes[:-1]:
+        hashes = world.read(lambda conn, old=old: world.ledger.consistency(conn, old.size, head.size))
+        verify_consistency(old.size, head.size, old.root, head.root, hashes)
+    assert world.read(lambda conn: world.ledger.entries(conn, 255, 3)) == [each.to_bytes() for each in said[254:257]]
+    assert world.read(lambda conn: fsck.check(conn, world.ledger, world.log_keys.public.statement)) == []
+
+
+def test_appending_twice_is_one_entry(world):
+    said, _ = fill(world, 3)
+    _, again = fill(world, 3)
+    assert again == [False, False, False] or said
+    world.db.transact(lambda conn: world.ledger.append(conn, said[0]))
+    assert world.integrate() > 0
+    assert world.db.transact(lambda conn: world.ledger.append(conn, said[0])) is False
+    assert world.integrate() == 0
+
+
+def test_a_second_sequencer_waits_for_the_lease(world):
+    fill(world, 1)
+    assert world.integrate() == 2
+    fill(world, 2)
+    assert world.db.transact(lambda conn: world.ledger.integrate(conn, "other")) == 0
+    world.db.transact(lambda conn: store.release_lease(conn, "test"))
+    assert world.db.transact(lambda conn: world.ledger.integrate(conn, "other")) > 0
+
+
+def test_a_transaction_that_fails_leaves_nothing(world):
+    said = world.say("beta", "note", {"n": 1})
+
+    def fails(conn):
+        world.ledger.append(conn, said)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        world.db.transact(fails)
+    assert world.read(lambda conn: store.has(conn, said.digest)) is False
+
+
+def test_reading_out_of_range_is_refused(world):
+    with pytest.raises(ComityError) as refusal:
+        world.read(world.ledger.checkpoint)
+    assert refusal.value.code is ErrorCode.NOT_FOUND
+    world.integrate()
+    for start, limit in ((-1, 1), (0, 257), (2**63, 1)):
+        with pytest.raises(ComityError):
+            world.read(lambda conn, start=start, limit=limit: world.ledger.entries(conn, start, limit))
+    with pytest.raises(ComityError):
+        world.read(lambda conn: world.ledger.consistency(conn, 1, 2))
+    assert world.read(lambda conn: world.ledger.entries(conn, 99, 0)) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("update ledger_statements set content = X'7b7d' where kind = 'note'", "bytes have changed"),
+        ("update ledger_entries set leaf_hash = X'" + "00" * 32 + "' where idx = 2", "leaf hash"),
+        ("delete from ledger_entries where idx = 3", "missing"),
+        ("update ledger_checkpoints set root = X'" + "00" * 32 + "'", "root"),
+        ("update ledger_checkpoints set note = replace(note, 'example', 'exemple')", "note"),
+        ("update ledger_tiles set hashes = X'" + "00" * 32 * 11 + "'", "tile"),
+        ("insert into ledger_pending select '0', digest, '' from ledger_entries where idx = 1", "pending"),
+    ],
+)
+def test_fsck_finds_damage(world, damage, words):
+    fill(world, 10)
+    assert world.integrate() == 11
+    public = world.log_keys.public.statement
+    assert world.read(lambda conn: fsck.check(conn, world.ledger, public)) == []
+    world.db.transact(lambda conn: conn.execute(text(damage)))
+    found = world.read(lambda conn: fsck.check(conn, world.ledger, public))
+    assert any(words in each for each in found), found
+
+
+def test_fsck_finds_a_statement_whose_signature_does_not_hold(world):
+    forged = world.say("beta", "receipt", {"n": 1}, by="stranger")
+    world.db.transact(lambda conn: world.ledger.append(conn, forged))
+    world.integrate()
+    found = world.read(lambda conn: fsck.check(conn, world.ledger, world.log_keys.public.statement))
+    assert any("signature" in each for each in found), found
+
+
+async def test_the_sequencer_flushes_soon_after_an_append(world):
+    sequencer = Sequencer(world.db, world.ledger)
+    task = asyncio.create_task(sequencer.run())
+    try:
+        await asyncio.sleep(0.2)
+        said = world.say("beta", "note", {"n": 1})
+        started = instants.now()
+        await world.db.run(lambda conn: world.ledger.append(conn, said))
+        for _ in range(100):
+            proofs = world.hub.take("beta", "ledger.proof")
+            if any(proof["statement"] == said.digest for proof in proofs):
+                break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("no proof came")
+        assert (instants.now() - started).total_seconds() < 0.5
+        assert base64.b64decode(proofs[-1]["hashes"][0])
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert world.db.transact(lambda conn: world.ledger.integrate(conn, "other")) == 0
+    fill(world, 1)
+    assert world.db.transact(lambda conn: world.ledger.integrate(conn, "other")) == 1
