@@ -5,7 +5,7 @@ Rules
 2. A join certificate may call EnrolmentService; an organisation's certificate everything else, and only while the
    organisation is enrolled, not revoked, and the certificate is its current one.
 3. Unary calls have a deadline of ours. Nothing but catalogue errors leaves.
-4. A server that lets TLS 1.2 in refuses to start.
+4. A server that lets TLS 1.2 in refuses to start (`comity/__init__.py` sets the rule).
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+import grpc.aio
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-# First of all that imports gRPC: it sets the TLS rule in the environment.
-from comity.wire import grpc_errors  # isort: skip
-import grpc
-import grpc.aio
-
+from comity.wire import grpc_errors
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.transport.identity import JOIN, ORG, Peer, PeerReader, set_current_peer
 

@@ -1,16 +1,9 @@
 """Catalogue errors over gRPC: status and trailing metadata on the way out, one exception on the way in.
 
-Only what the catalogue knows crosses: code, detail, facts, as canonical JSON in `comity-error-bin`. The TLS rule of the
-wire stands here too, because both ends import this module before they open a port or a channel.
+Only what the catalogue knows crosses: code, detail, facts, as canonical JSON in `comity-error-bin`.
 """
 
 from __future__ import annotations
-
-import os
-
-# gRPC has no setting for the lowest TLS version. The one TLS 1.2 suite left here needs an RSA certificate and ours
-# are P-256, so only TLS 1.3, whose suites this list does not touch, can come about (libraries.md, gRPC).
-os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES128-GCM-SHA256"
 
 import json
 from typing import Any, NoReturn
