@@ -81,7 +81,7 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
 def invite(
     org: Annotated[str, typer.Argument(help="Id of the organisation to invite.")],
-    valid_hours: Annotated[int, typer.Option(min=1, max=720, help="How long the token works.")] = 168,
+    valid_hours: Annotated[int, typer.Option(min=1, max=168, help="How long the token works.")] = 168,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:

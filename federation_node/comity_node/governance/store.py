@@ -133,8 +133,8 @@ class CharterStore:
 
 def _read(statement: Statement) -> tuple[Charter, QuorumCertificate]:
     body = statement.body
-    if set(body) != {"charter", "certificate"}:
-        raise ComityError(ErrorCode.MALFORMED, "a charter statement holds charter and certificate")
+    if set(body) != {"charter", "certificate", "signatures"}:
+        raise ComityError(ErrorCode.MALFORMED, "a charter statement holds charter, certificate and signatures")
     return Charter.from_json(body["charter"]), QuorumCertificate.from_json(body["certificate"])
 
 

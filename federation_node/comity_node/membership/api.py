@@ -15,7 +15,7 @@ class InvitationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     org: str = Field(max_length=63)
-    valid_s: int = Field(default=service.INVITATION_VALID_S, gt=0, le=30 * 86_400)
+    valid_s: int = Field(default=service.INVITATION_VALID_S, ge=60, le=service.INVITATION_VALID_S)
 
 
 class Invitation(BaseModel):

@@ -108,6 +108,7 @@ class Link:
         self._session: Session | None = None
         self._online: set[str] = set()
         self._acked_seq = 0
+        self._seen_seq = 0
         self._wake = asyncio.Event()
         self._redial = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -256,6 +257,7 @@ class Link:
     async def _serve(self, session: Session) -> None:
         self._session = session
         self._acked_seq = session.greeting.received_seq
+        self._seen_seq = 0
         self.state = LinkState(True, instants.now_text())
         log.info("link.up", received_seq=session.greeting.received_seq)
         self._online = set(session.greeting.connected) - {self._settings.org}
@@ -322,7 +324,9 @@ class Link:
     async def _acknowledge(self, up_to_seq: int) -> None:
         """Tell the coordinator what was taken in; a lost acknowledgement is repeated by the next Hello."""
         session = self._session
-        if session is not None:
+        # What an earlier connection brought is not acknowledged on this one before it came again: its sender would
+        # not know the number yet.
+        if session is not None and up_to_seq <= self._seen_seq:
             with contextlib.suppress(ComityError):
                 await session.write(exchange_pb2.ConnectRequest(ack=exchange_pb2.Ack(up_to_seq=up_to_seq)))
 
@@ -355,6 +359,7 @@ class Link:
             (self._online.add if here else self._online.discard)(org)
             self._inbox.tell(self._tell_presence(org, here))
             return
+        self._seen_seq = max(self._seen_seq, message.seq)
         await self._inbox.put(message)
 
     async def _refusal(self, refusal: exchange_pb2.Refusal) -> None:
