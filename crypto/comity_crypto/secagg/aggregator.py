@@ -109,13 +109,25 @@ def _absorb(state: AggregatorState, event: Event) -> AggregatorState:
 
 
 def _stored(state: AggregatorState, event: UploadStored) -> AggregatorState:
-    """Record an upload. Raises `CONFLICT` (before the set is signed), `PAYLOAD_DIGEST` (not what was committed to)."""
-    if state.phase is not Phase.UPLOADS or not state.seen.set_signed() or event.org not in state.seen.members:
-        raise ComityError(ErrorCode.CONFLICT, "an upload comes after all have signed the commitments", org=event.org)
-    promised = state.seen.commitments[event.org]
-    if (promised.upload, promised.size_bytes) != (event.digest, event.size_bytes):
-        raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the upload is not what was committed to", org=event.org)
-    return replace(state, uploads={**state.uploads, event.org: event})
+    """Record an upload; one that overtakes signatures is judged when they are there. Raises `FORBIDDEN`, `CONFLICT`."""
+    if event.org not in state.offer.parties:
+        raise ComityError(ErrorCode.FORBIDDEN, "not a party of this secure sum", org=event.org)
+    before = state.uploads.get(event.org)
+    if before is not None and before != event:
+        raise ComityError(ErrorCode.CONFLICT, "the party has uploaded something else before", org=event.org)
+    state = replace(state, uploads={**state.uploads, event.org: event})
+    _judge(state)
+    return state
+
+
+def _judge(state: AggregatorState) -> None:
+    """Raise `PAYLOAD_DIGEST` if an upload is not what its organisation committed to."""
+    if state.phase is not Phase.UPLOADS or not state.seen.set_signed():
+        return
+    for org, promised in state.seen.commitments.items():
+        upload = state.uploads.get(org)
+        if upload is not None and (promised.upload, promised.size_bytes) != (upload.digest, upload.size_bytes):
+            raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the upload is not what was committed to", org=org)
 
 
 def _advance(state: AggregatorState, now: float) -> Step:
@@ -125,7 +137,8 @@ def _advance(state: AggregatorState, now: float) -> Step:
         return _fail(state, ComityError(ErrorCode(gone[1].code), "a party gave up", org=gone[0]), (gone[0],))
     if state.phase is Phase.READY and not state.seen.missing(Ready):
         return _close(state, now)
-    if state.phase is Phase.UPLOADS and not awaited(state):
+    _judge(state)
+    if state.phase is Phase.UPLOADS and state.seen.set_signed() and not awaited(state):
         return replace(state, phase=Phase.SUM, deadline=now + state.limits.step_s), [StartAdd(state.seen.members)]
     if state.phase is Phase.SUM and state.total is not None and state.seen.roster is not None:
         notice = AggregateNotice(
