@@ -175,7 +175,7 @@ class NegotiationService:
         self._tell(conn, after)
 
     def withdrawal(self, conn: Connection, org: str, message: Message) -> None:
-        """Let a party or the proposer go, before or after the agreement is final.
+        """Let a party go at any time, and the proposer before the agreement is final.
 
         Raises:
             ComityError: `NOT_FOUND`; `NOT_A_MEMBER` if it takes no part; what the model and `inbound` raise.
@@ -186,12 +186,14 @@ class NegotiationService:
         reason = inbound.text(body["reason"], REASON_CHARS_MAX, "a reason")
         record = self._record(conn, inbound.text(body["proposal_id"], 128, "a proposal's id"))
         negotiation = record.negotiation
-        if negotiation.phase is not Phase.FINALIZED:
-            self._apply(conn, record, model.Withdrew(org, reason), charter, said)
-            return
         if body["agreement"] not in (None, negotiation.agreement):
-            raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the proposal led to another agreement")
-        if org not in (*negotiation.parties, negotiation.proposer):
+            raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the proposal led to another agreement, or to none")
+        if negotiation.phase is not Phase.FINALIZED:
+            # The ledger knows no drafts: an auditor could not tell what such an entry is about.
+            about_draft = body["agreement"] is not None
+            self._apply(conn, record, model.Withdrew(org, reason), charter, None if about_draft else said)
+            return
+        if org not in negotiation.parties:
             raise ComityError(ErrorCode.NOT_A_MEMBER, f"{org} is no party of this agreement")
         if not self._ledger.append(conn, said, negotiation.parties):
             return

@@ -46,7 +46,8 @@ ENDINGS = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.DIVERGED, Run
 class Run:
     """One use of an agreement.
 
-    `limit_s` bounds the time from READY to the end. `until` is the instant at which `DeadlinePassed` takes effect.
+    `steps` are the ids of the agreement's steps, `limits` what it grants at most to any one party. `limit_s` bounds the
+    time from READY to the end. `until` is the instant at which `DeadlinePassed` takes effect.
     `expected` is how many receipts each party owes, as far as the lead said; `received` how many came. `finished` is
     the digest of the lead's statement about the end, empty if the coordinator ended the run.
     """
@@ -56,6 +57,8 @@ class Run:
     use: int
     lead: str
     parties: tuple[str, ...]
+    steps: tuple[str, ...]
+    limits: Mapping[str, int]
     limit_s: int
     state: RunState
     since: str
@@ -139,9 +142,20 @@ class DeadlinePassed:
 Event = Ready | Progressed | Finished | Received | Cancelled | DeadlinePassed
 
 
-def create(run: str, agreement: str, use: int, lead: str, parties: tuple[str, ...], limit_s: int, now: str) -> Run:
+def create(
+    run: str,
+    agreement: str,
+    use: int,
+    lead: str,
+    parties: tuple[str, ...],
+    steps: tuple[str, ...],
+    limits: Mapping[str, int],
+    limit_s: int,
+    now: str,
+) -> Run:
     """Return a run that waits for its parties."""
-    return Run(run, agreement, use, lead, parties, limit_s, RunState.PREPARING, now, _later(now, PREPARE_S))
+    until = _later(now, PREPARE_S)
+    return Run(run, agreement, use, lead, parties, steps, dict(limits), limit_s, RunState.PREPARING, now, until)
 
 
 def step(run: Run, event: Event, now: str) -> Run:

@@ -1,7 +1,7 @@
 """Runs as they happen: preparation, start barrier, the lead's progress and end, receipts, the closing entry.
 
 Rules, in this order:
-1. a message is judged whole (form, membership, signature, run, state) before anything is written;
+1. a message is judged whole (form, membership, signature, run, state), and one that is refused leaves nothing behind;
 2. state, ledger entry and messages to others commit together;
 3. the coordinator gives no orders and sees no results: it knows states, counts, digests and times;
 4. every run ends in one `run-closed` statement, which names how it ended and how many receipts came.
@@ -9,7 +9,6 @@ Rules, in this order:
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -27,27 +26,21 @@ from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.training import model, store
 from comity_coordinator.training.endings import finished_event
 from comity_coordinator.training.model import Event, Run, RunState
+from comity_coordinator.training.receipts import enter_receipt
 from comity_coordinator.transport.model import Message
 from comity_coordinator.workflows.engine import WorkflowEngine
 from comity_crypto.statements import Statement
-from comity_policies.charter import Charter
 from comity_policies.documents import Agreement, Receipt
+from comity_policies.history_runs import grant_limits, run_id
 from comity_policies.orders import ROUNDS_MAX
 
 RECEIPTS_PER_BATCH_MAX = 64
-# A party that floods the ledger is stopped; a run of 10,000 rounds with train and evaluate stays well below.
-RECEIPTS_PER_PARTY_MAX = 100_000
 SMALL_BYTES_MAX = 16 << 10
 FINISHED_BYTES_MAX = 512 << 10
 # Train and evaluate in every round, each at its limit, and once more for what has to be asked again.
 LIMIT_FACTOR = 3
 LIMIT_SLACK_S = 600
 LIMIT_S_MAX = 90 * 86_400
-
-
-def run_id(agreement_digest: str, use: int) -> str:
-    """Return the id of the `use`-th run (from 1) of an agreement; every party computes the same."""
-    return "run-" + hashlib.sha256(f"{agreement_digest}/{use}".encode()).hexdigest()[:26]
 
 
 class TrainingService:
@@ -104,7 +97,7 @@ class TrainingService:
             ComityError: `GRANT_EXHAUSTED` beyond the uses that were agreed.
         """
         proposal = agreement.proposal
-        if not 1 <= use <= min(proposal.uses, agreement.terms.get("uses", proposal.uses)):
+        if not 1 <= use <= grant_limits(agreement)["uses"]:
             raise ComityError(ErrorCode.GRANT_EXHAUSTED, "the agreement has no such use", use=use)
         name = run_id(agreement.digest, use)
         if store.get(conn, name) is not None:
@@ -112,7 +105,9 @@ class TrainingService:
         work_s = sum(step.rounds * step.reply_timeout_s for step in proposal.steps)
         limit_s = min(LIMIT_S_MAX, LIMIT_FACTOR * work_s + LIMIT_SLACK_S)
         now, lead = self._clock(), proposal.steps[0].lead
-        run = model.create(name, agreement.digest, use, lead, agreement.parties, limit_s, now)
+        steps = tuple(step.id for step in proposal.steps)
+        limits = grant_limits(agreement)
+        run = model.create(name, agreement.digest, use, lead, agreement.parties, steps, limits, limit_s, now)
         store.create(conn, run, now)
         body = {"run": name, "agreement": agreement.digest, "lead": lead, "parties": list(run.parties)}
         for org in run.parties:
@@ -164,10 +159,15 @@ class TrainingService:
         if len(body["receipts"]) > RECEIPTS_PER_BATCH_MAX:
             raise ComityError(ErrorCode.TOO_LARGE, receipts=len(body["receipts"]), limit=RECEIPTS_PER_BATCH_MAX)
         runs: dict[str, Run] = {}
-        batch = [self._receipt(conn, charter, org, each, runs) for each in body["receipts"]]
         new: Counter[str] = Counter()
-        for run, said in batch:
-            new[run] += self._ledger.append(conn, said)
+        for value in body["receipts"]:
+            said = Statement.from_json(value)
+            inbound.check(charter, org, said, "receipt")
+            receipt = Receipt.from_json(said.body)
+            run = runs.setdefault(receipt.run, self._run(conn, said.body))
+            if enter_receipt(conn, run, org, receipt, said.digest):
+                self._ledger.append(conn, said)
+                new[run.run] += 1
         for name, count in new.items():
             self._apply(conn, runs[name], model.Received(org, count))
 
@@ -198,23 +198,6 @@ class TrainingService:
         if body["agreement"] != run.agreement:
             raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run belongs to another agreement")
         return run
-
-    def _receipt(
-        self, conn: Connection, charter: Charter, org: str, value: Any, runs: dict[str, Run]
-    ) -> tuple[str, Statement]:
-        said = Statement.from_json(value)
-        inbound.check(charter, org, said, "receipt")
-        receipt = Receipt.from_json(said.body)
-        if receipt.run not in runs:
-            runs[receipt.run] = self._run(conn, {"run": receipt.run, "agreement": receipt.agreement})
-        run = runs[receipt.run]
-        if receipt.agreement != run.agreement:
-            raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run belongs to another agreement")
-        if org not in run.parties:
-            raise ComityError(ErrorCode.NOT_A_MEMBER, f"{org} is no party of this run")
-        if run.received.get(org, 0) >= RECEIPTS_PER_PARTY_MAX:
-            raise ComityError(ErrorCode.TOO_LARGE, "too many receipts for one run", limit=RECEIPTS_PER_PARTY_MAX)
-        return run.run, said
 
     def _apply(self, conn: Connection, before: Run, event: Event, said: Statement | None = None) -> None:
         """Step the model; write and tell what changed."""

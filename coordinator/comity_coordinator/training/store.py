@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Connection, Index, Integer, String, Table, Text, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    insert,
+    select,
+    update,
+)
 
 from comity.wire import canonical
 from comity_coordinator.db import metadata
@@ -23,6 +36,17 @@ runs = Table(
     Column("document", Text, nullable=False),
     Index("training_runs_agreement", "agreement", "use_number", unique=True),
     Index("training_runs_open", "closed", "until"),
+)
+receipts = Table(
+    "training_receipts",
+    metadata,
+    Column("org", String(63), primary_key=True),
+    Column("journal_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("run", String(64), nullable=False),
+    # The order's digest if it was executed, else the receipt's own: unique either way.
+    Column("executed", String(64), nullable=False),
+    Column("statement", String(64), nullable=False),
+    Index("training_receipts_executed", "org", "executed", unique=True),
 )
 
 
@@ -75,6 +99,26 @@ def open_until(conn: Connection) -> list[tuple[str, str]]:
     return [(row[0], row[1]) for row in conn.execute(query)]
 
 
+def receipt_numbered(conn: Connection, org: str, journal_seq: int) -> str | None:
+    """Return the digest of the receipt that `org` wrote under this number."""
+    query = select(receipts.c.statement).where(receipts.c.org == org, receipts.c.journal_seq == journal_seq)
+    row = conn.execute(query).first()
+    return None if row is None else str(row[0])
+
+
+def is_executed(conn: Connection, org: str, order: str) -> bool:
+    """True if `org` has a receipt of a result for this order."""
+    query = select(receipts.c.statement).where(receipts.c.org == org, receipts.c.executed == order)
+    return conn.execute(query).first() is not None
+
+
+def put_receipt(conn: Connection, org: str, journal_seq: int, run: str, executed: str, statement: str) -> None:
+    """Note a receipt's number and order."""
+    conn.execute(
+        insert(receipts).values(org=org, journal_seq=journal_seq, run=run, executed=executed, statement=statement)
+    )
+
+
 def to_json(run: Run) -> dict[str, Any]:
     """Return a run as it is kept and shown."""
     return {
@@ -83,6 +127,8 @@ def to_json(run: Run) -> dict[str, Any]:
         "use": run.use,
         "lead": run.lead,
         "parties": list(run.parties),
+        "steps": list(run.steps),
+        "limits": dict(run.limits),
         "limit_s": run.limit_s,
         "state": str(run.state),
         "since": run.since,
@@ -110,6 +156,7 @@ def _run(document: str) -> Run:
         **{
             **value,
             "parties": tuple(value["parties"]),
+            "steps": tuple(value["steps"]),
             "state": RunState(value["state"]),
             "ready": frozenset(value["ready"]),
         }

@@ -6,15 +6,16 @@ import json
 import pytest
 
 from comity.wire import canonical
-from comity.wire.errors import ErrorCode
+from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.training import store as training_store
-from comity_coordinator.training.service import run_id
 from comity_crypto.merkle import leaf_hash, root, verify_inclusion
 from comity_crypto.notes import verify_note
 from comity_crypto.quorum import QuorumCertificate, independent_verify, message_for, verify_certificate
 from comity_crypto.statements import Statement
 from comity_policies.documents import Agreement, Receipt
+from comity_policies.history import verify_export
+from comity_policies.history_runs import run_id
 
 
 def receipt(world, org, run, agreement, seq, **changes):
@@ -27,6 +28,8 @@ def receipt(world, org, run, agreement, seq, **changes):
         "outcome": "result",
         "code": None,
         "result": "cd" * 32,
+        "grants": {"rounds": seq},
+        "journal_seq": seq,
     }
     return world.say(org, "receipt", Receipt(**{**values, **changes}).to_json())
 
@@ -121,11 +124,14 @@ def check_proofs(world, said):
 
 
 def check_offline(tmp_path, export, world):
-    """The auditor's own judgement, once `comity_policies.history` is there."""
-    history = pytest.importorskip("comity_policies.history")
+    """The auditor's own judgement, and that it would notice."""
     file = tmp_path / "export.jsonl"
     file.write_bytes(export)
-    history.verify_export(file, world.charter.digest)
+    report = verify_export(file, world.charter.digest, independent=True)
+    assert report.size == len(lines_of(export)) - 1
+    file.write_bytes(b"".join(export.splitlines(keepends=True)[:-1]))
+    with pytest.raises(ComityError):
+        verify_export(file, world.charter.digest)
 
 
 def test_a_denial_by_a_required_organisation_ends_it_and_names_the_rule(world):
@@ -251,7 +257,7 @@ def test_a_new_charter_during_signing_costs_a_new_draft(world):
     assert world.hub.take("gamma", "agreement.final")
 
 
-def test_withdrawal_after_the_agreement_cancels_the_run(world):
+def test_withdrawal_after_the_agreement_cancels_the_run(world, tmp_path):
     proposal, agreement, run = start(world)
     body = {"agreement": agreement, "proposal_id": proposal.proposal_id, "reason": "a new law"}
     said = world.say("gamma", "withdrawal", body)
@@ -267,6 +273,22 @@ def test_withdrawal_after_the_agreement_cancels_the_run(world):
     closed = world.hub.take("beta", "run.closed")[0]["statement"]["content"]["body"]
     assert closed["error"] == {"code": "WITHDRAWN", "detail": "gamma withdrew: a new law", "move": "gamma"}
     assert world.read(lambda conn: negotiation_store.agreement(conn, agreement)).state == "withdrawn"
+    (tmp_path / "export").write_bytes(world.export())
+    assert verify_export(tmp_path / "export", world.charter.digest).counts["withdrawal"] == 1
+
+
+def test_withdrawal_from_a_draft_leaves_no_entry_and_from_another_agreement_is_refused(world, tmp_path):
+    proposal, _, _ = world.propose()
+    for org in proposal.asked:
+        world.answer(org, proposal)
+    draft = canonical.digest(world.hub.take("alpha", "agreement.sign")[-1]["agreement"])
+    body = {"agreement": "ab" * 32, "proposal_id": proposal.proposal_id, "reason": "no"}
+    assert world.tell("beta", "withdrawal", world.say("beta", "withdrawal", body)).code is ErrorCode.AGREEMENT_UNKNOWN
+    said = world.say("beta", "withdrawal", {**body, "agreement": draft})
+    assert world.tell("beta", "withdrawal", said) is None
+    assert state_of(world, proposal)["ended"]["move"] == "beta"
+    (tmp_path / "export").write_bytes(world.export())
+    assert "withdrawal" not in verify_export(tmp_path / "export", world.charter.digest).counts
 
 
 def test_withdrawal_of_the_proposer_before_the_agreement(world):
@@ -292,6 +314,23 @@ def test_only_the_lead_speaks_for_a_run_and_only_parties_hand_in_receipts(world)
     assert hand_in(world, "beta", good, good) is None
     assert hand_in(world, "beta", good) is None
     assert world.read(lambda conn: training_store.get(conn, run)).received == {"beta": 1}
+
+
+def test_a_receipt_that_would_spoil_the_export_is_refused(world, tmp_path):
+    _, agreement, run = start(world)
+    good = receipt(world, "beta", run, agreement, 1)
+    assert hand_in(world, "beta", good) is None
+    for code, changes in (
+        (ErrorCode.CONFLICT, {"journal_seq": 1}),
+        (ErrorCode.ORDER_REPLAYED, {"order": good.body["order"]}),
+        (ErrorCode.GRANT_EXHAUSTED, {"grants": {"rounds": 9}}),
+        (ErrorCode.ORDER_MISMATCH, {"step": "other"}),
+    ):
+        assert hand_in(world, "beta", receipt(world, "beta", run, agreement, 2, **changes)).code is code
+    refused = {"outcome": "refused", "code": "POLICY_DENIED", "result": None, "order": good.body["order"]}
+    assert hand_in(world, "beta", receipt(world, "beta", run, agreement, 2, **refused)) is None
+    (tmp_path / "export").write_bytes(world.export())
+    assert verify_export(tmp_path / "export", world.charter.digest).counts["receipt"] == 2
 
 
 def test_a_manifest_that_names_strangers_is_refused(world):

@@ -188,7 +188,7 @@ class RunMachine(RuleBasedStateMachine):
 
         self.runs = runs
         self.clock = START
-        self.state = runs.create("run-1", "aa" * 32, 1, "alpha", ("alpha", "beta"), 3600, self.now)
+        self.state = runs.create("run-1", "aa" * 32, 1, "alpha", ("alpha", "beta"), ("s",), {}, 3600, self.now)
 
     @property
     def now(self):
