@@ -22,7 +22,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity_crypto.keystore import KeyStore
 from comity_crypto.sealing import SealedRef
-from comity_node.transport.dial import Dialer
+from comity_node.transport.dial import Dialer, ask
 
 CHUNK_BYTES = 512 * 1024
 WAIT_S = 60.0
@@ -63,14 +63,15 @@ class Payloads:
                 `ATTEMPTS_MAX` attempts without progress are used up, or the spool's refusal.
         """
         _check_size(source, ref.size)
-        offset = attempts = 0
+        attempts = 0
+        offset, whole = await self._present(ref, 0)
         while True:
             try:
                 before = offset
-                response = await self._put_once(source, ref, receivers, offset)
+                response = await self._put_once(source, ref, receivers, offset, send_data=not whole)
                 if response.complete:
                     return
-                offset = _resume_at(response.present_bytes, ref.size)
+                offset, whole = _resume_at(response.present_bytes, ref.size), False
                 if offset <= before:
                     raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "the spool took no bytes")
                 attempts = 0
@@ -79,7 +80,7 @@ class Payloads:
                 if error.code not in _PASSING or attempts >= ATTEMPTS_MAX:
                     raise
                 await asyncio.sleep(_pause_s(attempts))
-                offset = await self._present(ref, offset)
+                offset, whole = await self._present(ref, offset)
 
     async def get(self, ref: SealedRef) -> AsyncIterator[bytes]:
         """Yield the ciphertext of `ref` chunk by chunk, following an upload that is still under way.
@@ -107,7 +108,7 @@ class Payloads:
                 await asyncio.sleep(_pause_s(attempts))
 
     async def _put_once(
-        self, source: Source, ref: SealedRef, receivers: tuple[str, ...], offset: int
+        self, source: Source, ref: SealedRef, receivers: tuple[str, ...], offset: int, *, send_data: bool
     ) -> payload_pb2.PutPayloadResponse:
         header = payload_pb2.PayloadHeader(
             digest=ref.digest, size_bytes=ref.size, receivers=receivers, offset_bytes=offset
@@ -117,7 +118,7 @@ class Payloads:
             async with asyncio.timeout(STALL_S) as stall:
                 loop = asyncio.get_running_loop()
                 await call.write(payload_pb2.PutPayloadRequest(header=header))
-                for data in _chunks(source, offset):
+                for data in _chunks(source, offset) if send_data else ():
                     if call.done():
                         break  # the spool had the whole already, or refused; its answer says which
                     await call.write(payload_pb2.PutPayloadRequest(data=data))
@@ -155,15 +156,19 @@ class Payloads:
         finally:
             call.cancel()
 
-    async def _present(self, ref: SealedRef, otherwise: int) -> int:
-        """Ask how much the spool has; `otherwise` if it cannot be asked now."""
+    async def _present(self, ref: SealedRef, otherwise: int) -> tuple[int, bool]:
+        """Ask how much the spool has: (where to go on, whether it is whole); `otherwise` if it cannot be asked now.
+
+        Asked before the first byte, because a call that ends while bytes are under way loses its answer.
+        """
+        request = payload_pb2.StatPayloadRequest(digest=ref.digest)
         try:
-            request = payload_pb2.StatPayloadRequest(digest=ref.digest)
-            stat = await self._dialer.payloads().StatPayload(request, timeout=STALL_S)
-        except grpc.aio.AioRpcError:
-            return otherwise
-        # A whole payload is offered from the start again: the spool answers at the header.
-        return 0 if stat.complete else _resume_at(stat.present_bytes, ref.size)
+            stat = await ask(self._dialer.payloads().StatPayload, request)
+        except ComityError as error:
+            if error.code in _PASSING:
+                return otherwise, False
+            raise
+        return (0, True) if stat.complete else (_resume_at(stat.present_bytes, ref.size), False)
 
 
 async def _answer(
