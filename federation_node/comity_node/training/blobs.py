@@ -75,6 +75,11 @@ def content_digest(salt: bytes, content_sha256: str) -> str:
     return hashlib.sha256(b"comity/content/v1\x00" + salt + bytes.fromhex(content_sha256)).hexdigest()
 
 
+def order_context(run: str, seq: int) -> bytes:
+    """Return the context that an order's payload is sealed under."""
+    return f"comity/order/v1/{run}/{seq}".encode()
+
+
 async def sha256_of(blob: Blob) -> str:
     """Return the lower-case hexadecimal SHA-256 of a content."""
     return await _threaded(_sha256, blob)

@@ -25,7 +25,7 @@ from comity_crypto.sealing import SealedRef, sealed_size
 from comity_crypto.statements import Statement
 from comity_node.context import NodeContext
 from comity_node.training import blobs, enforcement, grants, store
-from comity_node.training.blobs import SALT_BYTES, Blob
+from comity_node.training.blobs import SALT_BYTES, Blob, order_context
 from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.enforcement import Case, Certificates, History, Verdict
 from comity_node.training.execution import Execution, Job
@@ -400,11 +400,6 @@ _WAITING = frozenset(
         ErrorCode.BUSY,
     }
 )
-
-
-def order_context(run: str, seq: int) -> bytes:
-    """The context that an order's payload is sealed under."""
-    return f"comity/order/v1/{run}/{seq}".encode()
 
 
 def _since(began: float) -> float:

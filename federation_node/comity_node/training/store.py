@@ -22,16 +22,21 @@ from comity_node.training.tables import (
     AnswerRow,
     OrderRow,
     QuestionRow,
+    ResultRow,
     RunRow,
     answers,
+    copies,
     events,
     grants,
     orders,
     questions,
     receipts,
     refusals,
+    results,
     runs,
 )
+
+UNCONFIRMED_MAX = 1_000
 
 
 def find_run(conn: Connection, run: str) -> RunRow | None:
@@ -203,6 +208,34 @@ def list_answers(conn: Connection, run: str, seq: int | None = None) -> list[Ans
     if seq is not None:
         query = query.where(answers.c.seq == seq)
     return [AnswerRow(*row) for row in conn.execute(query)]
+
+
+def list_answer_keys(conn: Connection, run: str) -> set[tuple[int, str]]:
+    """Return (question, organisation) of every recorded answer of a run."""
+    rows = conn.execute(select(answers.c.seq, answers.c.org).where(answers.c.run == run))
+    return {(int(seq), str(org)) for seq, org in rows}
+
+
+def put_result(conn: Connection, row: ResultRow, recipients: Sequence[str]) -> None:
+    """Record a result of our own run and to whom it is owed."""
+    conn.execute(upsert(results).values(**_columns(row)).on_conflict_do_nothing())
+    for org in recipients:
+        conn.execute(upsert(copies).values(run=row.run, org=org, acked=False).on_conflict_do_nothing())
+
+
+def unconfirmed_results(conn: Connection) -> list[tuple[ResultRow, list[str]]]:
+    """Return our results that somebody has not confirmed, with those organisations."""
+    pending = select(copies.c.run, copies.c.org).where(copies.c.acked.is_(False)).order_by(copies.c.run, copies.c.org)
+    by_run: dict[str, list[str]] = {}
+    for run, org in conn.execute(pending.limit(UNCONFIRMED_MAX)):
+        by_run.setdefault(run, []).append(org)
+    rows = conn.execute(select(results).where(results.c.run.in_(by_run)))
+    return [(found, by_run[found.run]) for found in (ResultRow(*row) for row in rows)]
+
+
+def confirm_result(conn: Connection, run: str, org: str) -> None:
+    """Record that a recipient keeps a result."""
+    conn.execute(update(copies).where(copies.c.run == run, copies.c.org == org).values(acked=True))
 
 
 def put_event(conn: Connection, run: str, at: str, kind: str, body: str) -> int:

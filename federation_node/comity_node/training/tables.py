@@ -88,6 +88,7 @@ questions = Table(
     Column("round", Integer, nullable=False),
     Column("receivers", Text, nullable=False),
     Column("content_sha256", String(64), nullable=False),
+    Column("salt", LargeBinary, nullable=False),
     Column("statement", LargeBinary, nullable=False),
     Column("inline", LargeBinary),
     Column("file", String(128)),
@@ -191,6 +192,7 @@ class QuestionRow:
     round: int
     receivers: str
     content_sha256: str
+    salt: bytes
     statement: bytes
     inline: bytes | None
     file: str | None
@@ -211,6 +213,18 @@ class AnswerRow:
     inline: bytes | None
     file: str | None
     size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One result of a run that this organisation led: its signed announcement and its sealed payload."""
+
+    run: str
+    agreement: str
+    statement: bytes
+    file: str | None
+    inline: bytes | None
+    stored_at: str
 
 
 @dataclass(frozen=True, slots=True)
