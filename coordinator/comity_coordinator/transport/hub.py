@@ -92,7 +92,7 @@ class Hub:
     def enqueue(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
         """Send a durable message to `org`, in the transaction of `conn` (rule 3). Raises `MALFORMED`."""
         store.append(conn, org, from_coordinator(new_id("msg"), kind, body, run=run))
-        after_commit(conn, functools.partial(self._wake_from_any_thread, org))
+        after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, org)))
 
     def on_presence(self, callback: PresenceCallback) -> None:
         """Call `callback(org, connected)` in the event loop when a stream opens or ends; it must not block."""
@@ -111,6 +111,10 @@ class Hub:
         session = self._sessions.get(org)
         if session is not None:
             session.end(reason)
+
+    def drop_after_commit(self, conn: Connection, org: str, reason: ComityError) -> None:
+        """End the stream of `org` once the transaction of `conn` has committed."""
+        after_commit(conn, functools.partial(self._soon, functools.partial(self.drop, org, reason)))
 
     # What the servicer uses.
 
@@ -258,10 +262,11 @@ class Hub:
         self._strikes.pop((org, message.id), None)
         return None
 
-    def _wake_from_any_thread(self, org: str) -> None:
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Do `call` in the event loop; there is nothing to do before the first stream."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._wake, org)
+            loop.call_soon_threadsafe(call)
 
     def _wake(self, org: str) -> None:
         session = self._sessions.get(org)

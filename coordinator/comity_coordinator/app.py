@@ -1,0 +1,214 @@
+"""The composition root: the only place where the coordinator's parts meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from comity.v1 import (
+    enrolment_pb2_grpc,
+    exchange_pb2_grpc,
+    ledger_pb2_grpc,
+    membership_pb2_grpc,
+    payload_pb2_grpc,
+)
+from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.ids import COORDINATOR
+from comity_coordinator import setup
+from comity_coordinator.db import Database, open_database
+from comity_coordinator.feed import Feed
+from comity_coordinator.governance.service import Governance, charter_in_force, genesis_in_force
+from comity_coordinator.ledger.sequencer import Sequencer
+from comity_coordinator.ledger.service import Ledger
+from comity_coordinator.ledger.servicer import LedgerReadServicer
+from comity_coordinator.membership.registry import Registry
+from comity_coordinator.membership.service import Membership
+from comity_coordinator.membership.servicer import EnrolmentServicer, MembershipServicer
+from comity_coordinator.negotiation.service import NegotiationService
+from comity_coordinator.settings import CoordinatorSettings, split_address
+from comity_coordinator.training.service import TrainingService
+from comity_coordinator.transport.hub import Hub
+from comity_coordinator.transport.payload_servicer import PayloadServicer
+from comity_coordinator.transport.payloads import Spool, SpoolLimits
+from comity_coordinator.transport.server import Edge, build_server, refuse_old_tls
+from comity_coordinator.transport.servicer import ExchangeServicer
+from comity_coordinator.workflows.engine import Supervised, WorkflowEngine
+from comity_coordinator.workflows.timers import TimerEngine
+from comity_crypto import x509
+from comity_crypto.notes import sign_note
+from comity_crypto.statements import Statement, sign_statement
+
+SWEEP_EVERY_S = 10.0
+
+log = structlog.get_logger()
+
+
+class RunningEngine(WorkflowEngine, Protocol):
+    """A workflow engine with its life."""
+
+    async def start(self, negotiation: Supervised, training: Supervised) -> None:
+        """Begin to supervise."""
+
+    async def close(self) -> None:
+        """Stop."""
+
+
+class Coordinator:
+    """One coordinator in this process: built from its folder, run until stopped."""
+
+    def __init__(self, settings: CoordinatorSettings) -> None:
+        """Read keys and open the database. Raises `KEY_UNREADABLE`, `MALFORMED`."""
+        self.settings = settings
+        self.keys = setup.log_keys(settings)
+        self.authority = setup.authority(settings)
+        self.tls = setup.server_tls(settings)
+        self.database: Database = open_database(settings.database)
+        self.feed = Feed()
+        self.registry = Registry(self.database)
+        self.hub = Hub(self.database, self.registry.admit)
+        self.engine = _engine(settings, self.database)
+        self.membership = Membership(self.authority, self.keys, genesis_in_force)
+        log_name = settings.log_name
+        self.ledger = Ledger(settings.consortium, log_name, lambda text: sign_note(text, log_name, self.keys), self.hub)
+        self.governance = Governance(
+            settings.consortium,
+            log_name,
+            self.keys.public.statement,
+            self.sign,
+            self.ledger.append,
+            self.hub.enqueue,
+        )
+        self.training = TrainingService(
+            charter_of=charter_in_force,
+            ledger=self.ledger,
+            outbox=self.hub,
+            sign=self.sign,
+            engine=self.engine,
+            feed=self.feed,
+        )
+        self.negotiation = NegotiationService(
+            consortium=settings.consortium,
+            charter_of=charter_in_force,
+            ledger=self.ledger,
+            outbox=self.hub,
+            sign=self.sign,
+            engine=self.engine,
+            agreements=self.training,
+            feed=self.feed,
+        )
+        self.spool = Spool(
+            settings.home / "spool",
+            SpoolLimits(
+                payload_bytes=settings.spool_payload_bytes,
+                owner_bytes=settings.spool_owner_bytes,
+                total_bytes=settings.spool_total_bytes,
+            ),
+        )
+        self.port = 0
+        self.rest_port = 0
+        self.ready = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    def sign(self, kind: str, body: dict[str, Any]) -> Statement:
+        """Return a statement of the coordinator, signed by the log's key."""
+        return sign_statement(self.keys, kind=kind, consortium=self.settings.consortium, issuer=COORDINATOR, body=body)
+
+    def revoke(self, conn: Connection, org: str) -> None:
+        """Refuse the transport to `org` from now on and end its stream. Raises `NOT_A_MEMBER`."""
+        self.membership.revoke(conn, org)
+        self.hub.drop_after_commit(conn, org, ComityError(ErrorCode.REVOKED))
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises:
+            ComityError: `CONFLICT` if another process serves this folder, `UNAVAILABLE` if the port is taken.
+        """
+        async with AsyncExitStack() as stack:
+            stack.enter_context(setup.sole_process(self.settings.home))
+            stack.callback(self.database.close)
+            stack.callback(self.spool.close)
+            self.database.create_all()
+            self.negotiation.register()
+            self.training.register()
+            self.hub.authorise_runs(self.training.parties_of)
+            await self._serve_nodes(stack)
+            sequencer = Sequencer(self.database, self.ledger)
+            await self.engine.start(self.negotiation, self.training)
+            stack.push_async_callback(self.engine.close)
+            await self._serve_operator(stack)
+            tasks = [_keep(stack, sequencer.run), _keep(stack, self._sweep)]
+            self._announce()
+            stopped = asyncio.create_task(self._stop.wait())
+            waiting: list[asyncio.Future[Any]] = [*tasks, stopped]
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            for ended in done:
+                ended.result()
+
+    async def _serve_nodes(self, stack: AsyncExitStack) -> None:
+        edge = Edge(self.settings.consortium, self.registry.admit)
+        server, self.port = build_server(edge, self.tls, self.settings.listen)
+        digest = bytes.fromhex(x509.fingerprint(self.tls.certificate_pem))
+        log_key = self.keys.public.statement
+        exchange_pb2_grpc.add_ExchangeServiceServicer_to_server(
+            ExchangeServicer(self.hub, digest, self.keys.sign), server
+        )
+        payload_pb2_grpc.add_PayloadServiceServicer_to_server(PayloadServicer(self.spool), server)
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(
+            EnrolmentServicer(self.database, self.membership, self.authority, log_key), server
+        )
+        membership_pb2_grpc.add_MembershipServiceServicer_to_server(
+            MembershipServicer(self.database, self.membership, self.governance, self.authority), server
+        )
+        ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server(LedgerReadServicer(self.database, self.ledger), server)
+        await server.start()
+        stack.push_async_callback(server.stop, self.settings.stop_grace_s)
+        host = split_address(self.settings.listen)[0]
+        await refuse_old_tls("127.0.0.1" if host == "0.0.0.0" else host, self.port)  # noqa: S104 - compared only
+
+    async def _serve_operator(self, stack: AsyncExitStack) -> None:
+        """Serve the operator's API on loopback."""
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            self.spool.sweep()
+
+    def _announce(self) -> None:
+        where = {"port": self.port, "rest_port": self.rest_port}
+        (self.settings.home / "ready.json").write_text(json.dumps(where))
+        self.ready.set()
+        log.info("coordinator.ready", consortium=self.settings.consortium, **where)
+
+
+def _engine(settings: CoordinatorSettings, database: Database) -> RunningEngine:
+    if settings.workflows == "timers":
+        return TimerEngine(database)
+    # Imported here: its SDK is paid for only by a coordinator that uses it.
+    from comity_coordinator.workflows.temporal import TemporalEngine
+
+    return TemporalEngine(database, settings.home)
+
+
+def _keep(stack: AsyncExitStack, work: Callable[[], Awaitable[None]]) -> asyncio.Future[None]:
+    task = asyncio.ensure_future(work())
+
+    async def end() -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    stack.push_async_callback(end)
+    return task

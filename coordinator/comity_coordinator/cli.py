@@ -1,0 +1,150 @@
+"""`comity coordinator …` and `comity revoke`: the operator's commands; nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Home = Annotated[Path, typer.Argument(help="The coordinator's folder.", envvar="COMITY_COORDINATOR_HOME")]
+HomeOption = Annotated[Path, typer.Option("--home", help="The coordinator's folder.", envvar="COMITY_COORDINATOR_HOME")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ValidHours = Annotated[int, typer.Option(min=1, max=168, help="Hours until the token expires.")]
+
+group = typer.Typer(no_args_is_help=True, help="Run the coordinator of a consortium.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the operator's commands to `app`."""
+    app.add_typer(group, name="coordinator")
+    app.command("revoke", help="Refuse the transport to an organisation from its next message on.")(revoke_at)
+
+
+@group.command("init")
+def init(
+    home: Home,
+    consortium: Annotated[str, typer.Option(help="Name of the consortium: a-z, 0-9 and hyphens.")],
+    address: Annotated[str, typer.Option(help="HOST:PORT that nodes dial.")],
+    first_member: Annotated[str, typer.Option(help="The organisation that joins first.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to bind, where it differs from the address.")] = "",
+    rest_listen: Annotated[str, typer.Option(help="HOST:PORT of the operator's API, on loopback.")] = "",
+    workflows: Annotated[str, typer.Option(help="temporal, or timers for small tests.")] = "temporal",
+    valid_hours: ValidHours = 24,
+    as_json: AsJson = False,
+) -> None:
+    """Make a coordinator's folder and print the first join token."""
+    from comity_coordinator import setup
+
+    settings = setup.new_settings(
+        home, consortium, address, listen=listen, rest_listen=rest_listen, workflows=workflows
+    )
+    setup.create(settings)
+    _print_token(home, first_member, valid_hours, as_json)
+
+
+@group.command("token")
+def token(
+    home: Home,
+    org: Annotated[str, typer.Argument(help="The organisation to invite.")],
+    valid_hours: ValidHours = 24,
+    as_json: AsJson = False,
+) -> None:
+    """Print a join token that the coordinator itself sponsors."""
+    _print_token(home, org, valid_hours, as_json)
+
+
+@group.command("up")
+def up(home: Home) -> None:
+    """Run the coordinator until it is told to stop (SIGTERM or Ctrl-C)."""
+    from comity_coordinator.settings import CoordinatorSettings
+
+    _log_as_json()
+    asyncio.run(_serve(CoordinatorSettings.load(home)))
+
+
+@group.command("members")
+def members(home: Home, as_json: AsJson = False) -> None:
+    """List the enrolled organisations."""
+    from comity_coordinator import setup
+    from comity_coordinator.settings import CoordinatorSettings
+
+    settings = CoordinatorSettings.load(home)
+    with setup.database(settings) as database:
+        rows = database.transact(setup.membership(settings).members)
+    found = [
+        {"org": row.org, "title": row.title, "enrolled_at": row.enrolled_at, "revoked_at": row.revoked_at}
+        for row in rows
+    ]
+    if as_json:
+        typer.echo(json.dumps({"members": found}))
+        return
+    for each in found:
+        typer.echo(f"{each['org']}  {each['title']}  {'revoked' if each['revoked_at'] else 'enrolled'}")
+
+
+@group.command("revoke")
+def revoke(home: Home, org: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
+    """Refuse the transport to an organisation from its next message on; a running coordinator notices at once."""
+    from functools import partial
+
+    from comity_coordinator import setup
+    from comity_coordinator.settings import CoordinatorSettings
+
+    settings = CoordinatorSettings.load(home)
+    with setup.database(settings) as database:
+        database.transact(partial(setup.membership(settings).revoke, org=org))
+    typer.echo(json.dumps({"revoked": org}) if as_json else f"{org} is revoked.")
+
+
+def revoke_at(org: Annotated[str, typer.Argument()], home: HomeOption, as_json: AsJson = False) -> None:
+    """The same with the folder as an option."""
+    revoke(home, org, as_json)
+
+
+def _print_token(home: Path, org: str, valid_hours: int, as_json: bool) -> None:
+    from functools import partial
+
+    from comity_coordinator import setup
+    from comity_coordinator.settings import CoordinatorSettings
+
+    settings = CoordinatorSettings.load(home)
+    with setup.database(settings) as database:
+        database.create_all()
+        made = database.transact(partial(setup.membership(settings).own_token, org=org, valid_s=valid_hours * 3600))
+    if as_json:
+        document = {"org": org, "token": made.to_text(), "expires_at": made.expires_at}
+        typer.echo(json.dumps(document))
+        return
+    typer.echo(f"Hand this to {org} over a channel you trust; it works once, until {made.expires_at}:", err=True)
+    typer.echo(made.to_text())
+
+
+async def _serve(settings: Any) -> None:
+    from comity_coordinator.app import Coordinator
+
+    coordinator = Coordinator(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, coordinator.stop)
+    await coordinator.run()
+
+
+def _log_as_json() -> None:
+    """Send one JSON line an event to stderr."""
+    import sys
+
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,108 @@
+"""The coordinator's settings: `<home>/coordinator.json`, overridden by environment variables `COMITY_COORDINATOR_…`.
+
+The folder: `<home>/{coordinator.json, keys/, comity.db, spool/, temporal/, api.token}`, all private to its user.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.ids import org_id
+
+FILE = "coordinator.json"
+_FILE_BYTES_MAX = 1 << 16
+
+
+class CoordinatorSettings(BaseSettings):
+    """Settings of one coordinator; nothing secret is among them.
+
+    `address` is what nodes dial (host:port), `listen` what this process binds, `rest_listen` the operator's API on
+    loopback; port 0 takes a free one.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="COMITY_COORDINATOR_")
+
+    home: Path
+    consortium: str
+    address: str
+    listen: str
+    rest_listen: str = "127.0.0.1:0"
+    log_name: str
+    server_names: tuple[str, ...] = ()
+    database_url: str = ""
+    workflows: Literal["temporal", "timers"] = "temporal"
+    spool_total_bytes: int = 16 << 30
+    spool_owner_bytes: int = 8 << 30
+    spool_payload_bytes: int = 4 << 30
+    stop_grace_s: float = 2.0
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file."""
+        return env_settings, init_settings
+
+    @field_validator("consortium")
+    @classmethod
+    def _consortium(cls, value: str) -> str:
+        try:
+            return str(org_id(value))
+        except ComityError as error:
+            raise ValueError(error.detail) from error
+
+    @field_validator("address", "listen", "rest_listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, port = split_address(value)
+        if not host or not port.isdigit() or int(port) > 65_535:
+            raise ValueError("an address reads host:port")
+        return value
+
+    @property
+    def database(self) -> str:
+        """The database's URL; a file in the folder unless another one is named."""
+        return self.database_url or f"sqlite:///{self.home / 'comity.db'}"
+
+    @classmethod
+    def load(cls, home: Path) -> CoordinatorSettings:
+        """Read the settings of the coordinator in `home`.
+
+        Raises:
+            ComityError: `NOT_FOUND` if there is none, `MALFORMED` naming the fields that are wrong.
+        """
+        path = home / FILE
+        try:
+            with path.open("rb") as file:
+                data = file.read(_FILE_BYTES_MAX + 1)
+        except OSError as error:
+            raise ComityError(ErrorCode.NOT_FOUND, "no coordinator here; run `comity coordinator init`") from error
+        try:
+            value = json.loads(data)
+            return cls(**{**value, "home": home.resolve()})
+        except ValidationError as error:
+            wrong = ", ".join(".".join(str(part) for part in each["loc"]) for each in error.errors())
+            raise ComityError(ErrorCode.MALFORMED, f"{FILE}: {wrong}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ComityError(ErrorCode.MALFORMED, f"{FILE} is not a JSON object") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the file holds: everything but where it lies."""
+        return self.model_dump(mode="json", exclude={"home"}, exclude_defaults=True)
+
+
+def split_address(value: str) -> tuple[str, str]:
+    """Return (host, port) of `host:port`; an IPv6 host stands in brackets, which are removed."""
+    host, _, port = value.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), port
