@@ -1,4 +1,4 @@
-"""The client's own commands."""
+"""The client's own commands. What a command needs is imported inside it, so that `comity --help` stays quick."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Annotated
 
 import typer
 
+from comity_client.commands import doctor, proposals, runs, status, train
+
 
 def register(app: typer.Typer) -> None:
     """Add the client's commands to `app`."""
+    app.command("train")(train.train)
+    runs.register(app)
+    proposals.register(app)
+    app.command("status")(status.status)
+    app.command("doctor")(doctor.doctor)
     app.command("version")(show_version)
 
 

@@ -1,0 +1,227 @@
+"""Every route of the two REST APIs, once: a `Call` says what to send and what comes back.
+
+`Route` turns a function that builds a `Call` into a method: of a synchronous client it returns the answer, of an
+asynchronous one an awaitable of it. So neither client repeats the other.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from comity_client import documents as doc
+
+if TYPE_CHECKING:
+    from comity_client.transport import AsyncTransport, SyncTransport
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+ANSWER_TIMEOUT_S = 30.0
+# An app is bundled, sealed and uploaded before the node answers; an export is verified before it is sent.
+LONG_ANSWER_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request; `path` is escaped, `timeout_s` bounds each wait for bytes of the answer."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    query: Mapping[str, str | int] = field(default_factory=dict)
+    timeout_s: float = ANSWER_TIMEOUT_S
+
+
+class Route(Generic[P, T]):
+    """A method of both kinds of clients, made from one builder of calls."""
+
+    def __init__(self, build: Callable[P, Call[T]]) -> None:
+        self._build = build
+        self.__doc__ = build.__doc__
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Route[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncTransport, owner: type) -> Callable[P, Awaitable[T]]: ...
+    @overload
+    def __get__(self, client: SyncTransport, owner: type) -> Callable[P, T]: ...
+    def __get__(self, client: AsyncTransport | SyncTransport | None, owner: type) -> Any:
+        """Bind the route to a client."""
+        if client is None:
+            return self
+        return _Bound(client.send, self._build)
+
+
+class _Bound(Generic[P]):
+    """One route of one client; calling it sends the request."""
+
+    def __init__(self, send: Callable[Concatenate[Call[Any], ...], Any], build: Callable[P, Call[Any]]) -> None:
+        self._send = send
+        self._build = build
+        self.__doc__ = build.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self._send(self._build(*args, **kwargs))
+
+
+def segment(text: str) -> str:
+    """Return `text` as one segment of a path, whatever it holds."""
+    return urllib.parse.quote(text, safe="")
+
+
+def events_path(run: str) -> str:
+    """Return the path of a run's event stream."""
+    return f"/v1/runs/{segment(run)}/events"
+
+
+def result_path(run: str) -> str:
+    """Return the path of a run's result file."""
+    return f"/v1/runs/{segment(run)}/result"
+
+
+EXPORT_PATH = "/v1/ledger/export"
+
+
+def _status() -> Call[doc.NodeStatus]:
+    """Return who this node is, its link, its charter."""
+    return Call("GET", "/v1/status")
+
+
+def _genesis() -> Call[doc.Genesis]:
+    """Return the draft of the next charter, with each member's fingerprint."""
+    return Call("GET", "/v1/genesis")
+
+
+def _sign_genesis(digest: str) -> Call[dict[str, bool]]:
+    """Sign the draft whose digest or name is given; `final` once it is in force."""
+    return Call("POST", "/v1/genesis/sign", {"digest": digest})
+
+
+def _charter() -> Call[dict[str, Any]]:
+    """Return the charter in force."""
+    return Call("GET", "/v1/charter")
+
+
+def _invite(org: str, valid_s: int = 7 * 86_400) -> Call[doc.Invitation]:
+    """Sponsor an organisation: return a single-use join token."""
+    return Call("POST", "/v1/invitations", {"org": org, "valid_s": valid_s})
+
+
+def _inspect_app(app: str) -> Call[doc.AppView]:
+    """Return the digest of the Flower app in a folder on the node's machine, and what it declares."""
+    return Call("POST", "/v1/apps/inspect", {"app": app})
+
+
+def _propose(wish: doc.TrainWish) -> Call[doc.Proposed]:
+    """Propose a training to other organisations."""
+    return Call("POST", "/v1/proposals", dict(wish), timeout_s=LONG_ANSWER_TIMEOUT_S)
+
+
+def _proposals() -> Call[list[doc.ProposalView]]:
+    """Return the proposals that this node knows, newest first."""
+    return Call("GET", "/v1/proposals")
+
+
+def _proposal(name: str) -> Call[doc.ProposalView]:
+    """Return one proposal by id or digest."""
+    return Call("GET", f"/v1/proposals/{segment(name)}")
+
+
+def _agreements() -> Call[list[doc.AgreementView]]:
+    """Return the agreements that this organisation signed, newest first."""
+    return Call("GET", "/v1/agreements")
+
+
+def _withdraw(name: str, reason: str) -> Call[dict[str, str]]:
+    """Withdraw from a proposal or an agreement; running work stops at the next dispatch."""
+    return Call("POST", "/v1/withdrawals", {"name": name, "reason": reason})
+
+
+def _datasets() -> Call[list[dict[str, Any]]]:
+    """Return the dataset catalogue."""
+    return Call("GET", "/v1/datasets")
+
+
+def _runs() -> Call[list[doc.RunView]]:
+    """Return the runs that this node takes part in, newest first."""
+    return Call("GET", "/v1/runs")
+
+
+def _run(run: str) -> Call[doc.RunView]:
+    """Return one run."""
+    return Call("GET", f"/v1/runs/{segment(run)}")
+
+
+def _reload_policy() -> Call[dict[str, Any]]:
+    """Load the organisation's policy folder again; a bundle that cannot be used changes nothing."""
+    return Call("POST", "/v1/policy/reload")
+
+
+def _ledger() -> Call[dict[str, Any]]:
+    """Return how many of this node's entries are proved, and the newest checkpoint."""
+    return Call("GET", "/v1/ledger")
+
+
+def _coordinator_status() -> Call[dict[str, Any]]:
+    """Return the coordinator's state: connected nodes, open work."""
+    return Call("GET", "/v1/status")
+
+
+def _members() -> Call[list[dict[str, Any]]]:
+    """Return enrolled organisations and whether they are connected."""
+    return Call("GET", "/v1/members")
+
+
+def _negotiations() -> Call[list[dict[str, Any]]]:
+    """Return the negotiations with the state of every leg."""
+    return Call("GET", "/v1/negotiations")
+
+
+def _coordinator_runs() -> Call[list[dict[str, Any]]]:
+    """Return the runs: states, times and sizes, no metrics."""
+    return Call("GET", "/v1/runs")
+
+
+def _checkpoint() -> Call[dict[str, Any]]:
+    """Return the newest signed checkpoint."""
+    return Call("GET", "/v1/ledger/checkpoint")
+
+
+def _entries(first: int = 0, limit: int = 100) -> Call[dict[str, Any]]:
+    """Return ledger entries from index `first` on."""
+    return Call("GET", "/v1/ledger/entries", query={"first": first, "limit": limit})
+
+
+class NodeRoutes:
+    """What a node's local API offers (comity_node: rest.py and each capability's api.py)."""
+
+    status = Route(_status)
+    genesis = Route(_genesis)
+    sign_genesis = Route(_sign_genesis)
+    charter = Route(_charter)
+    invite = Route(_invite)
+    inspect_app = Route(_inspect_app)
+    propose = Route(_propose)
+    proposals = Route(_proposals)
+    proposal = Route(_proposal)
+    agreements = Route(_agreements)
+    withdraw = Route(_withdraw)
+    datasets = Route(_datasets)
+    runs = Route(_runs)
+    run = Route(_run)
+    reload_policy = Route(_reload_policy)
+    ledger = Route(_ledger)
+
+
+class CoordinatorRoutes:
+    """What the coordinator's REST API offers to its operator, read-only (comity_coordinator: rest.py)."""
+
+    status = Route(_coordinator_status)
+    members = Route(_members)
+    negotiations = Route(_negotiations)
+    runs = Route(_coordinator_runs)
+    checkpoint = Route(_checkpoint)
+    entries = Route(_entries)

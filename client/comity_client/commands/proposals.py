@@ -1,0 +1,135 @@
+"""`comity proposals list|show`, `comity withdraw`, `comity app digest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comity_client.output import DEFAULT_HOME, Home, Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from comity_client.documents import ProposalView
+
+
+def register(app: typer.Typer) -> None:
+    """Add the groups `proposals` and `app`, and `withdraw`."""
+    proposals = typer.Typer(no_args_is_help=True, help="Proposals: list them, see who answered what.")
+    proposals.command("list")(list_proposals)
+    proposals.command("show")(show)
+    apps = typer.Typer(no_args_is_help=True, help="Flower apps, before they are proposed or reviewed.")
+    apps.command("digest")(digest)
+    app.add_typer(proposals, name="proposals")
+    app.add_typer(apps, name="app")
+    app.command("withdraw")(withdraw)
+
+
+def list_proposals(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """List the proposals that this organisation made or was asked, newest first.
+
+    \b
+    Example:
+      comity proposals list
+    """
+    from comity_client.follow import movers
+    from comity_client.sdk import Node
+
+    with Node(home) as node:
+        found = node.proposals()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            each["proposal_id"],
+            each["proposer"],
+            each["purpose"],
+            each["news"]["state"] if each["news"] else "SUBMITTED",
+            ", ".join(movers(each["news"])) if each["news"] else "coordinator",
+            each["deadline"],
+        )
+        for each in found
+    ]
+    print_table(("proposal", "proposer", "purpose", "state", "move", "deadline"), rows, empty="no proposals yet")
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="Proposal id or digest.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Show a proposal: what it asks for, and each organisation's answer with its reasons.
+
+    \b
+    Example:
+      comity proposals show PROPOSAL
+    """
+    from comity_client.sdk import Node
+
+    with Node(home) as node:
+        view = node.proposal(name)
+    if as_json:
+        print_json(view)
+    else:
+        _tell(view)
+
+
+def withdraw(
+    name: Annotated[str, typer.Argument(help="Proposal id or agreement digest.")],
+    reason: Annotated[str, typer.Option(help="Why; every party reads it.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Withdraw from a proposal or an agreement: running work stops at the next dispatch.
+
+    \b
+    Example:
+      comity withdraw PROPOSAL --reason "the ethics board asked us to stop"
+    """
+    from comity_client.sdk import Node
+
+    with Node(home) as node:
+        done = node.withdraw(name, reason)
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(f"withdrawn from {done['withdrawn']}; the ledger will say so")
+
+
+def digest(
+    folder: Annotated[Path, typer.Argument(help="Folder of a Flower app.", exists=True, file_okay=False)],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Print an app's digest, which a reviewer puts into `app_digests` of the policy.
+
+    \b
+    Example:
+      comity app digest ./app
+    """
+    from comity_client.sdk import Node
+
+    with Node(home) as node:
+        view = node.inspect_app(str(folder.resolve()))
+    if as_json:
+        print_json(view)
+    else:
+        typer.echo(f"{view['digest']}  {view['publisher']}/{view['name']} {view['version']}")
+
+
+def _tell(view: ProposalView) -> None:
+    proposal, news = view["proposal"], view["news"]
+    typer.echo(f"{view['proposal_id']}: {view['title']}")
+    typer.echo(f"  {view['proposer']} asks for {view['purpose']}, until {view['deadline']}")
+    for step in proposal["steps"]:
+        app = step["app"]
+        typer.echo(f"  step {step['id']}: {app['publisher']}/{app['name']} {app['version']}, {step['rounds']} rounds")
+        typer.echo(f"    lead {step['lead']}, app digest {app['digest']}")
+    for name, value in sorted(proposal["terms"].items()):
+        typer.echo(f"  term {name}: {value}")
+    for leg in news["legs"] if news else []:
+        move = f", awaited: {leg['move']} until {leg['until']}" if leg["move"] else ""
+        typer.echo(f"  {leg['org']}: {leg['state'].lower()} since {leg['since']}{move}")
+        for reason in leg["reasons"]:
+            typer.echo(f"    {reason['rule']}: {reason['message']}")

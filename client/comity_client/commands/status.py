@@ -1,0 +1,57 @@
+"""`comity status`: who waits for whom, since when, until when, and what happens then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from comity_client.output import DEFAULT_HOME, Home, Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from comity_client.documents import NodeStatus
+
+
+def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Show who waits for whom, since when, until when, and what happens then.
+
+    \b
+    Examples:
+      comity status
+      comity status --home /srv/hospital-a --json
+    """
+    from comity_client.follow import waits_of
+    from comity_client.sdk import Node
+
+    with Node(home) as node:
+        state = node.status()
+        waits = waits_of(node.proposals(), node.runs())
+    if as_json:
+        print_json({"node": state, "waiting": [each.to_json() for each in waits]})
+        return
+    for line in node_lines(state):
+        typer.echo(line)
+    rows = [
+        (f"{each.what} {each.name}", each.state, ", ".join(each.awaited), each.since, each.until, each.then)
+        for each in waits
+    ]
+    print_table(
+        ("what", "state", "waits for", "since", "until", "what happens then"), rows, empty="nobody waits for anybody"
+    )
+
+
+def node_lines(state: NodeStatus) -> list[str]:
+    """Return what a person wants to know first about a node."""
+    link = state["link"]
+    lines = [f"{state['org']} in {state['consortium']}, charter {state['charter_version'] or 'not signed yet'}"]
+    if link["connected"]:
+        others = ", ".join(org for org in state["connected_orgs"] if org != state["org"]) or "nobody else"
+        lines.append(f"connected since {link['since']}; also there: {others}")
+    else:
+        error = link["error"] or {}
+        why = f": {error.get('code')} {error.get('detail', '')}".rstrip() if error else ""
+        lines.append(f"not connected since {link['since']}, {link['attempts']} attempts{why}")
+    waiting = state["outbox"].get("waiting", 0)
+    if waiting:
+        lines.append(f"{waiting} messages wait to be acknowledged by the coordinator")
+    return lines

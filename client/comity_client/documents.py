@@ -1,0 +1,189 @@
+"""The documents that the REST APIs answer with, as types: the JSON itself, so that `--json` shows what the SDK returns.
+
+Fields that this version does not know are kept, never dropped. Instants are RFC 3339 text, digests lower-case SHA-256.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class LinkState(TypedDict):
+    """The node's stream to the coordinator."""
+
+    connected: bool
+    since: str
+    attempts: int
+    error: dict[str, Any] | None
+
+
+class NodeStatus(TypedDict):
+    """Who the node is and how it does."""
+
+    org: str
+    consortium: str
+    fingerprint: str
+    genesis: str | None
+    charter_version: int | None
+    members: list[str]
+    link: LinkState
+    connected_orgs: list[str]
+    outbox: dict[str, Any]
+    policy: dict[str, str]
+    isolation: str
+    started_at: str
+    pid: int
+
+
+class MemberLine(TypedDict):
+    """One member of a draft charter, to compare by telephone."""
+
+    org: str
+    title: str
+    owner: str
+    fingerprint: str
+
+
+class CharterDraft(TypedDict):
+    """The next charter as it stands."""
+
+    version: int
+    consortium: str
+    digest: str
+    name: str
+    members: list[MemberLine]
+    signed_by: list[str]
+    awaited: list[str]
+
+
+class Genesis(TypedDict):
+    """The draft, the name of the genesis in force, this node's own fingerprint."""
+
+    draft: CharterDraft
+    in_force: str | None
+    own: str
+
+
+class Invitation(TypedDict):
+    """A single-use join token: a secret until it is used."""
+
+    org: str
+    token: str
+    genesis: str | None
+
+
+class Leg(TypedDict):
+    """One organisation's side of a negotiation; `move` names whose move it is."""
+
+    org: str
+    required: bool
+    state: str
+    since: str
+    until: str
+    move: str
+    reasons: list[dict[str, str]]
+
+
+class News(TypedDict):
+    """The coordinator's last word on a negotiation."""
+
+    proposal_id: str
+    revision: int
+    state: str
+    legs: list[Leg]
+    agreement: str | None
+    conflict: dict[str, Any] | None
+    ended: dict[str, Any] | None
+
+
+class Proposed(TypedDict):
+    """A proposal that was handed in."""
+
+    proposal_id: str
+    digest: str
+    proposal: dict[str, Any]
+
+
+class ProposalView(TypedDict):
+    """One proposal as this node knows it."""
+
+    proposal_id: str
+    digest: str
+    role: str
+    purpose: str
+    title: str
+    proposer: str
+    deadline: str
+    received_at: str
+    news: News | None
+    proposal: dict[str, Any]
+
+
+class AgreementView(TypedDict):
+    """One agreement that this organisation signed."""
+
+    digest: str
+    state: str
+    parties: list[str]
+    purpose: str
+    title: str
+    terms: dict[str, Any]
+    signed_at: str
+    final_at: str | None
+
+
+class RunView(TypedDict, total=False):
+    """One run as this node knows it."""
+
+    run: str
+    agreement: str
+    lead: str
+    parties: list[str]
+    state: str
+    prepared_at: str
+    ended_at: str | None
+    error: dict[str, Any] | None
+    result: dict[str, Any] | None
+    closed: bool
+    awaited: list[str]
+
+
+class RunEvent(TypedDict, total=False):
+    """One event of a run; further fields depend on `kind`."""
+
+    run: str
+    no: int
+    at: str
+    kind: str
+
+
+class AppView(TypedDict):
+    """What a reviewer sees of an app before its digest goes into the policy."""
+
+    digest: str
+    size_bytes: int
+    name: str
+    publisher: str
+    version: str
+    dependencies: list[str]
+    config: dict[str, Any]
+    files: list[str]
+
+
+class TrainWish(TypedDict, total=False):
+    """What `propose` takes; `app`, `purpose` and `dataset` are needed, the node fills in the rest."""
+
+    app: str
+    purpose: str
+    dataset: str
+    title: str
+    columns: list[str]
+    partners: list[str]
+    optional: list[str]
+    minimum: int
+    rounds: int
+    run_config: dict[str, bool | int | str]
+    aggregation: str
+    terms: dict[str, Any]
+    deadline_s: int
+    reply_timeout_s: int
