@@ -254,16 +254,16 @@ class Spool:
 
     def _make_room(self, owner: str, size_bytes: int) -> None:
         entries = [entry for owners in self._entries.values() for entry in owners.values()]
-        total = sum(entry.size_bytes for entry in entries)
-        own = sum(entry.size_bytes for entry in entries if entry.owner == owner)
-        missing = max(total + size_bytes - self.limits.total_bytes, own + size_bytes - self.limits.owner_bytes)
+        over_all = sum(entry.size_bytes for entry in entries) + size_bytes - self.limits.total_bytes
+        mine = [entry for entry in entries if entry.owner == owner]
+        over_mine = sum(entry.size_bytes for entry in mine) + size_bytes - self.limits.owner_bytes
         for entry in sorted(entries, key=lambda each: each.touched_at):
-            if missing <= 0:
-                break
-            if entry.complete and entry.readers == 0 and entry.fetched >= entry.receivers and entry.owner == owner:
-                missing -= entry.size_bytes
+            helps = over_all > 0 or (over_mine > 0 and entry.owner == owner)
+            if helps and entry.complete and entry.readers == 0 and entry.fetched >= entry.receivers:
+                over_all -= entry.size_bytes
+                over_mine -= entry.size_bytes if entry.owner == owner else 0
                 self._drop(entry, ComityError(ErrorCode.PAYLOAD_MISSING))
-        if missing > 0 or len(entries) >= self.limits.entries:
+        if max(over_all, over_mine) > 0 or len(entries) >= self.limits.entries:
             raise ComityError(ErrorCode.SPOOL_FULL, size_bytes=size_bytes)
         if spool_files.free_bytes(self._folder) < size_bytes + self.limits.free_bytes:
             raise ComityError(ErrorCode.SPOOL_FULL, size_bytes=size_bytes)
