@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ __all__ = ["Check", "Report", "verify_export"]
 FORMAT = "comity-ledger-export/1"
 LINE_BYTES_MAX = 2 << 20
 ENTRIES_MAX = 10_000_000
+BRACKETS_MAX = 64
 COORDINATOR_KINDS = frozenset({"charter", "agreement", "run-closed"})
 
 OBLIGATIONS = {
@@ -181,6 +183,9 @@ def _lines(stream: Any) -> Iterator[bytes]:
 def _object(line: bytes, names: set[str]) -> dict[str, Any]:
     if len(line) > LINE_BYTES_MAX or not line.endswith(b"\n"):
         raise ComityError(ErrorCode.LEDGER_INVALID, "a line is too long or cut short")
+    # Lines are flat; refusing nesting before parsing does not depend on the interpreter's recursion limit.
+    if line.count(b"[") + line.count(b"{") > BRACKETS_MAX:
+        raise ComityError(ErrorCode.LEDGER_INVALID, "a line is nested")
     value = json.loads(line)
     if not isinstance(value, dict) or set(value) != names:
         raise ComityError(ErrorCode.LEDGER_INVALID, f"a line has exactly {', '.join(sorted(names))}")
@@ -267,10 +272,16 @@ def _enter_agreement(history: _History, index: int, statement: Statement) -> Non
 
 
 def _independent(history: _History, index: int, certificate: QuorumCertificate, domain: str, voters: Charter) -> None:
-    if history.independent:
+    if not history.independent:
+        return
+    # The oracle's import raises the recursion limit a hundredfold; hostile nesting would then overflow the C stack.
+    limit = sys.getrecursionlimit()
+    try:
         with _Obligation(9, index):
             independent_verify(certificate, message_for(domain, certificate.digest), voters.certificate_keys)
             history.held[9] += 1
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _check_signature(statement: Statement, charter: Charter) -> None:

@@ -221,7 +221,8 @@ def contradiction(terms: Terms, parties: Collection[str], now: str | None = None
         "rounds": terms.get("rounds") == 0,
         "uses": terms.get("uses") == 0,
         "not_after": now is not None and terms.get("not_after", now) < now,
-        "round_recipients": "round_recipients" in terms and not terms["round_recipients"],
+        # Training shows each round's model to its lead and its participants.
+        "round_recipients": "round_recipients" in terms and not here <= terms["round_recipients"],
         "result_recipients": "result_recipients" in terms and not terms["result_recipients"],
         "min_copies": terms.get("min_copies", 0) > len(terms.get("result_recipients", here)),
     }
