@@ -13,6 +13,7 @@ import httpx
 from comity.wire.errors import ComityError, ErrorCode
 
 TIMEOUT_S = 120.0
+_NOT_RUNNING = "the node does not run: start it with `comity node up`"
 
 
 class LocalApi:
@@ -24,13 +25,8 @@ class LocalApi:
             token = (home / "api.token").read_text().strip()
         except FileNotFoundError as error:
             raise ComityError(ErrorCode.NOT_FOUND, "no node here yet: run `comity node join TOKEN` first") from error
-        self._client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(home / "api.sock")),
-            base_url="http://node",
-            headers={"authorization": f"Bearer {token}"},
-            timeout=TIMEOUT_S,
-            trust_env=False,
-        )
+        self._socket = home / "api.sock"
+        self._headers = {"authorization": f"Bearer {token}"}
 
     def get(self, path: str) -> Any:
         """Return the JSON at `path`. Raises what the node raises; `UNAVAILABLE` if it does not run."""
@@ -54,23 +50,27 @@ class LocalApi:
             partial.unlink(missing_ok=True)
         return file.stat().st_size
 
-    def close(self) -> None:
-        """End the connection."""
-        self._client.close()
-
     @contextmanager
     def _answer(self, method: str, path: str, document: dict[str, Any] | None = None) -> Iterator[httpx.Response]:
+        if not self._socket.exists():
+            raise ComityError(ErrorCode.UNAVAILABLE, _NOT_RUNNING)
         try:
-            with self._client.stream(method, path, json=document) as response:
+            with self._client() as client, client.stream(method, path, json=document) as response:
                 if response.status_code >= 400:
                     raise _refusal(response.read())
                 yield response
         except httpx.ConnectError as error:
-            raise ComityError(ErrorCode.UNAVAILABLE, "the node does not run: start it with `comity node up`") from error
+            raise ComityError(ErrorCode.UNAVAILABLE, _NOT_RUNNING) from error
         except httpx.TimeoutException as error:
             raise ComityError(ErrorCode.TIMEOUT, "the node did not answer in time") from error
         except httpx.TransportError as error:
             raise ComityError(ErrorCode.UNAVAILABLE, "the node ended while it answered") from error
+
+    def _client(self) -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=str(self._socket))
+        return httpx.Client(
+            transport=transport, base_url="http://node", headers=self._headers, timeout=TIMEOUT_S, trust_env=False
+        )
 
 
 def _refusal(body: bytes) -> ComityError:

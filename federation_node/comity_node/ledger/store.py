@@ -157,8 +157,9 @@ class LedgerStore:
         """Note that the larger of `pair` was proved to extend the smaller; forget checkpoints beyond what is kept."""
         sizes = [seen.size for seen in pair]
         conn.execute(_checkpoints.update().where(_checkpoints.c.size.in_(sizes)).values(consistent=True))
-        newest = sa.select(_checkpoints.c.size).order_by(_checkpoints.c.size.desc()).limit(CHECKPOINTS_KEPT)
-        conn.execute(_checkpoints.delete().where(_checkpoints.c.size.not_in(newest), _checkpoints.c.consistent))
+        proved = sa.select(_checkpoints.c.size).where(_checkpoints.c.consistent)
+        kept = proved.order_by(_checkpoints.c.size.desc()).limit(CHECKPOINTS_KEPT)
+        conn.execute(_checkpoints.delete().where(_checkpoints.c.consistent, _checkpoints.c.size.not_in(kept)))
 
     def newest(self, conn: Connection) -> Seen | None:
         """Return the largest checkpoint that is proved to extend all that were seen before."""
