@@ -110,11 +110,6 @@ def _invite(org: str, valid_s: int = 7 * 86_400) -> Call[doc.Invitation]:
     return Call("POST", "/v1/invitations", {"org": org, "valid_s": valid_s})
 
 
-def _inspect_app(app: str) -> Call[doc.AppView]:
-    """Return the digest of the Flower app in a folder on the node's machine, and what it declares."""
-    return Call("POST", "/v1/apps/inspect", {"app": app})
-
-
 def _propose(wish: doc.TrainWish) -> Call[doc.Proposed]:
     """Propose a training to other organisations."""
     return Call("POST", "/v1/proposals", dict(wish), timeout_s=LONG_ANSWER_TIMEOUT_S)
@@ -203,7 +198,6 @@ class NodeRoutes:
     sign_genesis = Route(_sign_genesis)
     charter = Route(_charter)
     invite = Route(_invite)
-    inspect_app = Route(_inspect_app)
     propose = Route(_propose)
     proposals = Route(_proposals)
     proposal = Route(_proposal)

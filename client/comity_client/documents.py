@@ -157,19 +157,6 @@ class RunEvent(TypedDict, total=False):
     kind: str
 
 
-class AppView(TypedDict):
-    """What a reviewer sees of an app before its digest goes into the policy."""
-
-    digest: str
-    size_bytes: int
-    name: str
-    publisher: str
-    version: str
-    dependencies: list[str]
-    config: dict[str, Any]
-    files: list[str]
-
-
 class TrainWish(TypedDict, total=False):
     """What `propose` takes; `app`, `purpose` and `dataset` are needed, the node fills in the rest."""
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from comity_node import admin
+
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DEFAULT_HOME = Path.home() / ".comity"
@@ -34,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(genesis, name="genesis")
     app.add_typer(ledger, name="ledger")
     app.command("invite")(invite)
+    admin.register(app)
 
 
 def join(

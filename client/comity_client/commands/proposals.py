@@ -1,8 +1,7 @@
-"""`comity proposals list|show`, `comity withdraw`, `comity app digest`."""
+"""`comity proposals list|show` and `comity withdraw`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,14 +13,11 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the groups `proposals` and `app`, and `withdraw`."""
+    """Add the group `proposals`, and `withdraw`."""
     proposals = typer.Typer(no_args_is_help=True, help="Proposals: list them, see who answered what.")
     proposals.command("list")(list_proposals)
     proposals.command("show")(show)
-    apps = typer.Typer(no_args_is_help=True, help="Flower apps, before they are proposed or reviewed.")
-    apps.command("digest")(digest)
     app.add_typer(proposals, name="proposals")
-    app.add_typer(apps, name="app")
     app.command("withdraw")(withdraw)
 
 
@@ -95,27 +91,6 @@ def withdraw(
         print_json(done)
     else:
         typer.echo(f"withdrawn from {done['withdrawn']}; the ledger will say so")
-
-
-def digest(
-    folder: Annotated[Path, typer.Argument(help="Folder of a Flower app.", exists=True, file_okay=False)],
-    home: Home = DEFAULT_HOME,
-    as_json: Json = False,
-) -> None:
-    """Print an app's digest, which a reviewer puts into `app_digests` of the policy.
-
-    \b
-    Example:
-      comity app digest ./app
-    """
-    from comity_client.sdk import Node
-
-    with Node(home) as node:
-        view = node.inspect_app(str(folder.resolve()))
-    if as_json:
-        print_json(view)
-    else:
-        typer.echo(f"{view['digest']}  {view['publisher']}/{view['name']} {view['version']}")
 
 
 def _tell(view: ProposalView) -> None:
