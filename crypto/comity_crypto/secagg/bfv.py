@@ -75,7 +75,7 @@ class Encrypter:
             raise ComityError(ErrorCode.INTERNAL, "slots outside of the plain modulus")
         signed = slots.astype(np.int64)
         signed[signed > parameters.plain_modulus // 2] -= parameters.plain_modulus
-        return pack(_read(parameters, tenseal.bfv_vector(self._context, signed.tolist())))
+        return pack(_read(parameters, tenseal.bfv_vector(self._context, signed)))
 
 
 class Adder:

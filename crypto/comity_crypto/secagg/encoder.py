@@ -15,6 +15,8 @@ For `agg-i32` (statistics) a slot carries one exact signed integer below 2^26; n
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from comity.wire.canonical import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.params import AGG_I32, AGG_Q16, CHECK_SLOTS, CONTRIBUTORS_MAX, CONTRIBUTORS_MIN, Parameters
 
@@ -114,6 +117,11 @@ class Encoded:
     norm_clipped: bool
     weight: int  # w x 2^16
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the slots: tells a repeated contribution from another one; it stays at home."""
+        return hashlib.sha256(np.ascontiguousarray(self.slots).data).hexdigest()
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -122,6 +130,12 @@ class Decoded:
     arrays: dict[str, NDArray[np.generic]] = field(repr=False)
     weight: float  # sum of w; times weight_max it is the number of examples
     metrics: dict[str, float]
+
+
+def rounding_key(node_secret: bytes, agreement: str, order_digest: str) -> bytes:
+    """Return the 32-byte key of the stochastic rounding for one order, from a secret that only this node has."""
+    place = b"comity/secagg/rounding/v1\x00" + canonical([agreement, order_digest])
+    return hmac.digest(node_secret, place, "sha256")
 
 
 def weight_of(examples: int, cohort: int, weight_max: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from comity.wire.errors import ComityError
 from comity_crypto.secagg.digests import Digest
@@ -135,6 +136,19 @@ class Release:
     order_digest: str
     parties: tuple[str, ...]
     values_digest: str = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the journal's form."""
+        return {
+            "order_digest": self.order_digest,
+            "parties": list(self.parties),
+            "values_digest": self.values_digest,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Release:
+        """Read what this node has journalled."""
+        return cls(value["order_digest"], tuple(value["parties"]), value["values_digest"])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
@@ -61,6 +62,7 @@ def unwrap(data: bytes, body_bytes: int) -> bytes:
     return body
 
 
+@cache
 def _extension() -> ctypes.CDLL:
     import tenseal
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -288,3 +290,9 @@ async def test_a_worker_survives_bad_bytes_and_a_cancelled_job_ends_its_process(
     finally:
         os.close(fd)
         key.secret.erase()
+
+
+def test_importing_the_machines_and_the_pool_loads_no_tenseal() -> None:
+    names = "contributor, aggregator, holder, workers, encoder"
+    code = f"import sys; from comity_crypto.secagg import {names}; sys.exit('tenseal' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
