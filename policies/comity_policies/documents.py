@@ -62,8 +62,9 @@ class DatasetAsk(Document):
 
     def __post_init__(self) -> None:
         columns = [column(each) for each in items_of(self.columns, COLUMNS_MAX)]
-        if len(set(columns)) != len(columns):
-            raise malformed("a column is named twice")
+        # No columns could be read as all columns, also those that are added later.
+        if not columns or len(set(columns)) != len(columns):
+            raise malformed("the columns asked for are named, each once")
         self._fix(org=org(self.org), dataset=name_of(self.dataset), columns=tuple(sorted(columns)))
 
     @property

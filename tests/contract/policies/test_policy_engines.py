@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from comity_policies import rego_tests
-from comity_policies.bundle import Bundle
+from comity_policies import cli, rego_tests
+from comity_policies.bundle import Bundle, shipped_folder
 from comity_policies.decisions import Decision, Stage, example, input_digest
 from comity_policies.engine import PolicyEngine
 
@@ -149,6 +153,24 @@ def test_every_document_gets_the_same_answer_from_both(
             assert _essence(mine) == _essence(theirs)
 
     compare()
+
+
+def test_the_command_tests_on_both(
+    tmp_path: Path, opa_binary: Path, start_opa: Callable[[Bundle], str], hospital_settings: dict[str, Any]
+) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(hospital_settings))
+    app = typer.Typer()
+    cli.register(app)
+    url = start_opa(Bundle.load(shipped_folder(), tmp_path))
+    for opa in (str(opa_binary), url):
+        result = CliRunner().invoke(app, ["policy", "test", str(tmp_path), "--opa", opa, "--json"])
+        found = json.loads(result.stdout)
+        assert (result.exit_code, found["failed"]) == (0, 0)
+        assert {row["engine"] for row in found["tests"]} == {"embedded", "opa"}
+    (tmp_path / "data.json").write_text(json.dumps(hospital_settings | {"min_cohort": 21}))
+    result = CliRunner().invoke(app, ["policy", "test", str(tmp_path), "--opa", url])
+    assert result.exit_code == 1
+    assert "another bundle" in result.stdout
 
 
 def test_rego_tests_pass_on_both(bundle: Bundle, opa_binary: Any) -> None:

@@ -70,6 +70,7 @@ def test_order_of_sets_does_not_matter(world: Any) -> None:
         ("datasets/0/org", "hospital-x"),
         ("datasets/0/columns", ["b", "a"]),
         ("datasets/0/columns", ["a", "a"]),
+        ("datasets/0/columns", []),
         ("terms", {"clip_norm": "1"}),
         ("terms", {"nonsense": 1}),
         ("deadline", "tomorrow"),
