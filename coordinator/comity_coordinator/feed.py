@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -24,6 +24,11 @@ class Feed:
         self._watchers: dict[asyncio.Queue[dict[str, Any]], asyncio.AbstractEventLoop] = {}
         self._lock = threading.Lock()
 
+    @property
+    def full(self) -> bool:
+        """True if another watcher would be refused."""
+        return len(self._watchers) >= WATCHERS_MAX
+
     def publish(self, event: dict[str, Any]) -> None:
         """Give `event` to every watcher; callable from any thread."""
         with self._lock:
@@ -32,11 +37,11 @@ class Feed:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_put, queue, event)
 
-    async def watch(self) -> AsyncIterator[dict[str, Any]]:
+    async def watch(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield events from now on. Raises `BUSY` when there are too many watchers."""
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(EVENTS_KEPT)
         with self._lock:
-            if len(self._watchers) >= WATCHERS_MAX:
+            if self.full:
                 raise ComityError(ErrorCode.BUSY, "too many watchers", limit=WATCHERS_MAX)
             self._watchers[queue] = asyncio.get_running_loop()
         try:

@@ -168,12 +168,20 @@ class Ledger:
         yield self.export_header(head.size, head.note)
         index = 0
         while index < head.size:  # bounded: each turn yields at least one entry
-            page = self.entries(conn, index, min(PAGE_MAX, head.size - index))
-            if not page:
-                raise ComityError(ErrorCode.LEDGER_INVALID, "an entry is missing", index=index)
-            for data in page:
-                yield export_line(index, data)
-                index += 1
+            lines = self.export_page(conn, index, head.size)
+            yield from lines
+            index += len(lines)
+
+    def export_page(self, conn: Connection, start: int, size: int) -> list[bytes]:
+        """Return at least one of the lines from `start` on of an export of `size` entries, for readers page by page.
+
+        Raises:
+            ComityError: `LEDGER_INVALID` if an entry is missing or has changed.
+        """
+        page = self.entries(conn, start, min(PAGE_MAX, size - start))
+        if not page:
+            raise ComityError(ErrorCode.LEDGER_INVALID, "an entry is missing", index=start)
+        return [export_line(start + offset, data) for offset, data in enumerate(page)]
 
     def export_header(self, size: int, note: str) -> bytes:
         """Return the first line of an export."""
