@@ -4,9 +4,10 @@ A token is a line of text that a sponsor hands to a newcomer: where the coordina
 client key and certificate that may enrol and nothing else, and the sponsor's signed invitation.
 
 Rules
-1. The token checks itself: every part that the invitation signs is compared with the token's own part, and the
-   authority's certificate with its fingerprint. One altered character is refused.
-2. The sponsor's signature is checked by whoever knows the sponsor's key: the coordinator at enrolment.
+1. The token checks itself: a checksum finds every damaged character; every part that the invitation signs is compared
+   with the token's own part, and the authority's certificate with its fingerprint.
+2. The sponsor's signature is checked by whoever knows the sponsor's key: the coordinator at enrolment. Whoever alters
+   a token on purpose can mend the checksum but not the signature.
 3. A token is a secret until it is used; it has no readable `repr`.
 """
 
@@ -26,6 +27,7 @@ from comity_crypto.statements import Statement
 
 PREFIX = "comity-join-1."
 TOKEN_CHARS_MAX = 32_768
+CHECKSUM_CHARS = 16
 INVITATION = "invitation"
 
 _TEXTS = (
@@ -87,10 +89,10 @@ class JoinToken:
         text = text.strip()
         if not text.startswith(PREFIX) or len(text) > TOKEN_CHARS_MAX:
             raise ComityError(ErrorCode.TOKEN_INVALID, f"a join token begins with {PREFIX}")
-        encoded = text.removeprefix(PREFIX)
+        encoded, _, checksum = text.removeprefix(PREFIX).partition(".")
         try:
             data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-            if _encode(data) != encoded:
+            if _encode(data) != encoded or _checksum(data) != checksum:
                 raise ComityError(ErrorCode.TOKEN_INVALID, "the token is damaged")
             value = canonical.parse(data, max_bytes=TOKEN_CHARS_MAX)
             return cls._from_document(value)
@@ -107,7 +109,8 @@ class JoinToken:
         document: dict[str, Any] = {name: getattr(self, name) for name in _TEXTS}
         document["genesis"] = self.genesis
         document["invitation"] = self.invitation.to_json()
-        return PREFIX + _encode(canonical.canonical(document))
+        data = canonical.canonical(document)
+        return f"{PREFIX}{_encode(data)}.{_checksum(data)}"
 
     def check_expiry(self, now: datetime) -> None:
         """Raises `TOKEN_EXPIRED` from the instant of expiry on."""
@@ -202,6 +205,10 @@ def welcome_message(certificate_digest: bytes, spiffe: str) -> bytes:
         spiffe: the SPIFFE id of the node that is welcomed.
     """
     return b"comity/welcome/v1\x00" + certificate_digest + spiffe.encode()
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(b"comity/join-token/v1\x00" + data).hexdigest()[:CHECKSUM_CHARS]
 
 
 def _encode(data: bytes) -> str:

@@ -173,15 +173,15 @@ class Membership:
         keys = self._check_keys(conn, token, request)
         if store.member(conn, request.org) is not None:
             raise ComityError(ErrorCode.ALREADY_A_MEMBER)
-        # The charter's own rules for titles and owners hold from the start.
-        Member(request.org, request.title, request.owner, keys)
+        # The charter's own rules for titles and owners hold from the start; whoever gives none goes by its id.
+        member = Member(request.org, request.title or request.org, request.owner or request.org, keys)
         certificate_pem = self._issue(request.csr_pem, request.org)
         store.add_member(
             conn,
             MemberRow(
-                request.org,
-                request.title,
-                request.owner,
+                member.org,
+                member.title,
+                member.owner,
                 keys,
                 x509.certificate_serial(certificate_pem),
                 None,

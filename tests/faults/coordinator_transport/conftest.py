@@ -130,14 +130,14 @@ class Rig:
     async def token(self, org: str, valid_s: int = 600) -> JoinToken:
         return await self.database.run(partial(self.membership.own_token, org=org, valid_s=valid_s))
 
-    def request(self, token: JoinToken, keys: OrgKeys, csr_pem: bytes, **changes: Any) -> Enrolment:
+    def request(self, token: JoinToken, keys: OrgKeys, csr: bytes, **changes: Any) -> Enrolment:
         member_keys = canonical.canonical(keys.public.to_json())
         values: dict[str, Any] = {
             "org": token.org,
             "invitation": token.invitation.to_bytes(),
-            "csr_pem": csr_pem,
+            "csr_pem": csr,
             "member_keys": member_keys,
-            "binding_signature": keys.sign(enrolment_message(token.token_id, csr_pem, member_keys)),
+            "binding_signature": keys.sign(enrolment_message(token.token_id, csr, member_keys)),
             "title": token.org.title(),
             "owner": f"{token.org} trust",
         }
