@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,7 +21,7 @@ from comity_node.training import store
 from comity_node.training.behind import WriteBehind
 
 PAGE = 500
-WATCHERS_MAX = 64
+LAST_EVENT = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,7 @@ class RunEvent:
 
 
 class RunEvents:
-    """Tell and watch the events of runs. `END` kinds close a watch."""
-
-    END = frozenset({"ended", "closed"})
+    """Tell and watch the events of runs; `closed` is the last event of a run."""
 
     def __init__(self, journal: Journal, behind: WriteBehind, clock: Callable[[], datetime]) -> None:
         self._journal = journal
@@ -60,8 +58,8 @@ class RunEvents:
         rows = await self._journal.run(lambda conn: store.list_events(conn, run, after_no, PAGE))
         return [RunEvent(run, no, at, kind, json.loads(body)) for no, at, kind, body in rows]
 
-    async def watch(self, run: str, after_no: int = 0) -> AsyncIterator[RunEvent]:
-        """Yield a run's events from `after_no` on, until one that ends it, or the caller leaves."""
+    async def watch(self, run: str, after_no: int = 0) -> AsyncGenerator[RunEvent, None]:
+        """Yield a run's events from `after_no` on, until it is closed or the caller leaves."""
         changed = asyncio.Event()
         watchers = self._changed.setdefault(run, set())
         watchers.add(changed)
@@ -72,7 +70,7 @@ class RunEvents:
                 for event in page:
                     after_no = event.no
                     yield event
-                    if event.kind == "closed":
+                    if event.kind == LAST_EVENT:
                         return
                 if not page:
                     await changed.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,11 @@ def manifest(questions: Iterable[QuestionRow], answers: Iterable[AnswerRow]) -> 
         if before is None or {**row, "round": 0} != {**before, "round": 0}
     ]
     return kept[:MANIFEST_ROUNDS_MAX]
+
+
+def orders_sent(questions: Iterable[QuestionRow]) -> dict[str, int]:
+    """Return how many orders each party was sent: how many receipts it owes."""
+    return dict(Counter(org for question in questions for org in json.loads(question.receivers)))
 
 
 def code_of(answer: AnswerRow) -> str:

@@ -295,5 +295,6 @@ def _write_arrays(path: Path, view: memoryview) -> None:
     if len(set(names)) != len(names):
         names = [f"array_{index}" for index in range(len(entries))]
     arrays = {name: entry.numpy() for name, entry in zip(names, entries, strict=True)}
-    with path.open("wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

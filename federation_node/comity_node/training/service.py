@@ -1,0 +1,137 @@
+"""Training, put together: what this organisation does as a party and as a lead, behind the node's link."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from comity.wire import ids
+from comity.wire.errors import ComityError, ErrorCode
+from comity_node.context import NodeContext
+from comity_node.negotiation import store as negotiation
+from comity_node.training.behind import WriteBehind
+from comity_node.training.datasets import DatasetCatalogue
+from comity_node.training.events import RunEvents
+from comity_node.training.participant import Participant
+from comity_node.training.ports import Agreements, Stored
+from comity_node.training.profiles.base import Profiles
+from comity_node.training.profiles.plain import PlainProfile
+from comity_node.training.receipts import ReceiptBook
+from comity_node.training.replies import Replies
+from comity_node.training.results import Results
+from comity_node.training.runs import Runs
+from comity_node.training.workshop import Workshop
+from comity_node.transport.model import Message
+
+
+class HeldAgreements:
+    """The negotiation's store, as training needs it."""
+
+    def __init__(self, apps_folder: Path) -> None:
+        self._apps = apps_folder
+
+    def find(self, conn: Connection, digest: str) -> Stored:
+        """Return an agreement of this organisation. Raises `AGREEMENT_UNKNOWN`."""
+        return negotiation.find_agreement(conn, digest)
+
+    def app_folder(self, digest: str) -> Path:
+        """Return an unpacked app's folder. Raises `APP_INVALID`."""
+        path = self._apps / ids.sha256_hex(digest)
+        if not path.is_dir():
+            raise ComityError(ErrorCode.APP_INVALID, "this node does not hold the app", digest=digest)
+        return path
+
+
+class TrainingService:
+    """The capability. Build with `build`."""
+
+    def __init__(self, node: NodeContext, agreements: Agreements) -> None:
+        self._node = node
+        self.catalogue = DatasetCatalogue(node.settings.home)
+        self._behind = WriteBehind(node.journal)
+        self.events = RunEvents(node.journal, self._behind, node.clock)
+        self._receipts = ReceiptBook(node)
+        self._replies = Replies(node, self._behind)
+        self._workshop = Workshop(node, agreements, self.catalogue)
+        self._profiles: Profiles = {profile.name: profile for profile in (PlainProfile(node),)}
+        self._participant = Participant(
+            node, agreements, self.catalogue, self._workshop, self._profiles, self._receipts, self._replies
+        )
+        self.results = Results(node, agreements, self.events)
+        self.runs = Runs(
+            node,
+            agreements,
+            self._workshop,
+            self._participant,
+            self._profiles,
+            self._receipts,
+            self._behind,
+            self.events,
+            self.results,
+        )
+
+    def register(self) -> None:
+        """Take this capability's messages from the link."""
+        link = self._node.link
+        link.register("order", self._participant.on_order)
+        link.register("reply", self._on_reply)
+        link.register("reply.ack", self._replies.on_ack)
+        link.register("secagg", self._on_secagg)
+        link.register("result", self.results.on_result)
+        link.register("result.ack", self.results.on_ack)
+        link.register("run.prepare", self.runs.on_prepare)
+        link.register("run.start", self.runs.on_start)
+        link.register("run.cancel", self.runs.on_cancel)
+        link.register("run.closed", self.runs.on_closed)
+        link.on_presence(self._on_presence)
+
+    async def start(self) -> None:
+        """Take up what the journal says is unfinished."""
+        self._node.settings.make_folders()
+        self._behind.start()
+        self._receipts.start()
+        self._replies.start()
+        self.results.start()
+        await self.runs.start()
+
+    async def stop(self) -> None:
+        """End tasks and processes; what is unfinished stays in the journal."""
+        await self.runs.stop()
+        await self._participant.stop()
+        await self._replies.stop()
+        await self.results.stop()
+        await self._receipts.stop()
+        await self._workshop.stop()
+        await self._behind.stop()
+
+    async def _on_reply(self, message: Message) -> None:
+        host = self.runs.host(str(message.statement("reply").body.get("run")))
+        if host is not None:
+            await host.desk.on_reply(message)
+
+    async def _on_secagg(self, message: Message) -> None:
+        body = message.statement("secagg").body
+        found = await self._node.journal.run(lambda conn: self.runs.profile_name(conn, str(body.get("run"))))
+        profile = self._profiles.get(found)
+        if profile is not None:
+            await profile.on_message(message)
+
+    async def _on_presence(self, org: str, here: bool) -> None:
+        """Repeat what an organisation may have missed; note that one is gone."""
+        for host in self.runs.hosts:
+            if here:
+                await host.desk.resend(org)
+            else:
+                host.desk.gone(org)
+        if here:
+            await self._replies.resend(org)
+            await self.results.resend(org)
+
+
+def build(node: NodeContext) -> TrainingService:
+    """Build the capability and register its handlers."""
+    service = TrainingService(node, HeldAgreements(node.settings.apps_folder))
+    service.register()
+    node.services.add(service)
+    return service
