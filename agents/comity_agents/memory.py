@@ -9,12 +9,12 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from comity.wire.errors import ComityError, ErrorCode
 
@@ -84,13 +84,9 @@ def adopt(fd: int, size_bytes: int, size_bytes_max: int) -> int:
         if not _HAS_SEALS:
             return _copied(fd, size_bytes)
         # Seals are asked for first: a descriptor of another file system (FUSE) could block in any other call.
-        try:
+        with contextlib.suppress(OSError):  # sealed by the sender already, or not sealable: judged by what holds
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _all_seals())
-        except PermissionError:
-            pass  # sealed by the sender, F_SEAL_SEAL included; the next line judges what holds
-        except OSError as error:
-            raise ComityError(ErrorCode.MALFORMED, "the blob cannot be sealed") from error
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _content_seals() != _content_seals():
+        if _seals_of(fd) & _content_seals() != _content_seals():
             raise ComityError(ErrorCode.MALFORMED, "the blob is not sealed")
         if os.fstat(fd).st_size != size_bytes:
             raise ComityError(ErrorCode.MALFORMED, "the blob has another size than announced")
@@ -107,7 +103,7 @@ def map_blob(fd: int, size_bytes: int) -> memoryview:
     return memoryview(mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
 
 
-@contextmanager
+@contextlib.contextmanager
 def mapped(fd: int, size_bytes: int) -> Iterator[memoryview]:
     """Map a sealed blob read-only within a `with` block; nothing may refer to it afterwards (else `BufferError`)."""
     if size_bytes == 0:
@@ -115,6 +111,13 @@ def mapped(fd: int, size_bytes: int) -> Iterator[memoryview]:
         return
     with mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as region, memoryview(region) as view:
         yield view
+
+
+def _seals_of(fd: int) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return 0  # not a memory file at all
 
 
 def _content_seals() -> int:

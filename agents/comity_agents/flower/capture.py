@@ -1,8 +1,8 @@
 """How the result of an unmodified ServerApp is found: by standing around the public `Strategy.start`.
 
-An app calls `strategy.start(...)` and does with the `Result` what it likes; we need its arrays and metrics. So
-`start` of `Strategy`, and of every subclass that defines its own, is wrapped before the app is imported: the outermost call is a
-*phase*, what it returns is the run's result (the last phase counts), and what the strategy's `aggregate_train` and
+An app calls `strategy.start(...)` and does with the `Result` what it likes; we need its arrays and metrics. So `start`
+of `Strategy`, and of each subclass that defines its own, is wrapped before the app is imported: the outermost call is
+a *phase*, what it returns is the run's result (the last phase counts), and what the strategy's `aggregate_train` and
 `aggregate_evaluate` give is reported at once as progress. An app without a strategy has its metrics averaged from the
 replies (weighted by `num-examples`), and its result is the last arrays that it sent.
 """

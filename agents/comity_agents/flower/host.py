@@ -17,6 +17,7 @@ import numpy as np
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.channel import Channel
 from comity_agents.flower.bundle import Manifest, fuse_config, read_manifest
+from comity_agents.flower.compat import speed_up_arrays
 
 _SETUP_TIMEOUT_S = 60.0
 
@@ -47,6 +48,7 @@ def load(setup: dict[str, Any], component: str) -> tuple[Any, dict[str, Any]]:
     module, _, name = (manifest.serverapp if component == "serverapp" else manifest.clientapp).partition(":")
     if _uses_torch(manifest):
         importlib.import_module("torch")  # before the seeds: weights made while the app is imported must repeat
+    speed_up_arrays()
     seed(setup["seed"], "import")
     sys.path.insert(0, str(folder))
     try:

@@ -1,7 +1,8 @@
 """`python -m comity_agents.flower.server_host DESCRIPTOR`: the process of an unmodified ServerApp at the lead's node.
 
-Runs the app once over `ChannelGrid`, sends its result and waits for the node to close the channel (frames:
-`workers.py`). An app that asks nothing, or whose questions get too few results, fails; it never "completes" with its initial model.
+Runs the app once over `ChannelGrid`, sends its result and waits for the node to close the channel. The frames stand in
+`workers.py`. An app that asks nothing, or whose questions get too few results, fails; it never "completes" with its
+initial model.
 """
 
 from __future__ import annotations

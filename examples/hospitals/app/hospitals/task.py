@@ -1,6 +1,7 @@
 """The model and one hospital's data."""
 
 import csv
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def initial_arrays():
     return [np.zeros(len(FEATURES), np.float32), np.zeros(1, np.float32)]
 
 
+@functools.cache
 def load_data(path, test_share, seed):
     """Return (train features, train labels, test features, test labels); the split depends on the seed only."""
     with Path(path).open(newline="") as file:
