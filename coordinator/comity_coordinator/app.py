@@ -32,6 +32,7 @@ from comity_coordinator.membership.registry import Registry
 from comity_coordinator.membership.service import Membership
 from comity_coordinator.membership.servicer import EnrolmentServicer, MembershipServicer
 from comity_coordinator.negotiation.service import NegotiationService
+from comity_coordinator.operator_api import operator_server
 from comity_coordinator.settings import CoordinatorSettings, split_address
 from comity_coordinator.training.service import TrainingService
 from comity_coordinator.transport.hub import Hub
@@ -179,7 +180,19 @@ class Coordinator:
         await refuse_old_tls("127.0.0.1" if host == "0.0.0.0" else host, self.port)  # noqa: S104 - compared only
 
     async def _serve_operator(self, stack: AsyncExitStack) -> None:
-        """Serve the operator's API on loopback."""
+        operator = operator_server(
+            listen=self.settings.rest_listen,
+            token=(self.settings.home / "api.token").read_text().strip(),
+            db=self.database,
+            ledger=self.ledger,
+            feed=self.feed,
+            members=self.membership.members,
+            revoke=self.revoke,
+            connected=self.hub.connected,
+        )
+        await operator.start()
+        stack.push_async_callback(operator.stop)
+        self.rest_port = operator.port
 
     async def _sweep(self) -> None:
         while True:

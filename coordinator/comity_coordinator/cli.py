@@ -10,12 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from comity_coordinator.ledger.cli import group as ledger_group
+
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.", envvar="COMITY_COORDINATOR_HOME")]
 HomeOption = Annotated[Path, typer.Option("--home", help="The coordinator's folder.", envvar="COMITY_COORDINATOR_HOME")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ValidHours = Annotated[int, typer.Option(min=1, max=168, help="Hours until the token expires.")]
 
 group = typer.Typer(no_args_is_help=True, help="Run the coordinator of a consortium.")
+group.add_typer(ledger_group, name="ledger")
 
 
 def register(app: typer.Typer) -> None:
