@@ -156,6 +156,8 @@ class Ledger:
     def consistency(self, conn: Connection, old_size: int, new_size: int) -> list[bytes]:
         """Prove that the log of `new_size` extends that of `old_size`. Raises `PROOF_INVALID` out of range."""
         head = self._head(conn)
+        if new_size > head.size:
+            raise ComityError(ErrorCode.PROOF_INVALID, "the log is not that large", size=head.size)
         return Tree(Tiles(conn).read, head.size).consistency_proof(old_size, new_size)
 
     def export(self, conn: Connection) -> Iterator[bytes]:
