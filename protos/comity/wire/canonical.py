@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from comity.wire.errors import ComityError, ErrorCode
 INTEGER_MAX = 2**53 - 1
 DEPTH_MAX = 32
 DOCUMENT_BYTES_MAX = 1 << 20
+
+# A whole string, or one bracket; possessive by construction, so hostile text cannot make it backtrack.
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 def canonical(value: Any) -> bytes:
@@ -44,6 +48,7 @@ def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
     """
     if len(data) > max_bytes:
         raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=max_bytes)
+    _check_nesting(data)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -56,6 +61,18 @@ def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
 def digest(value: Any) -> str:
     """Return the lower-case hexadecimal SHA-256 of the canonical bytes of `value`."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def _check_nesting(data: bytes) -> None:
+    """Refuse deep nesting before the parser recurses: libraries raise the recursion limit beyond what the stack bears."""
+    if data.count(b"[") + data.count(b"{") <= DEPTH_MAX:
+        return
+    depth = 0
+    for token in _TOKENS.finditer(data):
+        first = token[0][:1]
+        depth += 1 if first in b"[{" else -1 if first in b"]}" else 0
+        if depth > DEPTH_MAX + 1:
+            raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
 
 
 def _check(value: Any, depth: int) -> None:

@@ -49,5 +49,7 @@ def test_systemd_accepts_the_units(unit: Path, tmp_path: Path) -> None:
     copy.write_text(
         re.sub(r"ExecStart=\S+", "ExecStart=/bin/true", unit.read_text()).replace("User=comity", "User=root")
     )
-    said = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, timeout=30)
+    said = subprocess.run(
+        ["systemd-analyze", "verify", str(copy)], check=False, capture_output=True, text=True, timeout=30
+    )
     assert [line for line in said.stderr.splitlines() if copy.name in line] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 
 import grpc
@@ -52,9 +53,21 @@ def test_depth_and_size_are_bounded() -> None:
 
 
 def test_deep_hostile_json_is_refused_not_crashed_on() -> None:
-    with pytest.raises(ComityError) as error:
-        canonical.parse(b"[" * 200_000 + b"]" * 200_000)
-    assert code_of(error) is ErrorCode.MALFORMED
+    """Also when a library has raised the recursion limit beyond what the stack bears, as py_ecc does."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        for hostile in (b"[" * 200_000 + b"]" * 200_000, b'{"a":' * 100_000, b"[" * 500_000):
+            with pytest.raises(ComityError) as error:
+                canonical.parse(hostile)
+            assert code_of(error) is ErrorCode.MALFORMED
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_brackets_in_text_are_not_nesting() -> None:
+    value = {"text": "[{" * 1000 + '"\\'}
+    assert canonical.parse(canonical.canonical(value)) == value
 
 
 @pytest.mark.parametrize("text", ["", "A", "a_b", "-a", "a-", "a" * 64, "coordinator", "a/b", "a.b", "é"])
