@@ -94,6 +94,7 @@ async def lead_key(workers: BfvWorkers, size: int, parties: int, folder: Path) -
     deltas = sum(w * (reply.astype(np.float64) - x["w"]) for w, reply in zip(weights, replies, strict=True))
     error = float(np.abs(out.arrays["w"] - (x["w"] + deltas / sum(weights))).max())
     bound = parties * bounds.value_range / encoder.LEVELS * encoder.WEIGHT_ONE / sum(weights)
+    bound += float(np.spacing(np.abs(x["w"]).max()))  # the result is rounded to float32
     return {**watch.row(), "upload_bytes": blob.size_bytes, "max_error": error, "error_bound": bound}
 
 

@@ -42,8 +42,8 @@ The sequence (`ALL` = all contributors, the lead's holder, the coordinator's agg
      |-- (Abort: by anyone, at any time, to ALL; signed. Then the Offer of the next attempt, under a fresh key.)
 
     "Signed" is a statement of the sender's organisation with `kind = message.KIND`, `body = message.to_json()`. The
-    caller verifies it and hands over `Received(issuer, parse_message(kind, body))`. The coordinator's two messages carry
-    no signature: hand them over as `RosterProposed` and `AggregatePublished`, from the coordinator's stream only.
+    caller verifies it and hands over `Received(issuer, parse_message(kind, body))`. The coordinator's two messages
+    have no signature: hand them over as `RosterProposed` and `AggregatePublished`, from the coordinator's stream only.
 
 Call order for an integrator. A machine is `start(...)` then `state, outputs = step(state, event, now)` for each event;
 perform `outputs` in order; wake up at `state.deadline` with `Tick()`. `now` is any monotonic clock in seconds.
@@ -54,10 +54,11 @@ perform `outputs` in order; wake up at `state.deadline` with `Tick()`. `now` is 
         offer = Offer(agreement, run, step, round, attempt=0, lead, parties (sorted), minimum, AGG_Q16.name,
                       AGG_Q16.digest, key.key_id, order_digest, Layout.of(x_arrays, metric_ranges).chunks)
         state, _ = holder.start(offer, now=now)              # before the order leaves
-        StartDigest  -> download the aggregate into a file, values = await workers.check_and_digest(AGG_Q16, offer.chunks,
-                        challenge, digest, fd), event DigestReady(values)
+        StartDigest  -> download the aggregate into a file
+                        values = await workers.check_and_digest(AGG_Q16, offer.chunks, challenge, digest, fd)
+                        event DigestReady(values)
         StartDecrypt -> sums = await workers.decrypt(AGG_Q16, offer.chunks, key.secret, fd)
-                        decoded = encoder.decode(sums, contributors, x_arrays, bounds.value_range, metric_ranges=...)
+                        decoded = encoder.decode(sums, contributors, x_arrays, value_range, metric_ranges=...)
                         event SumDecoded()
         EraseKey     -> key.secret.erase()
         Failed       -> offer = holder.next_offer(offer, new_key.key_id, without); start again. `missing` names who was
@@ -66,14 +67,15 @@ perform `outputs` in order; wake up at `state.deadline` with `Tick()`. `now` is 
         `decoded.weight * weight_max` is the number of examples of all.
 
     contributor node
-        contributor.check_public_key(offer, public_key)      # after the statement's issuer = the agreement's lead, and
-        state, outputs = contributor.start(                  #   parties within the agreement's, are checked by the caller
+        # the caller has checked: issuer of the offer = lead of the agreement, parties within the agreement's, attempt
+        contributor.check_public_key(offer, public_key)
+        state, outputs = contributor.start(
             me, offer, order_digest=own digest of the plaintext order, chunks=own Layout's, box_key=BoxKey(),
             entropy=os.urandom, now=now, previous=journalled Release of this agreement and order or None,
             used_keys=key ids of this run so far)
         after training: encoded = encoder.encode(x, y, weight_of(...), clip, range, rounding_key(...), metrics=...,
-                        metric_ranges=...); event ValuesReady(encoded.digest). It may come at any time after `start`, so
-                        that the rounds of signatures overlap with training.
+                        metric_ranges=...); event ValuesReady(encoded.digest). It may come at any time after `start`,
+                        so that the rounds of signatures overlap with training.
         StartEncrypt  -> blob = await workers.encrypt(AGG_Q16, public_key, encoded.slots, pairs, fd of a new file 0600)
                          fsync; event blob
         RecordRelease -> journal, synced, before the next output

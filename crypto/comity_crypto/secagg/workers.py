@@ -116,6 +116,11 @@ class _Worker:
         result: dict[str, Any] = reply["ok"]
         return result
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """End the process; a `call` in another thread then returns."""
         self.settled = False
@@ -232,6 +237,14 @@ class BfvWorkers:
             os.close(out)
         return slots.reshape(chunks, parameters.ring_degree)
 
+    def _take(self) -> _Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.alive:
+                return worker
+            worker.close()
+        return _Worker(self._memory_bytes)
+
     async def _digest_of(self, fd: int) -> tuple[str, int]:
         return await asyncio.get_running_loop().run_in_executor(self._threads, file_digest, fd)
 
@@ -254,7 +267,7 @@ class BfvWorkers:
         request = {**request, "parameters": parameters.name, "digest": parameters.digest}
         loop = asyncio.get_running_loop()
         async with self._free:
-            worker = self._idle.pop() if self._idle else _Worker(self._memory_bytes)
+            worker = self._take()
             running = loop.run_in_executor(self._threads, worker.call, request, fds, self._timeout_s)
             try:
                 return await asyncio.shield(running)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -270,6 +270,44 @@ async def test_an_aggregate_that_is_not_the_announced_one_is_refused(make_rig: A
             AGG_Q16, rig.offer.chunks, notice.challenge, notice.aggregate, rig.files["aggregate"]
         )
     assert caught.value.code is ErrorCode.PAYLOAD_DIGEST
+
+
+async def test_a_worker_that_was_killed_is_replaced(workers: BfvWorkers) -> None:
+    await workers.warm(AGG_Q16)
+    pids = [worker._process.pid for worker in workers._idle]
+    assert len(pids) == 2
+    for worker in workers._idle:
+        worker._process.kill()
+        worker._process.wait()
+    key = await workers.make_key(AGG_Q16)
+    key.secret.erase()
+    job = asyncio.create_task(workers.make_key(AGG_Q16))
+    await asyncio.sleep(0)
+    for worker in [*workers._idle]:
+        worker._process.kill()
+    with suppress(ComityError):
+        (await job).secret.erase()
+    assert not {worker._process.pid for worker in workers._idle} & set(pids)
+
+
+async def test_a_job_that_is_late_or_loses_its_process_says_so(workers: BfvWorkers) -> None:
+    key = await workers.make_key(AGG_Q16)
+    slots = np.zeros((300, AGG_Q16.ring_degree), np.uint64)
+    pairs = [events.PairSeed(adds=True, seed=bytes(32)), events.PairSeed(adds=False, seed=bytes(32))]
+    fd = os.memfd_create("out")
+    try:
+        workers._timeout_s = 0.05
+        with pytest.raises(ComityError) as caught:
+            await workers.encrypt(AGG_Q16, key.public, slots, pairs, fd)
+        assert caught.value.code is ErrorCode.WORKER_TIMEOUT
+        workers._timeout_s = 30.0
+        async with BfvWorkers(1, memory_bytes=1 << 20) as poor:
+            with pytest.raises(ComityError) as caught:
+                await poor.encrypt(AGG_Q16, key.public, slots, pairs, fd)
+            assert caught.value.code in (ErrorCode.WORKER_DIED, ErrorCode.INTERNAL)
+    finally:
+        os.close(fd)
+        key.secret.erase()
 
 
 async def test_a_worker_survives_bad_bytes_and_a_cancelled_job_ends_its_process(workers: BfvWorkers) -> None:
