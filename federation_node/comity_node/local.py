@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,7 @@ class LocalApi:
 
     @contextmanager
     def _answer(self, method: str, path: str, document: dict[str, Any] | None = None) -> Iterator[httpx.Response]:
-        if not self._socket.exists():
-            raise ComityError(ErrorCode.UNAVAILABLE, _NOT_RUNNING)
+        self._check_listening()
         try:
             with self._client() as client, client.stream(method, path, json=document) as response:
                 if response.status_code >= 400:
@@ -65,6 +65,14 @@ class LocalApi:
             raise ComityError(ErrorCode.TIMEOUT, "the node did not answer in time") from error
         except httpx.TransportError as error:
             raise ComityError(ErrorCode.UNAVAILABLE, "the node ended while it answered") from error
+
+    def _check_listening(self) -> None:
+        """Raise `UNAVAILABLE` if nobody listens; the HTTP client would leak its socket on finding out."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self._socket))
+            except OSError as error:
+                raise ComityError(ErrorCode.UNAVAILABLE, _NOT_RUNNING) from error
 
     def _client(self) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=str(self._socket))

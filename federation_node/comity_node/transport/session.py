@@ -64,6 +64,8 @@ class Session:
                 self._written_at = time.monotonic()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise ComityError(ErrorCode.UNAVAILABLE, "the stream has ended") from error
+        except asyncio.CancelledError as error:
+            raise _if_closed_by_us(error) from error
         finally:
             self._waiting -= 1
 
@@ -81,6 +83,8 @@ class Session:
             raise from_rpc(error) from error
         except TimeoutError as error:
             raise ComityError(ErrorCode.TIMEOUT, "the coordinator fell silent") from error
+        except asyncio.CancelledError as error:
+            raise _if_closed_by_us(error) from error
 
     async def keep_warm(self) -> None:
         """Send a heartbeat whenever nothing else was written for `HEARTBEAT_S`; runs until the stream ends."""
@@ -134,6 +138,14 @@ async def open_session(
     except ComityError:
         call.cancel()
         raise
+
+
+def _if_closed_by_us(error: asyncio.CancelledError) -> BaseException:
+    """Return the error itself if the task is cancelled; gRPC raises the same when `close` ended only the call."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return error
+    return ComityError(ErrorCode.UNAVAILABLE, "this node ended the stream")
 
 
 async def _status_of(call: _Call) -> ComityError:

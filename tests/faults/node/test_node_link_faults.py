@@ -320,6 +320,35 @@ async def test_a_refusal_is_shown_and_a_new_certificate_ends_the_wait(coordinato
     await eventually(lambda: link.connected, 2)
 
 
+async def test_dialling_again_while_open_and_writing(coordinator, harness, eventually) -> None:
+    """A redial ends the stream under writers and readers; nobody is cancelled by it, and the link goes on."""
+    statement = sign_statement(OrgKeys.generate(), kind="reply", consortium="demo", issuer="hospital-a", body={"x": 1})
+    ended: list[str] = []
+
+    async def script(stream: Any) -> None:
+        await stream.welcome(coordinator.keys, 0)
+        await forever(stream)
+
+    coordinator.scripts = [script]
+    link = await harness.start()
+
+    async def writer() -> None:
+        for _ in range(300):
+            await link.relay("reply", statement, ("hospital-b",), run="run-1", inline=bytes(200_000))
+            await asyncio.sleep(0)
+        ended.append("whole")
+
+    await eventually(lambda: link.connected)
+    writers = [asyncio.create_task(writer()) for _ in range(3)]
+    for count in range(2, 6):
+        await asyncio.sleep(0.05)
+        link.redial()
+        await eventually(lambda count=count: len(coordinator.hellos) >= count and link.connected, 5)
+    await asyncio.gather(*writers)
+    assert ended == ["whole"] * 3
+    assert not harness.task.done()
+
+
 async def test_relayed_messages_presence_and_refusals(coordinator, harness, eventually) -> None:
     slow = asyncio.Event()
     handled: list[str] = []
