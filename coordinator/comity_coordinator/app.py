@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
@@ -47,6 +48,8 @@ from comity_crypto.notes import sign_note
 from comity_crypto.statements import Statement, sign_statement
 
 SWEEP_EVERY_S = 10.0
+# Appears when everything answers and goes when it ends: the ports, for whoever started us.
+READY_FILE = "ready.json"
 
 log = structlog.get_logger()
 
@@ -138,6 +141,9 @@ class Coordinator:
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(setup.sole_process(self.settings.home))
+            ready_file = self.settings.home / READY_FILE
+            ready_file.unlink(missing_ok=True)
+            stack.callback(ready_file.unlink, missing_ok=True)
             stack.callback(self.database.close)
             stack.callback(self.spool.close)
             self.database.create_all()
@@ -201,7 +207,10 @@ class Coordinator:
 
     def _announce(self) -> None:
         where = {"port": self.port, "rest_port": self.rest_port}
-        (self.settings.home / "ready.json").write_text(json.dumps(where))
+        path = self.settings.home / READY_FILE
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps({"pid": os.getpid(), **where}))
+        beside.replace(path)
         self.ready.set()
         log.info("coordinator.ready", consortium=self.settings.consortium, **where)
 
