@@ -99,5 +99,8 @@ def _check(value: Any, depth: int) -> bool:
             plain = _check(item, depth + 1) and plain and key.isascii()
         return plain
     if isinstance(value, list | tuple):
-        return all([_check(item, depth + 1) for item in value])  # a list: every item is checked
+        plain = True
+        for item in value:
+            plain = _check(item, depth + 1) and plain
+        return plain
     raise ComityError(ErrorCode.MALFORMED, f"{type(value).__name__} has no canonical form")
