@@ -182,13 +182,16 @@ def encode(
     factor = min(1.0, bounds.clip_norm / norm) if norm > 0 else 1.0
     scale = factor * weight / WEIGHT_ONE / bounds.value_range * LEVELS
     quantised, clipped = _quantise(x_arrays, y_arrays, layout.values, scale, prf_key)
-    payload: Slots = np.zeros(layout.payload_slots, np.uint64)
+    payload: Slots = np.zeros(layout.chunks * AGG_Q16.payload_slots, np.uint64)
     payload[0] = weight
     for place, (name, declared) in enumerate(layout.metrics):
         fraction, clamped = _metric_fraction(name, (metrics or {}).get(name), declared)
         payload[1 + place] = round(fraction * _METRIC_ONE) * weight
         clipped += clamped
-    payload[layout.value_start :] = quantised[0::2] | (quantised[1::2] << np.uint64(_FIELD_BITS))
+    packed = payload[layout.value_start : layout.payload_slots]
+    packed[:] = quantised[1::2]
+    packed <<= np.uint64(_FIELD_BITS)
+    packed |= quantised[0::2]
     return Encoded(_to_chunks(payload, AGG_Q16), clipped, factor < 1.0, weight)
 
 
@@ -276,9 +279,9 @@ def _norm(x_arrays: Arrays, y_arrays: Arrays) -> float:
     return math.sqrt(squared)
 
 
-def _quantise(x: Arrays, y: Arrays, values: int, scale: float, prf_key: bytes) -> tuple[Slots, int]:
+def _quantise(x: Arrays, y: Arrays, values: int, scale: float, prf_key: bytes) -> tuple[NDArray[np.uint16], int]:
     """Return shifted levels (1 .. 65535; the last of an odd number is padded with 0), and how many were clamped."""
-    out: Slots = np.zeros(values + values % 2, np.uint64)
+    out: NDArray[np.uint16] = np.zeros(values + values % 2, np.uint16)
     stream = Cipher(algorithms.AES256(prf_key), modes.CTR(bytes(16))).encryptor()
     clipped = start = 0
     for block in _differences(x, y):
@@ -303,8 +306,8 @@ def _metric_fraction(name: str, value: float | None, declared: MetricRange) -> t
 
 def _to_chunks(payload: Slots, parameters: Parameters) -> Slots:
     chunks = parameters.chunks_for(payload.size)
-    padded: Slots = np.zeros(chunks * parameters.payload_slots, np.uint64)
-    padded[: payload.size] = payload
+    missing = chunks * parameters.payload_slots - payload.size
+    padded = np.pad(payload, (0, missing)) if missing else payload
     slots: Slots = np.ones((chunks, parameters.ring_degree), np.uint64)
     slots[:, CHECK_SLOTS:] = padded.reshape(chunks, parameters.payload_slots)
     return slots

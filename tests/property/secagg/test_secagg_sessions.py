@@ -284,6 +284,9 @@ def test_a_released_update_goes_again_only_to_the_same_roster_with_the_same_inte
     again.start().run()
     again.tick()
     assert decrypted(again) == int(works)
+    forgetful = make_network(4, values=again.values)
+    forgetful.offer = again.offer
+    assert decrypted(forgetful.start().run()) == 1, "without the journal's record the weak variant goes along"
     if not works:
         assert again.failure("org-01").error.code is ErrorCode.ORDER_REPLAYED
         assert not any(again.count(org, events.StartUpload) for org in parties)

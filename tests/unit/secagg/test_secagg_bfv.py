@@ -13,6 +13,7 @@ import tenseal
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg import bfv, blobs, digests, params, residues, seal_format
 from comity_crypto.secagg.params import AGG_I32, AGG_Q16, Parameters
+from comity_crypto.secagg.workers import memory_file
 
 SETS = list(params.PARAMETER_SETS.values())
 RNG = np.random.default_rng(11)
@@ -29,7 +30,7 @@ def key() -> tuple[bytes, bytes]:
 
 @pytest.fixture
 def fd() -> Iterator[int]:
-    found = os.memfd_create("blob")
+    found = memory_file("blob")
     yield found
     os.close(found)
 

@@ -22,7 +22,7 @@ from comity_crypto.secagg.blobs import BlobKind
 from comity_crypto.secagg.messages import Offer, parse_message
 from comity_crypto.secagg.params import AGG_Q16
 from comity_crypto.secagg.seedbox import BoxKey
-from comity_crypto.secagg.workers import BfvWorkers, RoundKey
+from comity_crypto.secagg.workers import BfvWorkers, RoundKey, memory_file
 
 ORDER = hashlib.sha256(b"order").hexdigest()
 PARTIES = ("clinic-a", "clinic-b", "clinic-c")
@@ -294,7 +294,7 @@ async def test_a_job_that_is_late_or_loses_its_process_says_so(workers: BfvWorke
     key = await workers.make_key(AGG_Q16)
     slots = np.zeros((300, AGG_Q16.ring_degree), np.uint64)
     pairs = [events.PairSeed(adds=True, seed=bytes(32)), events.PairSeed(adds=False, seed=bytes(32))]
-    fd = os.memfd_create("out")
+    fd = memory_file("out")
     try:
         workers._timeout_s = 0.05
         with pytest.raises(ComityError) as caught:
@@ -314,7 +314,7 @@ async def test_a_worker_survives_bad_bytes_and_a_cancelled_job_ends_its_process(
     key = await workers.make_key(AGG_Q16)
     slots = np.zeros((400, AGG_Q16.ring_degree), np.uint64)
     pairs = [events.PairSeed(adds=True, seed=bytes(32)), events.PairSeed(adds=False, seed=bytes(32))]
-    fd = os.memfd_create("out")
+    fd = memory_file("out")
     try:
         with pytest.raises(ComityError) as caught:
             await workers.encrypt(AGG_Q16, b"\xff" * AGG_Q16.key_bytes, slots[:1], pairs, fd)
