@@ -150,6 +150,16 @@ def _run(run: str) -> Call[doc.RunView]:
     return Call("GET", f"/v1/runs/{segment(run)}")
 
 
+def _card(run: str) -> Call[dict[str, Any]]:
+    """Return a result's model card."""
+    return Call("GET", f"/v1/runs/{segment(run)}/card")
+
+
+def _cancel(run: str, reason: str) -> Call[doc.RunView]:
+    """Stop a run that this organisation leads."""
+    return Call("POST", f"/v1/runs/{segment(run)}/cancel", {"reason": reason})
+
+
 def _reload_policy() -> Call[dict[str, Any]]:
     """Load the organisation's policy folder again; a bundle that cannot be used changes nothing."""
     return Call("POST", "/v1/policy/reload")
@@ -206,6 +216,8 @@ class NodeRoutes:
     datasets = Route(_datasets)
     runs = Route(_runs)
     run = Route(_run)
+    card = Route(_card)
+    cancel = Route(_cancel)
     reload_policy = Route(_reload_policy)
     ledger = Route(_ledger)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comity_client.commands import doctor, proposals, runs, status, train
+from comity_client.commands import demo, doctor, proposals, runs, status, train
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     proposals.register(app)
     app.command("status")(status.status)
     app.command("doctor")(doctor.doctor)
+    app.command("demo")(demo.demo)
     app.command("version")(show_version)
 
 

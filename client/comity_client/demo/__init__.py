@@ -1,0 +1,1 @@
+"""`comity demo`: three hospitals and a coordinator as real processes on this machine."""
