@@ -51,7 +51,7 @@ async def test_large_models_go_through_the_spool_and_leave_no_payload_behind(rig
     finished = await rig.finish(run)
     assert finished["state"] == "COMPLETED"
     assert rig.board.spool, "nothing was large enough"
-    await rig.until(lambda: (rig.result("hospital-b", run) / "card.json").exists())
+    await rig.until((rig.result("hospital-b", run) / "card.json").exists)
     kept = finished["result"]["digest"]
     for org, node in rig.nodes.items():
         await rig.until(lambda node=node: node.read(lambda conn: store.find_run(conn, run)).closed)
