@@ -182,6 +182,7 @@ class Coordinator:
         ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server(LedgerReadServicer(self.database, self.ledger), server)
         await server.start()
         stack.push_async_callback(server.stop, self.settings.stop_grace_s)
+        stack.callback(self.hub.drop_all, ComityError(ErrorCode.UNAVAILABLE, "the coordinator stops"))
         host = split_address(self.settings.listen)[0]
         await refuse_old_tls("127.0.0.1" if host == "0.0.0.0" else host, self.port)  # noqa: S104 - compared only
 

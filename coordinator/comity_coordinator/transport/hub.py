@@ -112,6 +112,11 @@ class Hub:
         if session is not None:
             session.end(reason)
 
+    def drop_all(self, reason: ComityError) -> None:
+        """End every stream: the coordinator stops, and nodes dial again."""
+        for session in list(self._sessions.values()):
+            session.end(reason)
+
     def drop_after_commit(self, conn: Connection, org: str, reason: ComityError) -> None:
         """End the stream of `org` once the transaction of `conn` has committed."""
         after_commit(conn, functools.partial(self._soon, functools.partial(self.drop, org, reason)))
