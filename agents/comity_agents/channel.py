@@ -79,7 +79,7 @@ class _Assembler:
         self._fds += fds
         try:
             return self._feed(data, header_bytes_max, blob_bytes_max)
-        except BaseException:
+        except BaseException:  # whatever happened, no descriptor stays open
             self.close()
             raise
 

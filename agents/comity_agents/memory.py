@@ -47,7 +47,7 @@ def write_parts(parts: Sequence[Buffer]) -> tuple[int, int]:
     try:
         size_bytes = append(fd, parts)
         seal(fd)
-    except BaseException:
+    except BaseException:  # whatever happened, no descriptor stays open
         os.close(fd)
         raise
     return fd, size_bytes
@@ -90,7 +90,7 @@ def adopt(fd: int, size_bytes: int, size_bytes_max: int) -> int:
             raise ComityError(ErrorCode.MALFORMED, "the blob is not sealed")
         if os.fstat(fd).st_size != size_bytes:
             raise ComityError(ErrorCode.MALFORMED, "the blob has another size than announced")
-    except BaseException:
+    except BaseException:  # whatever happened, no descriptor stays open
         os.close(fd)
         raise
     return fd
@@ -141,7 +141,7 @@ def _copied(fd: int, size_bytes: int) -> int:
             done_bytes += len(piece)
         if os.fstat(fd).st_size != size_bytes:
             raise ComityError(ErrorCode.MALFORMED, "the blob has another size than announced")
-    except BaseException:
+    except BaseException:  # whatever happened, no descriptor stays open
         os.close(copy)
         raise
     os.close(fd)

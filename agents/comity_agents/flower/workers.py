@@ -37,6 +37,7 @@ import hashlib
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ def node_number(agreement: str, org: str) -> int:
     return 2 + (int.from_bytes(hashlib.sha256(b"comity/node/v1\x00" + text).digest()[:8], "big") >> 2)
 
 
-class _Host:
+class _Host(ABC):
     """A sandboxed process with a channel; started by `start`, killed with its group by `close`."""
 
     def __init__(self, module: str, settings: HostSettings) -> None:
@@ -139,7 +140,7 @@ class _Host:
             await self._bounded_send(self._setup())
             frame = await self._receive(self._settings.start_timeout_s, 0)
             self._judge_ready(frame)
-        except BaseException:
+        except BaseException:  # also when cancelled: no process stays without an owner
             await self.close()
             raise
 
@@ -155,8 +156,9 @@ class _Host:
             self._log.close()
             self._log = None
 
+    @abstractmethod
     def _setup(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The first frame to the process."""
 
     def _common_setup(self) -> dict[str, Any]:
         settings = self._settings
