@@ -53,7 +53,9 @@ class Node:
         journal = Journal.open(settings.journal_file)
         ledger = LedgerStore()
         isolation = settings.isolation if settings.isolation != "best" else _best_isolation()
-        link = Link(settings, self._keystore, journal, isolation=isolation, on_statement=ledger.expect)
+        link = Link(
+            settings, self._keystore, journal, isolation=isolation, on_statement=ledger.expect, on_refused=ledger.forget
+        )
         self.context = NodeContext(
             settings=settings,
             keys=keys,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,10 +65,14 @@ class LedgerService:
         store = self._node.ledger
         for digest in await self._node.journal.run(lambda conn: store.unproved(conn, ASKED_AGAIN_MAX)):
             request = ledger_pb2.GetInclusionProofRequest(statement_digest=digest)
-            # Not there yet is no news: its proof comes by itself once it is.
-            with contextlib.suppress(ComityError):
+            try:
                 found = await ask(self._node.dialer.ledger().GetInclusionProof, request)
                 await self._take(digest, found.index, found.hashes, found.note)
+            except ComityError as error:
+                if error.code is not ErrorCode.NOT_FOUND:
+                    raise
+                # Not there yet is no news: its proof comes by itself once it is.
+                await self._node.journal.run(lambda conn, digest=digest: store.asked(conn, digest))
 
     async def export(self, path: Path) -> dict[str, Any]:
         """Write the whole ledger to `path` as JSON lines, verified; returns its header.

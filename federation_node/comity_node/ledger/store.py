@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -118,6 +119,15 @@ class LedgerStore:
         """Return digests of statements that are expected and not proved, oldest first."""
         query = sa.select(_entries.c.digest).where(_entries.c.state == EntryState.EXPECTED)
         return list(conn.execute(query.order_by(_entries.c.changed_at).limit(limit)).scalars())
+
+    def forget(self, conn: Connection, statement: bytes) -> None:
+        """Expect a statement no more: the coordinator refused it."""
+        digest = hashlib.sha256(statement).hexdigest()
+        conn.execute(_entries.delete().where(_entries.c.digest == digest, _entries.c.state == EntryState.EXPECTED))
+
+    def asked(self, conn: Connection, digest: str) -> None:
+        """Put a statement whose proof was asked for in vain behind the others."""
+        conn.execute(_entries.update().where(_entries.c.digest == digest).values(changed_at=instants.now_text()))
 
     def state_of(self, conn: Connection, digest: str) -> EntryState | None:
         """Return how far the statement `digest` has come, None if nothing is known of it."""

@@ -93,13 +93,19 @@ class Link:
         *,
         isolation: str = "process",
         on_statement: Callable[[Connection, Statement], None] | None = None,
+        on_refused: Callable[[Connection, bytes], None] | None = None,
     ) -> None:
-        """`on_statement` sees each statement that `send` takes, in the same transaction (the ledger expects them)."""
+        """Build it; nothing is dialled before `run`.
+
+        `on_statement` sees each statement that `send` takes, in the same transaction (the ledger expects them);
+        `on_refused` sees the body of each durable message that the coordinator refused.
+        """
         self._settings = settings
         self._keystore = keystore
         self._journal = journal
         self._isolation = isolation
         self._on_statement = on_statement
+        self._on_refused = on_refused
         self._inbox = Inbox(journal, self._acknowledge)
         self._connected_callbacks: list[Callable[[], Awaitable[None]]] = []
         self._presence_callbacks: list[Presence] = []
@@ -366,9 +372,17 @@ class Link:
         message_id = ids.name(refusal.id)
         kind = self._relayed_kinds.pop(message_id, "")
         if not kind:
-            kind = await self._journal.run(lambda conn: store.kind_of(conn, message_id))
+            kind = await self._journal.run(lambda conn: self._note_refusal(conn, message_id))
         error = ComityError.from_json(canonical.parse(refusal.error, max_bytes=4_096))
         self._inbox.tell(self._tell_refusal(message_id, kind, error))
+
+    def _note_refusal(self, conn: Connection, message_id: str) -> str:
+        found = store.find(conn, message_id)
+        if found is None:
+            return ""
+        if self._on_refused is not None:
+            self._on_refused(conn, found[1])
+        return found[0]
 
     def _certificate(self) -> str:
         """Return a digest of the certificate on disk, to see whether it changed since we dialled; "" if unreadable."""

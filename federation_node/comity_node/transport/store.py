@@ -128,6 +128,7 @@ def _set(conn: Connection, name: str, value: int) -> None:
         conn.execute(_state.insert().values(name=name, value=value))
 
 
-def kind_of(conn: Connection, message_id: str) -> str:
-    """Return the kind of a message that waits in the outbox, "" if none does."""
-    return str(conn.execute(sa.select(_outbox.c.kind).where(_outbox.c.id == message_id)).scalar() or "")
+def find(conn: Connection, message_id: str) -> tuple[str, bytes] | None:
+    """Return (kind, body) of a message that waits in the outbox, None if none of this id does."""
+    row = conn.execute(sa.select(_outbox.c.kind, _outbox.c.body).where(_outbox.c.id == message_id)).first()
+    return None if row is None else (row.kind, row.body)

@@ -60,6 +60,15 @@ def test_a_proof_of_another_leaf_raises_the_alarm(journal, store, proof_first) -
     assert refused.value.code is ErrorCode.LEDGER_INVALID
 
 
+def test_a_refused_statement_is_expected_no_more(journal, store) -> None:
+    for statement in STATEMENTS[:2]:
+        journal.transact(lambda conn, statement=statement: store.expect(conn, statement))
+    journal.transact(lambda conn: store.prove(conn, proof(0, 7)))
+    for statement in STATEMENTS[:2]:
+        journal.transact(lambda conn, statement=statement: store.forget(conn, statement.to_bytes()))
+    assert journal.transact(store.counts) == {"included": 1}
+
+
 def test_kinds_that_never_get_there_are_not_expected(journal, store) -> None:
     progress = sign_statement(KEYS, kind="progress", consortium="demo", issuer="hospital-a", body={})
     journal.transact(lambda conn: store.expect(conn, progress))
