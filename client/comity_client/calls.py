@@ -140,6 +140,16 @@ def _datasets() -> Call[list[dict[str, Any]]]:
     return Call("GET", "/v1/datasets")
 
 
+def _add_dataset(name: str, source: str, classification: str, owner: str = "") -> Call[dict[str, Any]]:
+    """Name a dataset; `source` is a file on the node's machine."""
+    return Call(
+        "POST",
+        "/v1/datasets",
+        {"name": name, "source": source, "classification": classification, "owner": owner},
+        timeout_s=LONG_ANSWER_TIMEOUT_S,
+    )
+
+
 def _runs() -> Call[list[doc.RunView]]:
     """Return the runs that this node takes part in, newest first."""
     return Call("GET", "/v1/runs")
@@ -214,6 +224,7 @@ class NodeRoutes:
     agreements = Route(_agreements)
     withdraw = Route(_withdraw)
     datasets = Route(_datasets)
+    add_dataset = Route(_add_dataset)
     runs = Route(_runs)
     run = Route(_run)
     card = Route(_card)

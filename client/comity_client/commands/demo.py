@@ -101,6 +101,7 @@ def _perform(place: Path, teller: Teller, aggregation: str, keep: bool) -> dict[
     story.summary["checks"] = [each.to_json() for each in teller.checks]
     story.summary["ok"] = teller.all_held
     story.summary["kept"] = kept
+    story.summary["chapters_s"] = teller.durations_s()
     _epilogue(place, teller, story.summary)
     return story.summary
 

@@ -8,7 +8,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +74,25 @@ class Story:
         tell, cast = self._teller, self._cast
         tell.chapter("A coordinator that nobody has to trust, and three nodes that dial out to it")
         home, address = cast.folder / "coordinator", f"127.0.0.1:{free_port()}"
-        made = cast.run(
-            "coordinator",
-            *("coordinator", "init", str(home), "--consortium", CONSORTIUM, "--address", address),
-            *("--first-member", PROPOSER, "--json"),
+        made, app = _together(
+            lambda: cast.run(
+                "coordinator",
+                *("coordinator", "init", str(home), "--consortium", CONSORTIUM, "--address", address),
+                *("--first-member", PROPOSER, "--json"),
+            ),
+            lambda: cast.run(PROPOSER, "app", "digest", str(self._example / "app"), "--json"),
         )
         cast.start("coordinator", "coordinator", "up", str(home))
         took = cast.until("coordinator", (home / "ready.json").exists, READY_TIMEOUT_S)
         tell.say(f"the coordinator listens on {address}, mutual TLS 1.3, ready after {took:.1f} s")
-        app = cast.run("hospital-a", "app", "digest", str(self._example / "app"), "--json")
         self.summary["app"] = {key: app[key] for key in ("digest", "name", "version")}
         self._join(PROPOSER, made["token"], app["digest"])
         self._up([PROPOSER])
-        for name in patients.HOSPITALS[1:]:
-            tell.command(f"invite {name}")
-            self._join(name, self._nodes[PROPOSER].invite(name)["token"], app["digest"])
-        self._up(patients.HOSPITALS[1:])
+        others = patients.HOSPITALS[1:]
+        tokens = {name: self._nodes[PROPOSER].invite(name)["token"] for name in others}
+        tell.say(f"{PROPOSER} invites the others; each gets a one-use token and makes its keys on its own machine")
+        _together(*(partial(self._join, name, tokens[name], app["digest"]) for name in others))
+        self._up(others)
         tell.say(f"each hospital's reviewer has read the app and put {short(app['digest'])}… into its policy")
 
     def genesis(self) -> None:
@@ -203,7 +208,8 @@ class Story:
         rows = [
             (seq, *(_receipt(given.get(org)) for org in patients.HOSPITALS)) for seq, given in sorted(by_order.items())
         ]
-        tell.table(("order", *(f"{org}: result, bytes out" for org in patients.HOSPITALS)), rows)
+        tell.say("for each order what each hospital answered: digest of the sealed result, bytes that left")
+        tell.table(("order", *patients.HOSPITALS), rows)
         counts = Counter(each["issuer"] for each in found if each["outcome"] == "result")
         wanted = dict.fromkeys(patients.HOSPITALS, ROUNDS * ORDERS_A_ROUND)
         tell.check(
@@ -219,16 +225,19 @@ class Story:
         """Verify the export offline, and show that an altered one is caught."""
         tell, cast = self._teller, self._cast
         tell.command(f"ledger verify {file.name} --genesis {self.summary['genesis']}")
-        report = cast.run("verify", "ledger", "verify", str(file), "--genesis", self.summary["genesis"], "--json")
+        forged = cast.folder / "ledger-forged.jsonl"
+        index = export.altered(file, forged)
+        arguments = ("--genesis", self.summary["genesis"], "--json")
+        report, done = _together(
+            lambda: cast.run("verify", "ledger", "verify", str(file), *arguments),
+            lambda: cast.attempt("verify-forged", "ledger", "verify", str(forged), *arguments),
+        )
         for each in report.get("checks", []):
             tell.say(f"{each['number']}. {each['title']}: {each['count']} checked")
         size = report.get("size", 0)
         tell.check(
             f"the ledger holds: {size} entries verified offline, from the genesis name alone", bool(report["ok"])
         )
-        forged = cast.folder / "ledger-forged.jsonl"
-        index = export.altered(file, forged)
-        done = cast.attempt("verify", "ledger", "verify", str(forged), "--genesis", self.summary["genesis"], "--json")
         caught = index >= 0 and done.returncode != 0 and "LEDGER_INVALID" in done.stdout
         tell.check(f"a copy with one number changed in entry {index} is refused", caught, done.stdout[-300:])
         forged.unlink()
@@ -237,14 +246,9 @@ class Story:
     # -- parts of chapters
 
     def _join(self, name: str, token: str, app_digest: str) -> None:
-        """Join, name the dataset, set the policy: what an organisation's admin does once."""
+        """Join and set the policy: what an organisation's admin does once."""
         home = self._cast.folder / name
         joined = self._cast.run(name, "node", "join", "-", "--home", str(home), "--json", secret=f"{token}\n")
-        self._cast.run(
-            name,
-            *("datasets", "add", DATASET, str(self._parts[name].path), "--classification", "pseudonymous"),
-            *("--home", str(home), "--json"),
-        )
         path = home / "policy" / "data.json"
         policy = json.loads(path.read_text())
         policy["app_digests"] = [app_digest]
@@ -252,16 +256,17 @@ class Story:
         if name != DENIER:
             policy["purposes"] = [*policy["purposes"], "marketing"]
         path.write_text(json.dumps(policy, indent=2) + "\n")
-        self._teller.say(f"{name} joined with a one-use token; its keys never left it: {joined['fingerprint']}")
+        self._teller.say(f"{name} has joined; fingerprint of its keys: {joined['fingerprint']}")
 
     def _up(self, names: tuple[str, ...] | list[str]) -> None:
-        """Start nodes and wait until each is connected."""
+        """Start nodes, wait until each is connected, and name its dataset."""
         for name in names:
             self._cast.start(name, "node", "up", "--home", str(self._cast.folder / name))
             self._nodes[name] = Node(self._cast.folder / name)
         for name in names:
             took = self._until(name, lambda name=name: self._nodes[name].status()["link"]["connected"])  # type: ignore[misc]
-            self._teller.say(f"{name} is connected after {took:.1f} s")
+            self._nodes[name].add_dataset(DATASET, str(self._parts[name].path), "pseudonymous")
+            self._teller.say(f"{name} is connected after {took:.1f} s and names its dataset {DATASET}")
 
     def _until(self, name: str, ready: Callable[[], bool]) -> float:
         def answered() -> bool:
@@ -341,6 +346,12 @@ def explained(cast: Cast) -> Iterator[None]:
         raise DemoError(f"{error}\n{said}".rstrip() + f"\nall logs: {cast.logs}") from error
 
 
+def _together(*steps: Callable[[], Any]) -> list[Any]:
+    """Take steps at the same time; returns what each returned, in order."""
+    with ThreadPoolExecutor(len(steps)) as pool:
+        return [each.result() for each in [pool.submit(step) for step in steps]]
+
+
 def _state(node: Node, digest: str) -> str:
     return next((each["state"] for each in node.agreements() if each["digest"] == digest), "")
 
@@ -358,4 +369,4 @@ def _receipt(receipt: dict[str, Any] | None) -> str:
         return "-"
     if receipt["outcome"] != "result":
         return f"{receipt['outcome']} {receipt['code']}"
-    return f"{str(receipt.get('result') or '')[:8]} {receipt['egress_bytes']:>6}"
+    return f"{str(receipt.get('result') or '')[:8]} {receipt['egress_bytes']:>6} B"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +32,12 @@ class Teller:
 
     console: Console
     checks: list[Check] = field(default_factory=list)
-    _chapter: int = 0
+    chapters: list[tuple[str, float]] = field(default_factory=list)
 
     def chapter(self, title: str) -> None:
         """Begin a chapter."""
-        self._chapter += 1
-        self.console.print(Text(f"\n{self._chapter}. {title}", style="bold"))
+        self.chapters.append((title, time.monotonic()))
+        self.console.print(Text(f"\n{len(self.chapters)}. {title}", style="bold"))
 
     def say(self, text: str) -> None:
         """Tell one thing."""
@@ -62,6 +63,11 @@ class Teller:
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))
         self.console.print(table)
+
+    def durations_s(self) -> dict[str, float]:
+        """Return how long each chapter took, in seconds, up to the beginning of the next."""
+        ends = [begun for _, begun in self.chapters[1:]] + [time.monotonic()]
+        return {title: round(end - begun, 2) for (title, begun), end in zip(self.chapters, ends, strict=True)}
 
     @property
     def all_held(self) -> bool:
