@@ -41,15 +41,15 @@ def export(
 
 @group.command("fsck")
 def fsck(home: Home, as_json: AsJson = False) -> None:
-    """Check every invariant of the stored log; exit status 1 if one does not hold."""
-    from comity_coordinator.ledger.fsck import check
+    """Check every invariant of the stored state; exit status 1 if one does not hold. A writer waits meanwhile."""
+    from comity_coordinator.fsck import check
 
     with _opened(home) as (database, ledger, log_key):
         found = database.transact(lambda conn: check(conn, ledger, log_key))
     if as_json:
         typer.echo(json.dumps({"findings": found}))
     else:
-        typer.echo("\n".join(found) if found else "Every invariant of the ledger holds.")
+        typer.echo("\n".join(found) if found else "Every invariant holds.")
     if found:
         raise typer.Exit(1)
 

@@ -1,6 +1,7 @@
 """A coordinator without a network: real keys, a real SQLite file, a hub that records."""
 
 import base64
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,12 +11,12 @@ import pytest
 
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError
-from comity_coordinator.db import attempt, open_database
+from comity_coordinator.db import after_commit, attempt, open_database
 from comity_coordinator.feed import Feed
 from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.negotiation.service import NegotiationService
 from comity_coordinator.training.service import TrainingService
-from comity_coordinator.transport.model import Message
+from comity_coordinator.transport.model import BODY_BYTES_MAX, Message
 from comity_crypto.keys import OrgKeys
 from comity_crypto.notes import sign_note
 from comity_crypto.quorum import make_certificate, message_for
@@ -42,8 +43,8 @@ class RecordingHub:
         self.handlers[kind] = handler
 
     def enqueue(self, conn, org, kind, body, *, run=""):
-        canonical.canonical(body)
-        self.sent[org].append((kind, body, run))
+        assert len(canonical.canonical(body)) <= BODY_BYTES_MAX
+        after_commit(conn, lambda: self.sent[org].append((kind, body, run)))
 
     def take(self, org, kind):
         found = [body for each, body, _ in self.sent[org] if each == kind]
@@ -83,16 +84,38 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
+class ConflictError(Exception):
+    """Stands for SQLSTATE 40001: the transaction is rolled back and runs again."""
+
+
+def run_every_transaction_twice(db):
+    """Let each transaction of `db` fail once at its commit, as CockroachDB may."""
+    real = db.transact
+
+    def transact(fn):
+        def loses(conn):
+            fn(conn)
+            raise ConflictError
+
+        with contextlib.suppress(ConflictError):
+            real(loses)
+        return real(fn)
+
+    db.transact = transact
+
+
 class World:
     """Everything, with short words for what nodes do."""
 
-    def __init__(self, folder, keys):
+    def __init__(self, folder, keys, twice=False):
         self.keys = keys
         self.clock = Clock()
         self.log_keys = keys["coordinator"]
         self.charter = _charter(keys)
         self.db = open_database(f"sqlite:///{folder / 'comity.db'}")
         self.db.create_all()
+        if twice:
+            run_every_transaction_twice(self.db)
         self.hub = RecordingHub()
         self.engine = RecordingEngine()
         self.feed = Feed()
@@ -232,9 +255,10 @@ def all_keys():
     return {name: OrgKeys.generate() for name in (*ORGS, "coordinator", "stranger")}
 
 
-@pytest.fixture
-def world(tmp_path, all_keys):
-    world = World(tmp_path, all_keys)
+@pytest.fixture(params=[False, True], ids=["once", "twice"])
+def world(request, tmp_path, all_keys):
+    """Under `twice` every transaction is rolled back once and repeated: each must be repeatable (ledger.md 3)."""
+    world = World(tmp_path, all_keys, request.param)
     yield world
     world.db.close()
 

@@ -5,15 +5,16 @@ import base64
 import contextlib
 
 import pytest
-from sqlalchemy import text
 
-from comity.wire import instants
+from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_coordinator.ledger import fsck, store
+from comity_coordinator import fsck
+from comity_coordinator.ledger import store
 from comity_coordinator.ledger.sequencer import Sequencer
 from comity_coordinator.ledger.service import BATCH_MAX
 from comity_crypto.merkle import leaf_hash, root, verify_consistency, verify_inclusion
 from comity_crypto.notes import verify_note
+from comity_policies.documents import Receipt
 
 COUNT = 600
 
@@ -110,7 +111,31 @@ def test_fsck_finds_damage(world, damage, words):
     assert world.integrate() == 11
     public = world.log_keys.public.statement
     assert world.read(lambda conn: fsck.check(conn, world.ledger, public)) == []
-    world.db.transact(lambda conn: conn.execute(text(damage)))
+    world.db.transact(lambda conn: conn.exec_driver_sql(damage))
+    found = world.read(lambda conn: fsck.check(conn, world.ledger, public))
+    assert any(words in each for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("update negotiation_agreements set state = 'draft'", "its agreement is not"),
+        ("update training_runs set run = 'run-x'", "another name"),
+        ("update training_runs set document = replace(document, '\"use\":1', '\"use\":2')", "does not follow"),
+        ("update training_runs set document = replace(document, '\"closed\":false', '\"closed\":true')", "not ended"),
+        ("update training_receipts set statement = 'x'", "never appended"),
+        ("delete from training_receipts", "counted"),
+    ],
+)
+def test_fsck_finds_states_that_disagree_with_the_ledger(world, damage, words):
+    _, agreement, run = world.agree()
+    receipt = Receipt(agreement, run, "train", "ab" * 32, 1, "result", None, "cd" * 32)
+    said = world.say("beta", "receipt", receipt.to_json())
+    assert world.deliver("beta", "receipts", canonical.canonical({"receipts": [said.to_json()]})) is None
+    world.export()
+    public = world.log_keys.public.statement
+    assert world.read(lambda conn: fsck.check(conn, world.ledger, public)) == []
+    world.db.transact(lambda conn: conn.exec_driver_sql(damage))
     found = world.read(lambda conn: fsck.check(conn, world.ledger, public))
     assert any(words in each for each in found), found
 

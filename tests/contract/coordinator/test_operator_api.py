@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.db import after_commit
 from comity_coordinator.operator_api import operator_server
 from comity_policies.history import verify_export
 
@@ -23,7 +24,7 @@ async def served(world, revoked):
         ledger=world.ledger,
         feed=world.feed,
         members=lambda conn: (),
-        revoke=lambda conn, org: revoked.append(org),
+        revoke=lambda conn, org: after_commit(conn, lambda: revoked.append(org)),
         connected=lambda: frozenset({"beta"}),
     )
     await server.start()
