@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,7 +73,7 @@ class LedgerService:
                 if error.code is not ErrorCode.NOT_FOUND:
                     raise
                 # Not there yet is no news: its proof comes by itself once it is.
-                await self._node.journal.run(lambda conn, digest=digest: store.asked(conn, digest))
+                await self._node.journal.run(partial(store.asked, digest=digest))
 
     async def export(self, path: Path) -> dict[str, Any]:
         """Write the whole ledger to `path` as JSON lines, verified; returns its header.

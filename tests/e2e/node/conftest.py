@@ -127,12 +127,12 @@ class Cast:
         self.start("coordinator")
         for org in orgs:
             if org != orgs[0]:
-                token = str(self.ok("invite", org, "--home", str(self.home(orgs[0])))["token"])
+                token = str(self.api(orgs[0]).post("/v1/invitations", {"org": org})["token"])
             self.ok("node", "join", "-", "--home", str(self.home(org)), stdin=token + "\n")
             self.start(org)
-        name = str(self.ok("genesis", "show", "--home", str(self.home(orgs[0])))["draft"]["name"])
+        name = str(self.api(orgs[0]).get("/v1/genesis")["draft"]["name"])
         for org in orgs:
-            self.ok("genesis", "sign", name, "--home", str(self.home(org)))
+            self.api(org).post("/v1/genesis/sign", {"digest": name})
         for org in orgs:
             wait_for(lambda org=org: self.status(org)["genesis"] == name, f"{org} has the charter")
         return name
