@@ -83,6 +83,7 @@ def result_path(run: str) -> str:
 
 
 EXPORT_PATH = "/v1/ledger/export"
+CHANGES_PATH = "/v1/events"
 
 
 def _status() -> Call[doc.NodeStatus]:
@@ -185,19 +186,29 @@ def _coordinator_status() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/status")
 
 
-def _members() -> Call[list[dict[str, Any]]]:
+def _members() -> Call[dict[str, Any]]:
     """Return enrolled organisations and whether they are connected."""
     return Call("GET", "/v1/members")
 
 
-def _negotiations() -> Call[list[dict[str, Any]]]:
-    """Return the negotiations with the state of every leg."""
-    return Call("GET", "/v1/negotiations")
+def _negotiations(after: str = "", limit: int = 100) -> Call[dict[str, Any]]:
+    """Return negotiations with the state of every leg, those behind `after`; `next` continues."""
+    return Call("GET", "/v1/negotiations", query={"after": after, "limit": limit})
 
 
-def _coordinator_runs() -> Call[list[dict[str, Any]]]:
-    """Return the runs: states, times and sizes, no metrics."""
-    return Call("GET", "/v1/runs")
+def _negotiation(proposal_id: str) -> Call[dict[str, Any]]:
+    """Return one negotiation."""
+    return Call("GET", f"/v1/negotiations/{segment(proposal_id)}")
+
+
+def _coordinator_runs(after: str = "", limit: int = 100) -> Call[dict[str, Any]]:
+    """Return runs: states, times and counts, no metrics; those behind `after`; `next` continues."""
+    return Call("GET", "/v1/runs", query={"after": after, "limit": limit})
+
+
+def _coordinator_run(run: str) -> Call[dict[str, Any]]:
+    """Return one run: who is awaited, until when, how many receipts came."""
+    return Call("GET", f"/v1/runs/{segment(run)}")
 
 
 def _checkpoint() -> Call[dict[str, Any]]:
@@ -205,9 +216,14 @@ def _checkpoint() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/ledger/checkpoint")
 
 
-def _entries(first: int = 0, limit: int = 100) -> Call[dict[str, Any]]:
-    """Return ledger entries from index `first` on."""
-    return Call("GET", "/v1/ledger/entries", query={"first": first, "limit": limit})
+def _entries(start: int = 0, limit: int = 100) -> Call[dict[str, Any]]:
+    """Return ledger entries from index `start` on, as base64 of the signed statements."""
+    return Call("GET", "/v1/ledger/entries", query={"start": start, "limit": limit})
+
+
+def _proof(digest: str) -> Call[dict[str, Any]]:
+    """Return the proof that the statement with this digest is in the log."""
+    return Call("GET", f"/v1/ledger/proof/{segment(digest)}")
 
 
 class NodeRoutes:
@@ -239,6 +255,9 @@ class CoordinatorRoutes:
     status = Route(_coordinator_status)
     members = Route(_members)
     negotiations = Route(_negotiations)
+    negotiation = Route(_negotiation)
     runs = Route(_coordinator_runs)
+    run = Route(_coordinator_run)
     checkpoint = Route(_checkpoint)
     entries = Route(_entries)
+    proof = Route(_proof)

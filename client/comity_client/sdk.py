@@ -13,10 +13,10 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.calls import EXPORT_PATH, CoordinatorRoutes, NodeRoutes, events_path, result_path
+from comity_client.calls import CHANGES_PATH, EXPORT_PATH, CoordinatorRoutes, NodeRoutes, events_path, result_path
 from comity_client.documents import RunEvent
 from comity_client.transport import AsyncTransport, Endpoint, SyncTransport
 
@@ -111,6 +111,14 @@ class Coordinator(CoordinatorRoutes, SyncTransport):
         super().__init__(coordinator_endpoint(home, url))
         self.home = home
 
+    def changes(self) -> Iterator[dict[str, Any]]:
+        """Yield what changes from now on (ids and states), for as long as the coordinator answers."""
+        yield from self.stream_events(CHANGES_PATH, {})
+
+    def export_ledger(self, target: Path) -> int:
+        """Write the whole ledger to `target`; returns its size in bytes."""
+        return self.download(EXPORT_PATH, target)
+
 
 class AsyncCoordinator(CoordinatorRoutes, AsyncTransport):
     """As `Coordinator`, for asyncio."""
@@ -118,6 +126,15 @@ class AsyncCoordinator(CoordinatorRoutes, AsyncTransport):
     def __init__(self, home: Path, url: str | None = None) -> None:
         super().__init__(coordinator_endpoint(home, url))
         self.home = home
+
+    async def changes(self) -> AsyncIterator[dict[str, Any]]:
+        """As `Coordinator.changes`."""
+        async for change in self.stream_events(CHANGES_PATH, {}):
+            yield change
+
+    async def export_ledger(self, target: Path) -> int:
+        """As `Coordinator.export_ledger`."""
+        return await self.download(EXPORT_PATH, target)
 
 
 def coordinator_endpoint(home: Path, url: str | None = None) -> Endpoint:

@@ -109,23 +109,19 @@ class Cast:
         return {name: process.pid for name, process in self._processes.items()}
 
     def stop(self) -> list[str]:
-        """Stop everything, the last started first; returns the names of those that had to be killed."""
+        """Stop everything at once (each keeps in its journal what is unfinished); returns who had to be killed."""
         killed = []
-        later = list(reversed(self._processes.items()))
-        first, rest = later[:-1], later[-1:]
-        for group in (first, rest):  # the coordinator, started first, hears the nodes out
-            for _, process in group:
-                if process.poll() is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        process.terminate()
-            until = time.monotonic() + STOP_GRACE_S
-            for name, process in group:
-                try:
-                    process.wait(max(0.1, until - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    killed.append(name)
-                _kill_group(process.pid)
-                process.wait()
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.terminate()
+        until = time.monotonic() + STOP_GRACE_S
+        for name, process in self._processes.items():
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                killed.append(name)
+            _kill_group(process.pid)
+            process.wait()
         self._processes.clear()
         return killed
 
