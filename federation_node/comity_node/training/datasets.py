@@ -75,6 +75,7 @@ class DatasetCatalogue:
 
     def __init__(self, home: Path) -> None:
         self._path = home / "datasets.json"
+        self._seen: tuple[tuple[int, int, int], dict[str, Dataset]] | None = None
 
     def add(
         self,
@@ -183,6 +184,10 @@ class DatasetCatalogue:
 
     def _read(self) -> dict[str, Dataset]:
         try:
+            stat = self._path.stat()
+            mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if self._seen is not None and self._seen[0] == mark:
+                return dict(self._seen[1])
             data = self._path.read_bytes()
         except FileNotFoundError:
             return {}
@@ -193,7 +198,9 @@ class DatasetCatalogue:
             entries = [Dataset(**{**each, "columns": tuple(each["columns"])}) for each in document["datasets"]]
         except (ValueError, TypeError, KeyError) as error:
             raise ComityError(ErrorCode.MALFORMED, "datasets.json is not in the expected form") from error
-        return {ids.name(entry.name): entry for entry in entries}
+        found = {ids.name(entry.name): entry for entry in entries}
+        self._seen = (mark, found)
+        return dict(found)
 
     def _write(self, entries: dict[str, Dataset]) -> None:
         document = {"version": 1, "datasets": [asdict(entry) for _, entry in sorted(entries.items())]}

@@ -84,21 +84,34 @@ class Certificates:
 
     def __init__(self) -> None:
         self._good: dict[tuple[str, str], None] = {}
+        self._charter: tuple[Charter, str] | None = None
 
-    def verify(self, stored: Stored, charter: Charter) -> None:
-        """Check a certificate. Raises `AGREEMENT_INVALID`, `QUORUM_MISSING`, `NOT_A_MEMBER`."""
+    def verify(self, digest: str, stored: Stored, charter: Charter) -> None:
+        """Check the certificate of the agreement that is stored under `digest`.
+
+        Raises:
+            ComityError: `AGREEMENT_INVALID`, `QUORUM_MISSING`, `NOT_A_MEMBER`.
+        """
         agreement, certificate = stored.agreement, stored.certificate
-        digest = agreement.digest
         if certificate is None or certificate.digest != digest or set(certificate.signers) != set(agreement.parties):
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "it has no certificate of all its parties")
-        key = (digest, charter.digest)
+        key = (digest, self._digest_of(charter))
         if key in self._good:
             return
+        if agreement.digest != digest:
+            raise ComityError(ErrorCode.AGREEMENT_INVALID, "it was stored under another digest")
         keys = {org: charter.member(org).keys.certificate for org in agreement.parties}
         verify_certificate(certificate, message_for("agreement", digest), keys)
         if len(self._good) >= VERDICTS_MAX:
             self._good.pop(next(iter(self._good)))
         self._good[key] = None
+
+    def _digest_of(self, charter: Charter) -> str:
+        """A charter's digest costs its whole JSON: computed once for each object."""
+        known = self._charter
+        if known is None or known[0] is not charter:
+            known = self._charter = (charter, charter.digest)
+        return known[1]
 
 
 def judge(case: Case, certificates: Certificates, decide: Decide) -> Verdict:
@@ -147,7 +160,7 @@ def check_1_agreement_held(case: Case) -> None:
     if case.stored.state == WITHDRAWN:
         raise ComityError(ErrorCode.WITHDRAWN, agreement=case.order.agreement)
     agreement = case.stored.agreement
-    if case.stored.state != FINAL or agreement.digest != case.order.agreement or case.me not in agreement.parties:
+    if case.stored.state != FINAL or case.me not in agreement.parties:
         raise ComityError(ErrorCode.AGREEMENT_INVALID, "it is not in force here")
 
 
@@ -155,7 +168,7 @@ def check_2_certificate(case: Case, certificates: Certificates) -> None:
     """Raises `AGREEMENT_INVALID`, `QUORUM_MISSING`, `NOT_A_MEMBER`."""
     assert case.stored is not None
     assert case.charter is not None
-    certificates.verify(case.stored, case.charter)
+    certificates.verify(case.order.agreement, case.stored, case.charter)
 
 
 def check_3_conforms(case: Case) -> None:
@@ -165,7 +178,7 @@ def check_3_conforms(case: Case) -> None:
     step = agreement.proposal.step(order.step)
     if order.lead != step.lead:
         raise ComityError(ErrorCode.ORDER_NOT_LEAD, "another organisation leads this step", lead=order.lead)
-    if order.run not in run_ids(agreement):
+    if order.run not in run_ids(agreement, order.agreement):
         raise _mismatch("run")
     word = word_of(order.message_type)
     if word not in MESSAGE_TYPES:
@@ -205,7 +218,7 @@ def check_5_policy(case: Case, decide: Decide) -> None:
     assert case.stored is not None
     remaining = grants_left(case)
     document = {
-        "agreement": agreement_facts(case.stored.agreement),
+        "agreement": agreement_facts(case.stored.agreement, case.order.agreement),
         "order": order_facts(case.order),
         "me": case.me,
         "now": case.now,
@@ -235,7 +248,7 @@ def check_egress(
         if int(facts["cohort"]) < terms.get("min_cohort", {}).get(ask.key, 0):
             raise ComityError(ErrorCode.EGRESS_DENIED, "fewer records than the terms ask for", dataset=ask.dataset)
     document = {
-        "agreement": agreement_facts(agreement),
+        "agreement": agreement_facts(agreement, order.agreement),
         "order": order_facts(order),
         "me": me,
         "now": now,
@@ -267,9 +280,8 @@ def run_id(agreement_digest: str, use: int) -> str:
     return "run-" + hashlib.sha256(f"{agreement_digest}/{use}".encode()).hexdigest()[:26]
 
 
-def run_ids(agreement: Agreement) -> frozenset[str]:
-    """Return the ids of all runs that an agreement allows."""
-    digest = agreement.digest
+def run_ids(agreement: Agreement, digest: str) -> frozenset[str]:
+    """Return the ids of all runs that an agreement, whose digest this is, allows."""
     return frozenset(run_id(digest, use) for use in range(1, grants.limits(agreement)[grants.USES] + 1))
 
 
@@ -290,10 +302,10 @@ def step_of(agreement: Agreement, order: OrderHeader) -> TrainStep:
     return agreement.proposal.step(order.step)
 
 
-def agreement_facts(agreement: Agreement) -> dict[str, Any]:
+def agreement_facts(agreement: Agreement, digest: str) -> dict[str, Any]:
     """Return what policies see of an agreement."""
     return {
-        "digest": agreement.digest,
+        "digest": digest,
         "purpose": agreement.proposal.purpose,
         "terms": agreement.terms.to_json(),
         "parties": list(agreement.parties),

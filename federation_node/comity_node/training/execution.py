@@ -60,7 +60,7 @@ class Execution:
             ComityError: `APP_INVALID`, `APP_FAILED`, `APP_SILENT`, `WORKER_DIED`, `WORKER_TIMEOUT`, `REPLY_SHAPE`,
                 `REPLY_TOO_LARGE`, `DATASET_*`, `ISOLATION_TOO_WEAK`, `EGRESS_DENIED`, `POLICY_*`, the profile's own.
         """
-        agreement, order, node = job.agreement, job.order, self._node
+        agreement, order = job.agreement, job.order
         profile = self.profile_of(agreement)
         profile.refuse(agreement, order)
         step = enforcement.step_of(agreement, order)
@@ -69,15 +69,20 @@ class Execution:
         try:
             outgoing = Outgoing(agreement, order, job.order_digest, job.asked, result, station.cohort, job.own)
             measured = await profile.measure(outgoing)
-            facts = await asyncio.to_thread(_facts, result, station.cohort)
-            facts |= {"aggregation": profile.name, "clipped": measured.clipped, "noise": measured.noise}
-            me, now = node.settings.org, instants.to_text(node.clock())
-            await asyncio.to_thread(enforcement.check_egress, agreement, order, facts, me, now, node.policy.decide)
+            done = {"aggregation": profile.name, "clipped": measured.clipped, "noise": measured.noise}
+            await asyncio.to_thread(self._judge, job, result, {**done, "cohort": station.cohort})
             job.released_bytes = result.size
             return result, await profile.protect(outgoing, measured)
         except BaseException:
             result.close()
             raise
+
+    def _judge(self, job: Job, result: Blob, facts: dict[str, Any]) -> None:
+        """Complete the facts of a result from its bytes and ask whether it may leave."""
+        node = self._node
+        me, now = node.settings.org, instants.to_text(node.clock())
+        facts = facts | _facts(result)
+        enforcement.check_egress(job.agreement, job.order, facts, me, now, node.policy.decide)
 
     async def _call(self, job: Job, worker: Any, timeout_s: int) -> Blob:
         order, limits = job.order, self._node.settings.limits
@@ -94,11 +99,11 @@ class Execution:
         raise AssertionError("the loop returns or raises")
 
 
-def _facts(result: Blob, cohort: int) -> dict[str, Any]:
+def _facts(result: Blob) -> dict[str, Any]:
     """Measure a result: what kind it is, how large, which metrics. Raises `REPLY_SHAPE`, `APP_FAILED`."""
     with memory.mapped(result.fd, result.size) as view:
         content = read_blob(view)
-        facts = _facts_of(content) | {"size_bytes": result.size, "cohort": cohort}
+        facts = _facts_of(content) | {"size_bytes": result.size}
         failed = content.error is not None
         del content
     if failed:

@@ -190,7 +190,7 @@ class RunHost:
         error = None if ending.error is None else ending.error.to_json()
         body = {
             "run": led.run,
-            "agreement": led.agreement.digest,
+            "agreement": led.digest,
             "state": ending.state,
             "error": error,
             "rounds": self.desk.round or max((each["round"] for each in rows), default=0),
@@ -226,7 +226,7 @@ class RunHost:
         return {
             "run": led.run,
             "state": ending.state,
-            "agreement": led.agreement.digest,
+            "agreement": led.digest,
             "app": {"digest": app.digest, "name": app.name, "publisher": app.publisher, "version": app.version},
             "purpose": proposal.purpose,
             "title": proposal.title,

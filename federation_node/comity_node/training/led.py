@@ -19,16 +19,17 @@ MANIFEST_ROUNDS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class LedRun:
-    """A run, its agreement and its step. `node_ids` maps Flower node ids to organisations."""
+    """A run, its agreement (stored under `digest`) and its step. `node_ids` maps Flower node ids to organisations."""
 
     run: str
     agreement: Agreement
     step: TrainStep
     me: str
+    digest: str
     node_ids: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        ids = {node_number(self.agreement.digest, org): org for org in self.agreement.parties}
+        ids = {node_number(self.digest, org): org for org in self.agreement.parties}
         object.__setattr__(self, "node_ids", ids)
 
     @property
@@ -38,7 +39,7 @@ class LedRun:
 
     def node_id(self, org: str) -> int:
         """Return an organisation's Flower node id."""
-        return node_number(self.agreement.digest, org)
+        return node_number(self.digest, org)
 
 
 class RoundCounter:

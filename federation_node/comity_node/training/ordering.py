@@ -59,7 +59,7 @@ class OrderWriter:
         timeout_s = max(1.0, min(float(led.step.reply_timeout_s), ask.timeout_s or float("inf")))
         asked_at = node.clock()
         order = OrderHeader(
-            agreement=led.agreement.digest,
+            agreement=led.digest,
             run=led.run,
             step=led.step.id,
             round=number,

@@ -27,13 +27,14 @@ from comity_node.context import NodeContext
 from comity_node.training import blobs, enforcement, grants, store
 from comity_node.training.blobs import SALT_BYTES, Blob, order_context
 from comity_node.training.datasets import DatasetCatalogue
-from comity_node.training.enforcement import Case, Certificates, History, Verdict
+from comity_node.training.enforcement import Case, Certificates, Verdict
 from comity_node.training.execution import Execution, Job
-from comity_node.training.ports import FINAL, Agreements, Stored
+from comity_node.training.intake import Intake, Known, Received
+from comity_node.training.ports import Agreements
 from comity_node.training.profiles.base import Profiles, Protected
 from comity_node.training.receipts import Outcome, ReceiptBook
 from comity_node.training.replies import Replies
-from comity_node.training.tables import FINISHED, INLINE_BYTES_MAX, OrderRow, RunRow
+from comity_node.training.tables import FINISHED, INLINE_BYTES_MAX, OrderRow
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, OrderHeader
@@ -44,21 +45,6 @@ log = structlog.get_logger("comity.node.training")
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
-    """An order with its signed form; `blob` is its content where the lead is this very node."""
-
-    header: OrderHeader
-    statement: Statement
-    inline: bytes
-    blob: Blob | None
-
-    @property
-    def digest(self) -> str:
-        """The digest of the signed order."""
-        return self.statement.digest
-
-
-@dataclass(frozen=True, slots=True)
 class Performed:
     """How an order to oneself ended: `protected` with its `blob` (the taker closes it), or an error."""
 
@@ -66,17 +52,6 @@ class Performed:
     error: ComityError | None
     protected: Protected | None
     blob: Blob | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What the journal says of an order, read in one transaction."""
-
-    row: OrderRow | None
-    refusal: bytes | None
-    stored: Stored | None
-    history: History
-    refusals: int
 
 
 class Participant:
@@ -97,6 +72,7 @@ class Participant:
         self._catalogue = catalogue
         self._receipts = receipts
         self._replies = replies
+        self._intake = Intake(agreements, self._now)
         self._certificates = Certificates()
         self._execution = Execution(node, workshop, profiles)
         self._workshop = workshop
@@ -126,7 +102,7 @@ class Participant:
     async def perform(self, header: OrderHeader, statement: Statement, blob: Blob) -> Performed:
         """Serve an order of this very node; `blob` stays the caller's. A refusal for now is an error like others."""
         order = Received(header, statement, b"", blob)
-        known = await self._node.journal.run(lambda conn: self._look(conn, order))
+        known = await self._node.journal.run(lambda conn: self._intake.look(conn, order))
         if known.row is not None and known.row.digest == order.digest and known.row.state == FINISHED:
             return await self._remembered(known.row)
         try:
@@ -144,7 +120,7 @@ class Participant:
 
     async def _serve(self, order: Received) -> None:
         try:
-            known = await self._node.journal.run(lambda conn: self._look(conn, order))
+            known = await self._node.journal.run(lambda conn: self._intake.look(conn, order))
             if known.refusal is not None:
                 await self._answer(order, Statement.from_bytes(known.refusal))
             elif known.row is not None and known.row.digest == order.digest and known.row.state == FINISHED:
@@ -162,26 +138,25 @@ class Participant:
         except Exception as error:
             log.error("order.failed", run=order.header.run, seq=order.header.seq, exc_info=error)
 
-    async def _work(self, order: Received, known: _Known) -> tuple[Protected, Blob]:
+    async def _work(self, order: Received, known: Known) -> tuple[Protected, Blob]:
         """Check, run and answer an order that is new or was left unfinished. Raises `_Final`."""
         verdict = await self._judge(order, known)
         if verdict.error is not None:
-            await self._refuse(order, verdict, known)
+            await self._refuse(order, verdict)
             raise _Final("refused", verdict.error)
         agreement = known.stored.agreement if known.stored is not None else None
         assert agreement is not None, "check (1) lets no order pass without its agreement"
         began = time.monotonic()
+        # The payload comes while the charge goes to disk; nothing of it is used before that.
+        fetching = asyncio.create_task(self._content(order, agreement))
         try:
-            await self._node.journal.run(lambda conn: self._charge(conn, order, agreement))
-        except ComityError as error:
-            if error.code is ErrorCode.JOURNAL_UNWRITABLE:
-                raise
-            verdict.error = error
-            await self._refuse(order, verdict, known)
-            raise _Final("refused", error) from error
+            await self._start(order, verdict, agreement)
+        except BaseException:
+            await _discard(fetching)
+            raise
         asked: Blob | None = None
         try:
-            asked = order.blob.duplicate() if order.blob is not None else await self._fetch(order, agreement)
+            asked = await fetching
             job = Job(agreement, order.header, order.digest, asked, order.blob is not None)
             result, protected = await self._execution.run(job)
         except ComityError as error:
@@ -201,7 +176,22 @@ class Participant:
             raise
         return protected, result
 
-    async def _judge(self, order: Received, known: _Known) -> Verdict:
+    async def _start(self, order: Received, verdict: Verdict, agreement: Agreement) -> None:
+        """Charge the grant and take the order's number. Raises `_Final` if another order was quicker."""
+        try:
+            await self._node.journal.run(lambda conn: self._intake.charge(conn, order, agreement))
+        except ComityError as error:
+            if error.code is ErrorCode.JOURNAL_UNWRITABLE:
+                raise
+            verdict.error = error
+            await self._refuse(order, verdict)
+            raise _Final("refused", error) from error
+
+    async def _content(self, order: Received, agreement: Agreement) -> Blob:
+        """Return the order's content; the caller closes it."""
+        return order.blob.duplicate() if order.blob is not None else await self._fetch(order, agreement)
+
+    async def _judge(self, order: Received, known: Known) -> Verdict:
         if known.row is not None and known.row.digest != order.digest:
             error = ComityError(ErrorCode.ORDER_REPLAYED, run=order.header.run, seq=order.header.seq)
             return Verdict({"conforms": False}, error)
@@ -218,50 +208,6 @@ class Participant:
             started=known.row is not None,
         )
         return await asyncio.to_thread(enforcement.judge, case, self._certificates, self._node.policy.decide)
-
-    def _look(self, conn: Connection, order: Received) -> _Known:
-        header = order.header
-        try:
-            stored: Stored | None = self._agreements.find(conn, header.agreement)
-        except ComityError:
-            stored = None
-        word = enforcement.word_of(header.message_type)
-        before, after = store.rounds_around(conn, header.run, header.seq, word)
-        history = History(
-            spent=store.spent(conn, header.agreement),
-            first_of_run=not store.has_orders(conn, header.run),
-            round_before=before,
-            round_after=after,
-            in_round=store.orders_in_round(conn, header.run, word, header.round),
-        )
-        return _Known(
-            row=store.find_order(conn, header.run, header.seq),
-            refusal=store.find_refusal(conn, order.digest),
-            stored=stored,
-            history=history,
-            refusals=store.count_refusals(conn, header.run),
-        )
-
-    def _charge(self, conn: Connection, order: Received, agreement: Agreement) -> None:
-        """Start an order: read the grant again, charge it, and take the order's number. Raises what was missed."""
-        header = order.header
-        if self._agreements.find(conn, header.agreement).state != FINAL:
-            raise ComityError(ErrorCode.WITHDRAWN, agreement=header.agreement)
-        run = store.find_run(conn, header.run)
-        if run is not None and run.closed:
-            raise ComityError(ErrorCode.RUN_CANCELLED, "the run has ended", run=header.run)
-        row = store.find_order(conn, header.run, header.seq)
-        if row is not None:
-            if row.digest != order.digest:
-                raise ComityError(ErrorCode.ORDER_REPLAYED, run=header.run, seq=header.seq)
-            return
-        if run is None:
-            store.put_run(conn, RunRow.known(header.run, agreement, header.lead, self._now()))
-        word = enforcement.word_of(header.message_type)
-        cost = grants.cost_of_start(word, first_of_run=not store.has_orders(conn, header.run))
-        grants.check(agreement, store.spent(conn, header.agreement), cost)
-        store.spend(conn, header.agreement, cost)
-        store.start_order(conn, OrderRow.started(header, word, order.digest, self._now()))
 
     async def _fetch(self, order: Received, agreement: Agreement) -> Blob:
         """Open an order's content. Raises `PAYLOAD_*` (it comes again), `SEAL_BROKEN`, `TOO_LARGE`."""
@@ -332,12 +278,12 @@ class Participant:
         if not own and reply is not None:
             await self._replies.send(header.lead, header.run, order.digest, reply, protected)
 
-    async def _refuse(self, order: Received, verdict: Verdict, known: _Known) -> None:
+    async def _refuse(self, order: Received, verdict: Verdict) -> None:
         """Answer with a refusal; it is final and stored unless it may heal. A forged order gets no answer."""
         error, header = verdict.error, order.header
         assert error is not None
         log.warning("order.refused", run=header.run, seq=header.seq, error=str(error))
-        if error.code in (ErrorCode.SIGNATURE_INVALID, ErrorCode.NOT_A_MEMBER) or known.refusals >= REFUSALS_MAX:
+        if error.code in (ErrorCode.SIGNATURE_INVALID, ErrorCode.NOT_A_MEMBER):
             return
         reply = self._replies.statement(header, order.digest, "refused", error)
         passing = catalog.row(error.code).retry
@@ -345,12 +291,16 @@ class Participant:
         if not (passing and note in self._told):
             outcome = Outcome("refused", str(error.code), None, 0, 0.0)
 
-            def write(conn: Connection) -> None:
+            def write(conn: Connection) -> bool:
+                if store.count_refusals(conn, header.run) >= REFUSALS_MAX:
+                    return False  # a lead that floods us with bad orders gets no more receipts
                 if not passing:
                     store.put_refusal(conn, order.digest, header.run, reply.to_bytes())
                 self._receipts.write(conn, header, order.digest, outcome, verdict.predicates)
+                return True
 
-            await self._node.journal.run(write)
+            if not await self._node.journal.run(write):
+                return
             self._told[note] = None
             while len(self._told) > REFUSALS_MAX:
                 self._told.pop(next(iter(self._told)))
@@ -400,6 +350,15 @@ _WAITING = frozenset(
         ErrorCode.BUSY,
     }
 )
+
+
+async def _discard(fetching: asyncio.Task[Blob]) -> None:
+    """End a fetch whose content nobody will use."""
+    fetching.cancel()
+    done = await asyncio.gather(fetching, return_exceptions=True)
+    for each in done:
+        if isinstance(each, Blob):
+            each.close()
 
 
 def _since(began: float) -> float:

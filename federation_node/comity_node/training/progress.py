@@ -58,7 +58,7 @@ class ProgressTeller:
             "round": min(round_no, rounds),
             "rounds": rounds,
             "state": RUNNING,
-            "digest": led.agreement.digest,
+            "digest": led.digest,
         }
         statement = sign_statement(
             self._node.keys, kind="progress", consortium=settings.consortium, issuer=led.me, body=body

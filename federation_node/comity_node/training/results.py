@@ -164,7 +164,7 @@ class Results:
         verify_statement(statement, key, kind="result", consortium=node.settings.consortium)
         stored = await node.journal.run(lambda conn: self._agreements.find(conn, str(body.get("agreement"))))
         agreement = stored.agreement
-        if stored.state != FINAL or body.get("run") not in run_ids(agreement):
+        if stored.state != FINAL or body.get("run") not in run_ids(agreement, str(body.get("agreement"))):
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "the result belongs to no run of it")
         if all(step.lead != statement.issuer for step in agreement.proposal.steps):
             raise ComityError(ErrorCode.ORDER_NOT_LEAD, lead=statement.issuer)

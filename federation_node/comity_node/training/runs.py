@@ -114,7 +114,7 @@ class Runs:
                 raise ComityError(ErrorCode.AGREEMENT_INVALID, "it is not in force here")
             lead = str(body.get("lead"))
             parties = body.get("parties")
-            if run not in enforcement.run_ids(agreement) or parties != list(agreement.parties):
+            if run not in enforcement.run_ids(agreement, digest) or parties != list(agreement.parties):
                 raise ComityError(ErrorCode.ORDER_MISMATCH, "the run is not one of the agreement's", field="run")
             _step_of(agreement, lead)
             store.put_run(conn, RunRow.known(run, agreement, lead, now))
@@ -273,7 +273,7 @@ class Runs:
     async def _lead(self, row: RunRow) -> None:
         stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
         agreement = stored.agreement
-        led = LedRun(row.run, agreement, _step_of(agreement, row.lead), self._node.settings.org)
+        led = LedRun(row.run, agreement, _step_of(agreement, row.lead), self._node.settings.org, row.agreement)
         name = str(agreement.terms.get("aggregation", "plain"))
         profile = self._profiles.get(name)
         if profile is None:

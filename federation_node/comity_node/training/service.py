@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
@@ -24,16 +24,28 @@ from comity_node.training.runs import Runs
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
 
+KNOWN_MAX = 256
+
 
 class HeldAgreements:
-    """The negotiation's store, as training needs it."""
+    """The negotiation's store, as training needs it. An agreement is immutable: read once, its state every time."""
 
     def __init__(self, apps_folder: Path) -> None:
         self._apps = apps_folder
+        self._known: dict[str, negotiation.StoredAgreement] = {}
 
     def find(self, conn: Connection, digest: str) -> Stored:
         """Return an agreement of this organisation. Raises `AGREEMENT_UNKNOWN`."""
-        return negotiation.find_agreement(conn, digest)
+        known = self._known.get(digest)
+        if known is not None:
+            query = select(negotiation.agreements.c.state).where(negotiation.agreements.c.digest == digest)
+            if conn.execute(query).scalar_one_or_none() == known.state:
+                return known
+        found = negotiation.find_agreement(conn, digest)
+        if len(self._known) >= KNOWN_MAX:
+            self._known.pop(next(iter(self._known)))
+        self._known[digest] = found
+        return found
 
     def app_folder(self, digest: str) -> Path:
         """Return an unpacked app's folder. Raises `APP_INVALID`."""

@@ -1,0 +1,94 @@
+"""An order as it came, what the journal knows around it, and the transaction that starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.statements import Statement
+from comity_node.training import enforcement, grants, store
+from comity_node.training.blobs import Blob
+from comity_node.training.enforcement import History
+from comity_node.training.ports import FINAL, Agreements, Stored
+from comity_node.training.tables import OrderRow, RunRow
+from comity_policies.documents import Agreement, OrderHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An order with its signed form; `blob` is its content where the lead is this very node."""
+
+    header: OrderHeader
+    statement: Statement
+    inline: bytes
+    blob: Blob | None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the signed order."""
+        return self.statement.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the journal says of an order, read in one transaction."""
+
+    row: OrderRow | None
+    refusal: bytes | None
+    stored: Stored | None
+    history: History
+
+
+class Intake:
+    """Reads and starts orders within transactions. `now` gives the present as RFC 3339 text."""
+
+    def __init__(self, agreements: Agreements, now: Callable[[], str]) -> None:
+        self._agreements = agreements
+        self._now = now
+
+    def look(self, conn: Connection, order: Received) -> Known:
+        """Read everything around an order in one transaction."""
+        header = order.header
+        try:
+            stored: Stored | None = self._agreements.find(conn, header.agreement)
+        except ComityError:
+            stored = None
+        word = enforcement.word_of(header.message_type)
+        before, after = store.rounds_around(conn, header.run, header.seq, word)
+        history = History(
+            spent=store.spent(conn, header.agreement),
+            first_of_run=not store.has_orders(conn, header.run),
+            round_before=before,
+            round_after=after,
+            in_round=store.orders_in_round(conn, header.run, word, header.round),
+        )
+        return Known(
+            row=store.find_order(conn, header.run, header.seq),
+            refusal=store.find_refusal(conn, order.digest),
+            stored=stored,
+            history=history,
+        )
+
+    def charge(self, conn: Connection, order: Received, agreement: Agreement) -> None:
+        """Start an order: read the grant again, charge it, and take the order's number. Raises what was missed."""
+        header = order.header
+        if self._agreements.find(conn, header.agreement).state != FINAL:
+            raise ComityError(ErrorCode.WITHDRAWN, agreement=header.agreement)
+        run = store.find_run(conn, header.run)
+        if run is not None and run.closed:
+            raise ComityError(ErrorCode.RUN_CANCELLED, "the run has ended", run=header.run)
+        row = store.find_order(conn, header.run, header.seq)
+        if row is not None:
+            if row.digest != order.digest:
+                raise ComityError(ErrorCode.ORDER_REPLAYED, run=header.run, seq=header.seq)
+            return
+        if run is None:
+            store.put_run(conn, RunRow.known(header.run, agreement, header.lead, self._now()))
+        word = enforcement.word_of(header.message_type)
+        cost = grants.cost_of_start(word, first_of_run=not store.has_orders(conn, header.run))
+        grants.check(agreement, store.spent(conn, header.agreement), cost)
+        store.spend(conn, header.agreement, cost)
+        store.start_order(conn, OrderRow.started(header, word, order.digest, self._now()))
