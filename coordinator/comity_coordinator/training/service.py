@@ -164,7 +164,9 @@ class TrainingService:
             said = Statement.from_json(value)
             inbound.check(charter, org, said, "receipt")
             receipt = Receipt.from_json(said.body)
-            run = runs.setdefault(receipt.run, self._run(conn, said.body))
+            if receipt.run not in runs:
+                runs[receipt.run] = self._run(conn, said.body)
+            run = runs[receipt.run]
             if enter_receipt(conn, run, org, receipt, said.digest):
                 self._ledger.append(conn, said)
                 new[run.run] += 1
