@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 DETAIL_CHARS_MAX = 500
+FACT_CHARS_MAX = 200
 
 
 class ErrorCode(StrEnum):
@@ -120,7 +121,8 @@ class ComityError(Exception):
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that crosses the wire: code, detail, facts."""
-        return {"code": str(self.code), "detail": self.detail, "facts": dict(self.facts)}
+        facts = {key: item if _fits(item) else str(item)[:FACT_CHARS_MAX] for key, item in self.facts.items()}
+        return {"code": str(self.code), "detail": self.detail, "facts": facts}
 
     @classmethod
     def from_json(cls, value: Any) -> ComityError:
@@ -133,8 +135,13 @@ class ComityError(Exception):
             code = ErrorCode.INTERNAL
         facts = value.get("facts")
         kept = {
-            str(key)[:64]: item if isinstance(item, int) else str(item)[:200]
+            str(key)[:64]: item if isinstance(item, int) and _fits(item) else str(item)[:FACT_CHARS_MAX]
             for key, item in list(facts.items() if isinstance(facts, dict) else ())[:16]
             if str(key) not in {"code", "detail", "self"}
         }
         return cls(code, str(value.get("detail", "")), **kept)
+
+
+def _fits(item: str | int) -> bool:
+    """Tell whether a fact has a canonical form as it is (`canonical.INTEGER_MAX`, length)."""
+    return len(item) <= FACT_CHARS_MAX if isinstance(item, str) else abs(item) < 2**53

@@ -118,3 +118,11 @@ def test_an_error_crosses_the_wire_and_garbage_becomes_internal() -> None:
     assert (back.code, len(back.detail), back.facts) == (ErrorCode.TOO_LARGE, DETAIL_CHARS_MAX, {"size_bytes": 3})
     for garbage in (None, [], {"code": "NO_SUCH"}, {"facts": 3}, {"code": 5, "facts": {"code": 1, "detail": 2}}):
         assert ComityError.from_json(garbage).code is ErrorCode.INTERNAL
+
+
+def test_every_error_has_canonical_bytes() -> None:
+    """A fact from a stranger must not make the refusal itself fail."""
+    error = ComityError(ErrorCode.TOO_LARGE, size_bytes=2**64, name="x" * 1000)
+    plain = error.to_json()
+    assert plain["facts"] == {"size_bytes": str(2**64), "name": "x" * 200}
+    assert ComityError.from_json(canonical.parse(canonical.canonical(plain))).facts == plain["facts"]
