@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -39,13 +40,19 @@ class Send(Protocol):
 def charter_in_force(conn: Connection) -> Charter | None:
     """Return the newest charter, None before genesis."""
     data = store.newest_charter(conn)
-    return None if data is None else Charter.from_json(Statement.from_bytes(data).body["charter"])
+    return None if data is None else _charter_of(data)
+
+
+@functools.lru_cache(maxsize=4)
+def _charter_of(data: bytes) -> Charter:
+    """Read a stored charter once: its members' keys cost milliseconds, and every message asks for it."""
+    return Charter.from_json(Statement.from_bytes(data).body["charter"])
 
 
 def genesis_in_force(conn: Connection) -> str | None:
     """Return the consortium's name for people (`genesis_name`), None before genesis."""
     found = store.charters_from(conn, 1, 1)
-    return genesis_name(Charter.from_json(Statement.from_bytes(found[0]).body["charter"])) if found else None
+    return genesis_name(_charter_of(found[0])) if found else None
 
 
 class Governance:
