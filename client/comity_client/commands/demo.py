@@ -79,7 +79,8 @@ def _perform(place: Path, teller: Teller, aggregation: str, keep: bool) -> dict[
     cast = Cast(place, comity_command())
     story = Story(cast, teller, _example(), aggregation)
     teller.console.print(f"Comity: three hospitals train one model without sharing a patient. Files: {place}")
-    former = signal.signal(signal.SIGTERM, _interrupt)
+    # A shell's background job ignores Ctrl-C's signal; the demo hears it all the same.
+    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     kept = False
     try:
         with explained(cast):
@@ -96,7 +97,8 @@ def _perform(place: Path, teller: Teller, aggregation: str, keep: bool) -> dict[
             _remember(place, cast)
         else:
             _quietly_stop(cast)
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
     story.summary["duration_s"] = round(time.monotonic() - begun, 1)
     story.summary["checks"] = [each.to_json() for each in teller.checks]
     story.summary["ok"] = teller.all_held
@@ -128,13 +130,14 @@ def _chapters(story: Story, cast: Cast, teller: Teller, keep: bool) -> None:
 def _epilogue(place: Path, teller: Teller, summary: dict[str, Any]) -> None:
     teller.chapter("Where things are")
     for name, what in (
-        ("hospital-a, -b, -c", "each hospital's folder: keys, policy, journal, results"),
+        ("hospital-a", "a hospital's folder: keys, policy, journal, results; b and c have theirs"),
         ("coordinator", "what the operator holds: states, times, sizes, the ledger"),
         ("ledger.jsonl", "the ledger's export"),
         ("model.npz", "the model that they trained together"),
         ("logs", "what every process said"),
     ):
-        teller.say(f"{place}/{name:<20} {what}")
+        if (place / name).exists():
+            teller.say(f"{place}/{name:<14} {what}")
     if summary["kept"]:
         teller.say("the processes go on; look around with, for example:")
         teller.command(f"status --home {place}/hospital-b")
@@ -197,12 +200,10 @@ def _example() -> Path:
 
 
 def _quietly_stop(cast: Cast) -> None:
-    """Stop everything; a second Ctrl-C does not leave half of it running."""
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        cast.stop()
-    finally:
-        signal.signal(signal.SIGINT, former)
+    """Stop everything; a second signal does not leave half of it running."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    cast.stop()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
