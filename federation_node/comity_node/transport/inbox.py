@@ -103,7 +103,7 @@ class Inbox:
                 await event
             except ComityError as error:
                 log.warning("event.refused", error=str(error))
-            except Exception as error:
+            except Exception as error:  # a callback's mistake must not end the link
                 log.error("event.failed", error=type(error).__name__, exc_info=error)
 
     async def _run_durable(self) -> None:
@@ -143,7 +143,7 @@ class Inbox:
                     raise
                 log.warning("message.refused", kind=message.kind, seq=message.seq, error=str(error))
                 return ""
-            except Exception as error:
+            except Exception as error:  # rule 3: tried again, then recorded; never stops all others
                 failure = type(error).__name__
                 log.error("message.failed", kind=message.kind, seq=message.seq, attempt=attempt, exc_info=error)
             if attempt + 1 < ATTEMPTS_MAX:
