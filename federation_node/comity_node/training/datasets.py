@@ -324,6 +324,10 @@ def _table(entry: Dataset) -> Iterator[tuple[Any, Table]]:
                 yield connection, Table(entry.table, MetaData(), autoload_with=connection)
         finally:
             engine.dispose()
+    except ImportError as error:
+        raise ComityError(
+            ErrorCode.UNSUPPORTED, "no driver is installed for this database", dataset=entry.name
+        ) from error
     except SQLAlchemyError:
         # No cause is attached: a driver's text may repeat the URL with its password.
         raise ComityError(ErrorCode.DATASET_MISSING, "the database cannot be read", dataset=entry.name) from None

@@ -57,7 +57,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One order before its judge."""
+    """One order before its judge; `started` if this very order was, `number_taken` if another one under its number."""
 
     order: OrderHeader
     statement: Statement
@@ -69,6 +69,7 @@ class Case:
     isolation: str
     catalogue: Mapping[str, Mapping[str, Any]]
     started: bool
+    number_taken: bool = False
 
 
 @dataclass(slots=True)
@@ -172,7 +173,7 @@ def check_2_certificate(case: Case, certificates: Certificates) -> None:
 
 
 def check_3_conforms(case: Case) -> None:
-    """Raises `ORDER_MISMATCH` naming the field, `DEADLINE_PASSED`, `DATASET_MISSING`, `ISOLATION_TOO_WEAK`."""
+    """Raises `ORDER_MISMATCH`, `ORDER_REPLAYED`, `DEADLINE_PASSED`, `DATASET_*`, `ISOLATION_TOO_WEAK`."""
     assert case.stored is not None
     agreement, order, history = case.stored.agreement, case.order, case.history
     step = agreement.proposal.step(order.step)
@@ -180,6 +181,8 @@ def check_3_conforms(case: Case) -> None:
         raise ComityError(ErrorCode.ORDER_NOT_LEAD, "another organisation leads this step", lead=order.lead)
     if order.run not in run_ids(agreement, order.agreement):
         raise _mismatch("run")
+    if case.number_taken:
+        raise ComityError(ErrorCode.ORDER_REPLAYED, run=order.run, seq=order.seq)
     word = word_of(order.message_type)
     if word not in MESSAGE_TYPES:
         raise _mismatch("message_type")

@@ -50,7 +50,10 @@ class RunEvents:
 
     def tell(self, run: str, kind: str, **body: Any) -> None:
         """Append an event; watchers see it once it is on disk."""
-        at, text = instants.to_text(self._clock()), json.dumps(body, separators=(",", ":"))
+        now = self._clock()
+        # Whole seconds name an instant everywhere; how long a round took wants milliseconds since the Unix epoch.
+        text = json.dumps({"at_ms": int(now.timestamp() * 1_000), **body}, separators=(",", ":"))
+        at = instants.to_text(now)
         self._behind.add(lambda conn: _put(conn, run, at, kind, text), lambda: self._wake(run))
 
     async def page(self, run: str, after_no: int = 0) -> list[RunEvent]:

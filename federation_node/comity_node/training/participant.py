@@ -192,9 +192,7 @@ class Participant:
         return order.blob.duplicate() if order.blob is not None else await self._fetch(order, agreement)
 
     async def _judge(self, order: Received, known: Known) -> Verdict:
-        if known.row is not None and known.row.digest != order.digest:
-            error = ComityError(ErrorCode.ORDER_REPLAYED, run=order.header.run, seq=order.header.seq)
-            return Verdict({"conforms": False}, error)
+        same = known.row is not None and known.row.digest == order.digest
         case = Case(
             order=order.header,
             statement=order.statement,
@@ -205,7 +203,8 @@ class Participant:
             now=self._now(),
             isolation=self._workshop.offered().term,
             catalogue={entry["name"]: entry for entry in self._catalogue.describe_all()},
-            started=known.row is not None,
+            started=same,
+            number_taken=known.row is not None and not same,
         )
         return await asyncio.to_thread(enforcement.judge, case, self._certificates, self._node.policy.decide)
 

@@ -1,7 +1,7 @@
 """A consortium in one process: real nodes' training services with real worker processes, joined by an in-memory link.
 
-The switchboard stands for the coordinator: it relays (and can drop, repeat or delay), spools payloads, starts a run when
-all parties are ready and closes it when the lead says that it ended.
+The switchboard stands for the coordinator: it relays (and can drop, repeat or delay), spools payloads, starts a run
+when all parties are ready and closes it when the lead says that it ended.
 """
 
 from __future__ import annotations

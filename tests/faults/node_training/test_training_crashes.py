@@ -64,7 +64,7 @@ async def test_a_killed_serverapp_replays_what_was_answered(rig, dummy):
 
 
 async def test_a_serverapp_that_always_dies_ends_the_run(rig, dummy, monkeypatch):
-    agreement, run = await began(rig, dummy)
+    _, run = await began(rig, dummy)
     monkeypatch.setattr("comity_node.training.lead.RESTART_PAUSE_S", 0.0)
     monkeypatch.setattr("comity_node.training.lead.RESTARTS_MAX", 2)
     killed = set()
