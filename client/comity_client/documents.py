@@ -154,6 +154,7 @@ class RunEvent(TypedDict, total=False):
     run: str
     no: int
     at: str
+    at_ms: int
     kind: str
 
 

@@ -118,7 +118,7 @@ def event_line(event: dict[str, Any]) -> str:
     if isinstance(event.get("round"), int):
         parts.append(f"round {event['round']}")
     for key, value in event.items():
-        if key in {"run", "no", "at", "kind", "round"} or value in (None, "", [], {}):
+        if key in {"run", "no", "at", "at_ms", "kind", "round"} or value in (None, "", [], {}):
             continue
         if isinstance(value, dict):
             parts.append(f"{key}: {metrics_line(value)}")

@@ -61,6 +61,9 @@ class Endpoint:
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
         """Turn what httpx raises into the catalogue's errors."""
+        # httpcore leaves its socket to the garbage collector when there is nothing to connect to.
+        if self.uds is not None and not self.uds.exists():
+            raise ComityError(ErrorCode.UNAVAILABLE, f"nobody answers: {self.hint}")
         try:
             yield
         except httpx.TimeoutException as error:
