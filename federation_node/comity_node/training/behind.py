@@ -21,6 +21,8 @@ PENDING_MAX = 10_000
 BATCH_MAX = 256
 RETRY_S = 1.0
 FLUSH_TIMEOUT_S = 30.0
+# A write waits this long for others to share its transaction and its fsync.
+LINGER_S = 0.02
 
 Write = Callable[[Connection], None]
 log = structlog.get_logger("comity.node.training")
@@ -33,6 +35,7 @@ class WriteBehind:
         self._journal = journal
         self._waiting: list[tuple[Write, Callable[[], None] | None]] = []
         self._some = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
@@ -59,12 +62,19 @@ class WriteBehind:
 
     async def flush(self) -> None:
         """Wait until everything added before is on disk. Raises `TimeoutError`."""
-        async with asyncio.timeout(FLUSH_TIMEOUT_S):
-            await self._idle.wait()
+        self._hurry.set()
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._idle.wait()
+        finally:
+            self._hurry.clear()
 
     async def _work(self) -> None:
         while True:
             await self._some.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._hurry.wait()
             batch = self._waiting[:BATCH_MAX]
             try:
                 await self._journal.run(lambda conn, batch=batch: _all(conn, batch))  # type: ignore[misc]

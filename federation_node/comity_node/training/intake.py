@@ -57,14 +57,8 @@ class Intake:
         except ComityError:
             stored = None
         word = enforcement.word_of(header.message_type)
-        before, after = store.rounds_around(conn, header.run, header.seq, word)
-        history = History(
-            spent=store.spent(conn, header.agreement),
-            first_of_run=not store.has_orders(conn, header.run),
-            round_before=before,
-            round_after=after,
-            in_round=store.orders_in_round(conn, header.run, word, header.round),
-        )
+        before, after, in_round, has_orders = store.around(conn, header.run, header.seq, word, header.round)
+        history = History(store.spent(conn, header.agreement), not has_orders, before, after, in_round)
         return Known(
             row=store.find_order(conn, header.run, header.seq),
             refusal=store.find_refusal(conn, order.digest),
@@ -88,7 +82,8 @@ class Intake:
         if run is None:
             store.put_run(conn, RunRow.known(header.run, agreement, header.lead, self._now()))
         word = enforcement.word_of(header.message_type)
-        cost = grants.cost_of_start(word, first_of_run=not store.has_orders(conn, header.run))
+        *_, has_orders = store.around(conn, header.run, header.seq, word, header.round)
+        cost = grants.cost_of_start(word, first_of_run=not has_orders)
         grants.check(agreement, store.spent(conn, header.agreement), cost)
         store.spend(conn, header.agreement, cost)
         store.start_order(conn, OrderRow.started(header, word, order.digest, self._now()))

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from comity_node.training.tables import (
     CLOSED,
     FINISHED,
-    STARTED,
     AnswerRow,
     OrderRow,
     QuestionRow,
@@ -27,7 +26,6 @@ from comity_node.training.tables import (
     answers,
     copies,
     events,
-    grants,
     orders,
     questions,
     receipts,
@@ -41,8 +39,8 @@ UNCONFIRMED_MAX = 1_000
 
 def find_run(conn: Connection, run: str) -> RunRow | None:
     """Return one run."""
-    row = conn.execute(select(runs).where(runs.c.run == run)).one_or_none()
-    return None if row is None else RunRow(*row)
+    row = conn.exec_driver_sql(_FIND_RUN, (run,)).one_or_none()
+    return None if row is None else RunRow(*(*row[:-1], bool(row[-1])))
 
 
 def list_runs(conn: Connection, *, closed: bool | None = None, limit: int = 1000) -> list[RunRow]:
@@ -65,19 +63,30 @@ def change_run(conn: Connection, run: str, **values: Any) -> None:
 
 def find_order(conn: Connection, run: str, seq: int) -> OrderRow | None:
     """Return the order under a number of a run."""
-    row = conn.execute(select(orders).where(orders.c.run == run, orders.c.seq == seq)).one_or_none()
-    return None if row is None else OrderRow(*row)
+    row = conn.exec_driver_sql(_FIND_ORDER, (run, seq)).one_or_none()
+    return None if row is None else OrderRow(*(*row[:-1], bool(row[-1])))
 
 
 def start_order(conn: Connection, row: OrderRow) -> None:
     """Record that an order was started; a second row under its number is an integrity error."""
-    conn.execute(insert(orders).values(**_columns(row)))
+    conn.exec_driver_sql(_START_ORDER, tuple(_columns(row).values()))
 
 
-def finish_order(conn: Connection, run: str, seq: int, **values: Any) -> None:
+def finish_order(
+    conn: Connection,
+    run: str,
+    seq: int,
+    *,
+    outcome: str,
+    reply: bytes | None,
+    inline: bytes | None,
+    file: str | None,
+    size_bytes: int | None,
+    acked: bool,
+) -> None:
     """Record an order's outcome, once."""
-    where = and_(orders.c.run == run, orders.c.seq == seq, orders.c.state == STARTED)
-    done = conn.execute(update(orders).where(where).values(state=FINISHED, **values))
+    values = (outcome, reply, inline, file, size_bytes, acked, run, seq)
+    done = conn.exec_driver_sql(_FINISH_ORDER, values)
     assert done.rowcount == 1, "an order is finished once"
 
 
@@ -98,30 +107,17 @@ def unacked_orders(conn: Connection, limit: int) -> list[OrderRow]:
     return [OrderRow(*row) for row in conn.execute(query)]
 
 
-def rounds_around(conn: Connection, run: str, seq: int, word: str) -> tuple[int, int | None]:
-    """Return the largest round of this type started before `seq` (0 if none) and the smallest after it, if any."""
-    same = and_(orders.c.run == run, orders.c.word == word)
-    before = conn.execute(select(func.max(orders.c.round)).where(same, orders.c.seq < seq)).scalar_one()
-    after = conn.execute(select(func.min(orders.c.round)).where(same, orders.c.seq > seq)).scalar_one()
-    return int(before or 0), None if after is None else int(after)
-
-
-def orders_in_round(conn: Connection, run: str, word: str, round_no: int) -> int:
-    """Return how many orders of one type were started in one round."""
-    query = select(func.count()).select_from(orders)
-    where = and_(orders.c.run == run, orders.c.word == word, orders.c.round == round_no)
-    return int(conn.execute(query.where(where)).scalar_one())
-
-
-def has_orders(conn: Connection, run: str) -> bool:
-    """Tell whether any order of the run was started."""
-    return conn.execute(select(orders.c.seq).where(orders.c.run == run).limit(1)).first() is not None
+def around(conn: Connection, run: str, seq: int, word: str, round_no: int) -> tuple[int, int | None, int, bool]:
+    """Return what stands around an order: largest round of this word before `seq` (0 if none), smallest after it (None
+    if none), number of orders of this word in `round_no`, and whether the run has any order."""
+    row = conn.exec_driver_sql(_AROUND, (run, word, seq, run, word, seq, run, word, round_no, run)).one()
+    return int(row[0] or 0), None if row[1] is None else int(row[1]), int(row[2]), bool(row[3])
 
 
 def find_refusal(conn: Connection, order_digest: str) -> bytes | None:
     """Return the stored refusal of an order."""
-    query = select(refusals.c.reply).where(refusals.c.order_digest == order_digest)
-    return conn.execute(query).scalar_one_or_none()
+    row = conn.exec_driver_sql(_FIND_REFUSAL, (order_digest,)).one_or_none()
+    return None if row is None else bytes(row[0])
 
 
 def put_refusal(conn: Connection, order_digest: str, run: str, reply: bytes) -> None:
@@ -136,26 +132,23 @@ def count_refusals(conn: Connection, run: str) -> int:
 
 def spent(conn: Connection, agreement: str) -> dict[str, int]:
     """Return what was spent of an agreement's grant, by field."""
-    query = select(grants.c.field, grants.c.spent).where(grants.c.agreement == agreement)
-    return {field: int(amount) for field, amount in conn.execute(query)}
+    return {field: int(amount) for field, amount in conn.exec_driver_sql(_SPENT, (agreement,))}
 
 
 def spend(conn: Connection, agreement: str, amounts: Mapping[str, int]) -> None:
     """Add `amounts` to what was spent."""
-    for field, amount in amounts.items():
-        statement = upsert(grants).values(agreement=agreement, field=field, spent=amount)
-        added = {"spent": grants.c.spent + statement.excluded.spent}
-        conn.execute(statement.on_conflict_do_update(index_elements=["agreement", "field"], set_=added))
+    conn.exec_driver_sql(_SPEND, [(agreement, field, amount) for field, amount in amounts.items()])
 
 
 def next_receipt_no(conn: Connection) -> int:
     """Return the next receipt's number; it never goes back, so receipts show a journal that was restored."""
-    return int(conn.execute(select(func.coalesce(func.max(receipts.c.no), 0))).scalar_one()) + 1
+    return int(conn.exec_driver_sql("SELECT coalesce(max(no), 0) + 1 FROM training_receipts").scalar_one())
 
 
 def put_receipt(conn: Connection, no: int, run: str, statement: bytes) -> None:
     """Store a signed receipt that waits to be sent."""
-    conn.execute(insert(receipts).values(no=no, run=run, statement=statement, sent=False))
+    sql = "INSERT INTO training_receipts (no, run, statement, sent) VALUES (?, ?, ?, 0)"
+    conn.exec_driver_sql(sql, (no, run, statement))
 
 
 def unsent_receipts(conn: Connection, limit: int) -> list[tuple[int, bytes]]:
@@ -177,7 +170,7 @@ def find_question(conn: Connection, run: str, seq: int) -> QuestionRow | None:
 
 def put_question(conn: Connection, row: QuestionRow) -> None:
     """Record a question before anybody hears it."""
-    conn.execute(insert(questions).values(**_columns(row)))
+    conn.exec_driver_sql(_PUT_QUESTION, tuple(_columns(row).values()))
 
 
 def list_questions(conn: Connection, run: str) -> list[QuestionRow]:
@@ -199,7 +192,7 @@ def close_question(conn: Connection, run: str, seq: int) -> None:
 
 def put_answer(conn: Connection, row: AnswerRow) -> None:
     """Record an answer; the first one counts."""
-    conn.execute(upsert(answers).values(**_columns(row)).on_conflict_do_nothing())
+    conn.exec_driver_sql(_PUT_ANSWER, tuple(_columns(row).values()))
 
 
 def list_answers(conn: Connection, run: str, seq: int | None = None) -> list[AnswerRow]:
@@ -238,12 +231,9 @@ def confirm_result(conn: Connection, run: str, org: str) -> None:
     conn.execute(update(copies).where(copies.c.run == run, copies.c.org == org).values(acked=True))
 
 
-def put_event(conn: Connection, run: str, at: str, kind: str, body: str) -> int:
-    """Append an event to a run's story and return its number."""
-    last = conn.execute(select(func.max(events.c.no)).where(events.c.run == run)).scalar_one()
-    no = 1 if last is None else int(last) + 1
-    conn.execute(insert(events).values(run=run, no=no, at=at, kind=kind, body=body))
-    return no
+def put_event(conn: Connection, run: str, at: str, kind: str, body: str) -> None:
+    """Append an event to a run's story, under the next number."""
+    conn.exec_driver_sql(_PUT_EVENT, (run, run, at, kind, body))
 
 
 def list_events(conn: Connection, run: str, after_no: int, limit: int) -> list[tuple[int, str, str, str]]:
@@ -271,3 +261,40 @@ def forget_work(conn: Connection, run: str) -> None:
 
 def _columns(row: Any) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__dataclass_fields__}
+
+
+def _names(table: Table) -> str:
+    return ", ".join(column.name for column in table.columns)
+
+
+def _insert(table: Table) -> str:
+    marks = ", ".join("?" for _ in table.columns)
+    return f"INSERT INTO {table.name} ({_names(table)}) VALUES ({marks})"  # noqa: S608 - names of our own tables
+
+
+# What every order needs, as text: building the same expressions anew costs more than SQLite takes to answer them.
+_FIND_RUN = f"SELECT {_names(runs)} FROM training_runs WHERE run = ?"  # noqa: S608 - names of our own tables
+_FIND_ORDER = f"SELECT {_names(orders)} FROM training_orders WHERE run = ? AND seq = ?"  # noqa: S608 - as above
+_START_ORDER = _insert(orders)
+_FINISH_ORDER = (
+    "UPDATE training_orders SET state = 'finished', outcome = ?, reply = ?, inline = ?, file = ?, size_bytes = ?,"
+    " acked = ? WHERE run = ? AND seq = ? AND state = 'started'"
+)
+_PUT_QUESTION = _insert(questions)
+_PUT_ANSWER = _insert(answers) + " ON CONFLICT DO NOTHING"
+_FIND_REFUSAL = "SELECT reply FROM training_refusals WHERE order_digest = ?"
+_SPENT = "SELECT field, spent FROM training_grants WHERE agreement = ?"
+_SPEND = (
+    "INSERT INTO training_grants (agreement, field, spent) VALUES (?, ?, ?) "
+    "ON CONFLICT (agreement, field) DO UPDATE SET spent = spent + excluded.spent"
+)
+_AROUND = (
+    "SELECT (SELECT max(round) FROM training_orders WHERE run = ? AND word = ? AND seq < ?),"
+    " (SELECT min(round) FROM training_orders WHERE run = ? AND word = ? AND seq > ?),"
+    " (SELECT count(*) FROM training_orders WHERE run = ? AND word = ? AND round = ?),"
+    " EXISTS (SELECT 1 FROM training_orders WHERE run = ?)"
+)
+_PUT_EVENT = (
+    "INSERT INTO training_events (run, no, at, kind, body)"
+    " VALUES (?, (SELECT coalesce(max(no), 0) + 1 FROM training_events WHERE run = ?), ?, ?, ?)"
+)

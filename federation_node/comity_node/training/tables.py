@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import Boolean, Column, Integer, LargeBinary, String, Table, Text
+from sqlalchemy import Boolean, Column, Index, Integer, LargeBinary, String, Table, Text
 
 from comity_node.journal import metadata
 from comity_policies.documents import Agreement, OrderHeader
@@ -52,6 +52,8 @@ orders = Table(
     Column("file", String(128)),
     Column("size_bytes", Integer),
     Column("acked", Boolean, nullable=False, default=False),
+    Index("training_orders_by_round", "run", "word", "seq", "round"),
+    Index("training_orders_by_digest", "digest"),
 )
 
 refusals = Table(
