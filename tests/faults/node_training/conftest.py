@@ -469,3 +469,8 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 @pytest.fixture
 def dummy() -> Path:
     return DUMMY
+
+
+@pytest.fixture
+def example() -> Path:
+    return ROOT / "examples" / "hospitals" / "app"
