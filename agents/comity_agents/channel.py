@@ -20,6 +20,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
 
@@ -283,6 +284,7 @@ def _recv_some(sock: socket.socket, wanted_bytes: int) -> tuple[bytes, list[int]
 
 
 def _parse_header(data: bytes) -> dict[str, Any]:
+    canonical.check_nesting(data)
     try:
         header = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

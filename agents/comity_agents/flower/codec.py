@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.memory import Buffer, write_parts
 
@@ -224,7 +225,12 @@ def _read(whole: memoryview) -> Content:
     (length,) = _LENGTH.unpack_from(whole)
     if length > min(HEADER_BYTES_MAX, len(whole) - _LENGTH.size):
         raise ValueError("header length")
-    document = json.loads(str(whole[_LENGTH.size : _LENGTH.size + length], "utf-8"), parse_constant=_refuse)
+    header = bytes(whole[_LENGTH.size : _LENGTH.size + length])
+    try:
+        canonical.check_nesting(header)
+    except ComityError as error:
+        raise ValueError("nesting") from error
+    document = json.loads(str(header, "utf-8"), parse_constant=_refuse)
     cursor = _Cursor(whole, _LENGTH.size + length)
     if document.pop("v") != 1 or len(document) != 1:
         raise ValueError("version or fields")

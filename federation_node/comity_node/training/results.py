@@ -20,7 +20,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection
 
-from comity.wire import instants
+from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
 from comity_agents.flower.codec import NUMPY_STYPE, read_blob
@@ -252,8 +252,10 @@ def _unpack(folder: Path, whole: Blob) -> None:
         length = int.from_bytes(view[:_LENGTH_BYTES], "big")
         if length > min(CARD_BYTES_MAX, whole.size - _LENGTH_BYTES):
             raise ComityError(ErrorCode.REPLY_SHAPE, "the result has no card")
+        text = bytes(view[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        canonical.check_nesting(text)
         try:
-            card = json.loads(bytes(view[_LENGTH_BYTES : _LENGTH_BYTES + length]))
+            card = json.loads(text)
         except ValueError as error:
             raise ComityError(ErrorCode.REPLY_SHAPE, "the result's card is not JSON") from error
         with view[_LENGTH_BYTES + length :] as rest:

@@ -54,7 +54,7 @@ def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
     """
     if len(data) > max_bytes:
         raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=max_bytes)
-    _check_nesting(data)
+    check_nesting(data)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -69,8 +69,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def _check_nesting(data: bytes) -> None:
-    """Refuse deep nesting before the parser recurses: some libraries raise the recursion limit too far."""
+def check_nesting(data: bytes) -> None:
+    """Refuse foreign JSON that is nested deeper than `DEPTH_MAX`, before a parser recurses into it.
+
+    The interpreter's own limit is no protection: some libraries raise it beyond what the stack bears.
+
+    Raises:
+        ComityError: `MALFORMED`.
+    """
     if data.count(b"[") + data.count(b"{") <= DEPTH_MAX:
         return
     depth = 0

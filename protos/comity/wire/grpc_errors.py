@@ -33,8 +33,9 @@ def from_rpc(error: grpc.aio.AioRpcError) -> ComityError:
     for key, value in error.trailing_metadata() or ():
         if key == TRAILER and isinstance(value, bytes) and len(value) <= TRAILER_BYTES_MAX:
             try:
+                canonical.check_nesting(value)
                 return ComityError.from_json(json.loads(value))
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError, ComityError):
                 break
     return ComityError(_BY_STATUS.get(error.code().name, ErrorCode.INTERNAL), "the transport failed")
 
