@@ -53,7 +53,13 @@ def router(node: NodeContext) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(tags=["training"])
     service = node.services.get(TrainingService)
+    _add_datasets(routes, service)
+    _add_runs(routes, node, service)
+    _add_results(routes, node, service)
+    return routes
 
+
+def _add_datasets(routes: APIRouter, service: TrainingService) -> None:
     @routes.get("/v1/datasets")
     async def list_datasets() -> list[dict[str, Any]]:
         """Return the catalogue."""
@@ -75,6 +81,8 @@ def router(node: NodeContext) -> APIRouter:
         )
         return _dataset(entry)
 
+
+def _add_runs(routes: APIRouter, node: NodeContext, service: TrainingService) -> None:
     @routes.get("/v1/runs")
     async def list_runs() -> list[dict[str, Any]]:
         """Return the newest runs first."""
@@ -101,6 +109,8 @@ def router(node: NodeContext) -> APIRouter:
         await _found(node, run)
         return StreamingResponse(_stream(service, run, after), media_type="text/event-stream")
 
+
+def _add_results(routes: APIRouter, node: NodeContext, service: TrainingService) -> None:
     @routes.get("/v1/runs/{run}/result")
     async def fetch_result(run: str, part: str = "model.npz") -> FileResponse:
         """Return a result's file: `model.npz`, `content.bin` or `card.json`."""
@@ -113,8 +123,6 @@ def router(node: NodeContext) -> APIRouter:
     async def show_card(run: str) -> dict[str, Any]:
         """Return a result's model card."""
         return (await service.results.find((await _found(node, run)).run)).card
-
-    return routes
 
 
 async def _stream(service: TrainingService, run: str, after: int) -> AsyncIterator[str]:

@@ -135,7 +135,7 @@ class Participant:
             log.warning("order.waiting", run=order.header.run, seq=order.header.seq, error=str(error))
             if error.code in (ErrorCode.JOURNAL_UNWRITABLE, ErrorCode.SPOOL_FULL):
                 await self._answer(order, self._replies.statement(order.header, order.digest, "refused", error))
-        except Exception as error:
+        except Exception as error:  # one order's defect must not end the node; the lead repeats it or goes on without
             log.error("order.failed", run=order.header.run, seq=order.header.seq, exc_info=error)
 
     async def _work(self, order: Received, known: Known) -> tuple[Protected, Blob]:

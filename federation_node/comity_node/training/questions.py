@@ -383,7 +383,7 @@ class QuestionDesk:
             await work
         except ComityError as error:
             log.warning("question.waiting", run=self._led.run, error=str(error))
-        except Exception as error:
+        except Exception as error:  # one answer's defect must not end the desk; the deadline settles its question
             log.error("question.failed", run=self._led.run, exc_info=error)
 
     async def _drop_open(self) -> None:

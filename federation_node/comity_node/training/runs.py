@@ -232,7 +232,7 @@ class Runs:
             await work
         except ComityError as error:
             log.error("run.failed", run=run, error=str(error))
-        except Exception as error:
+        except Exception as error:  # one run's defect must not end the node; its deadline at the barrier ends it
             log.error("run.failed", run=run, exc_info=error)
 
     async def _stop_work(self, run: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
@@ -37,10 +37,8 @@ class HeldAgreements:
     def find(self, conn: Connection, digest: str) -> Stored:
         """Return an agreement of this organisation. Raises `AGREEMENT_UNKNOWN`."""
         known = self._known.get(digest)
-        if known is not None:
-            query = select(negotiation.agreements.c.state).where(negotiation.agreements.c.digest == digest)
-            if conn.execute(query).scalar_one_or_none() == known.state:
-                return known
+        if known is not None and negotiation.agreement_state(conn, digest) == known.state:
+            return known
         found = negotiation.find_agreement(conn, digest)
         if len(self._known) >= KNOWN_MAX:
             self._known.pop(next(iter(self._known)))
