@@ -63,7 +63,7 @@ def router(node: NodeContext) -> APIRouter:
             raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force yet: sign the genesis first")
         columns = tuple(request.columns)
         if not columns:
-            columns = tuple(catalogue.describe([request.dataset])[0]["columns"])
+            columns = (await asyncio.to_thread(catalogue.get, request.dataset)).columns
         wish = TrainWish(
             **{**request.model_dump(), **{name: tuple(getattr(request, name)) for name in ("partners", "optional")}}
             | {"columns": columns}
