@@ -20,9 +20,9 @@ _THEN = {
     "ANSWERING": "an optional organisation is left out; without a required one the proposal ends",
     "SIGNING": "an optional organisation is left out; without a required one the proposal ends",
     "VERIFIED": "the coordinator puts the certificate on the ledger",
-    "PREPARING": "the run fails, naming who was not ready",
-    "READY": "the run fails, naming the lead",
-    "RUNNING": "the run fails, naming the lead",
+    "PREPARING": "at the coordinator's deadline the run fails, naming who was not ready",
+    "READY": "at the coordinator's deadline the run fails, naming the lead",
+    "RUNNING": "at the coordinator's deadline the run fails, naming the lead",
 }
 
 

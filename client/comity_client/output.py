@@ -54,6 +54,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
         typer.echo(empty)
 
 
+def words(value: Any) -> str:
+    """Return a JSON value as a person reads it."""
+    if isinstance(value, list):
+        return ", ".join(map(words, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {words(item)}" for key, item in sorted(value.items()))
+    return str(value)
+
+
 def short(digest: str | None) -> str:
     """Return the first characters of a digest: enough to recognise it."""
     return (digest or "")[:12]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comity_client.output import DEFAULT_HOME, Home, Json, print_json, print_table
+from comity_client.output import DEFAULT_HOME, Home, Json, print_json, print_table, words
 
 if TYPE_CHECKING:
     from comity_client.documents import ProposalView
@@ -102,7 +102,11 @@ def _tell(view: ProposalView) -> None:
         typer.echo(f"  step {step['id']}: {app['publisher']}/{app['name']} {app['version']}, {step['rounds']} rounds")
         typer.echo(f"    lead {step['lead']}, app digest {app['digest']}")
     for name, value in sorted(proposal["terms"].items()):
-        typer.echo(f"  term {name}: {value}")
+        typer.echo(f"  term {name}: {words(value)}")
+    typer.echo(f"  state: {news['state'].lower() if news else 'on its way to the coordinator'}")
+    if news and news["ended"]:
+        ended = news["ended"]
+        typer.echo(f"  ended by {ended.get('move') or 'nobody'}: {ended.get('code')}, {ended.get('detail')}")
     for leg in news["legs"] if news else []:
         move = f", awaited: {leg['move']} until {leg['until']}" if leg["move"] else ""
         typer.echo(f"  {leg['org']}: {leg['state'].lower()} since {leg['since']}{move}")

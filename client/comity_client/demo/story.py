@@ -20,7 +20,7 @@ from comity_client.demo.cast import Cast, DemoError, free_port
 from comity_client.demo.telling import Teller
 from comity_client.documents import ProposalView, TrainWish
 from comity_client.follow import AGREED, metrics_line, negotiated, refusals, run_of
-from comity_client.output import short
+from comity_client.output import short, words
 from comity_client.sdk import Node
 
 CONSORTIUM = "oncology"
@@ -38,6 +38,11 @@ ORDERS_A_ROUND = 2
 SAID_OF = {
     "plain": "sealed end to end: the coordinator relays what it cannot open; the lead sees each update",
     "lead-key": "summed under encryption: the coordinator relays what it cannot open, the lead sees only sums",
+}
+STATES = {
+    "PREPARING": "each hospital copies the granted columns and starts the app in a {} without a network",
+    "READY": f"{PROPOSER} is ready and waits for the others",
+    "RUNNING": f"all are ready; {PROPOSER} leads",
 }
 SHOWN_TERMS = ("purposes", "rounds", "uses", "aggregation", "egress", "min_cohort", "result_recipients", "not_after")
 
@@ -148,7 +153,7 @@ class Story:
         agreed = next(each for each in self._nodes[PROPOSER].agreements() if each["digest"] == digest)
         for term in SHOWN_TERMS:
             if term in agreed["terms"]:
-                tell.say(f"{term:<18} {_words(agreed['terms'][term])}")
+                tell.say(f"{term:<18} {words(agreed['terms'][term])}")
         same = all(_state(node, digest) == "final" for node in self._nodes.values())
         tell.check(f"agreement {short(digest)}… is signed by every party and in force at all three", same)
         self.summary["research"] = {"agreement": digest, "parties": agreed["parties"], "terms": agreed["terms"]}
@@ -301,6 +306,8 @@ class Story:
             if event.get("stage") == "evaluate":
                 shown: dict[str, Any] = {key: found[key] for key in ("accuracy", "loss", "train_loss") if key in found}
                 self._teller.say(f"round {event['round']:>2}   {metrics_line(shown)}")
+        elif kind == "state" and event.get("state") in STATES:
+            self._teller.say(STATES[event["state"]].format(self._nodes[PROPOSER].status()["isolation"]))
         elif kind in {"unready", "waiting", "restart"}:
             self._teller.say(f"{kind}: {json.dumps(event.get('error'))}")
 
@@ -354,14 +361,6 @@ def _together(*steps: Callable[[], Any]) -> list[Any]:
 
 def _state(node: Node, digest: str) -> str:
     return next((each["state"] for each in node.agreements() if each["digest"] == digest), "")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(item)}" for key, item in sorted(value.items()))
-    return str(value)
 
 
 def _receipt(receipt: dict[str, Any] | None) -> str:
