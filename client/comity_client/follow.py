@@ -50,7 +50,13 @@ def waits_of(proposals: Iterable[ProposalView], runs: Iterable[RunView]) -> list
 
 
 def movers(news: News) -> tuple[str, ...]:
-    """Return who has the move in a negotiation, sorted."""
+    """Return who has the move in a negotiation, sorted; once it ended, who could begin anew.
+
+    A leg that was terminated keeps the move that it had, which is nobody's concern any more.
+    """
+    if news["state"] in ENDED_WITHOUT:
+        move = (news.get("ended") or {}).get("move") or ""
+        return tuple(sorted(who for who in move.split(",") if who))
     return tuple(sorted({who for leg in news["legs"] for who in leg["move"].split(",") if who}))
 
 

@@ -107,8 +107,9 @@ def _tell(view: ProposalView) -> None:
     if news and news["ended"]:
         ended = news["ended"]
         typer.echo(f"  ended by {ended.get('move') or 'nobody'}: {ended.get('code')}, {ended.get('detail')}")
+    ongoing = news is not None and not news["ended"]
     for leg in news["legs"] if news else []:
-        move = f", awaited: {leg['move']} until {leg['until']}" if leg["move"] else ""
+        move = f", awaited: {leg['move']} until {leg['until']}" if leg["move"] and ongoing else ""
         typer.echo(f"  {leg['org']}: {leg['state'].lower()} since {leg['since']}{move}")
         for reason in leg["reasons"]:
             typer.echo(f"    {reason['rule']}: {reason['message']}")

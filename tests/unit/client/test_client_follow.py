@@ -51,6 +51,8 @@ def test_an_ending_names_the_rule_and_the_move() -> None:
     said = follow.ending(news)
     assert "b says proposal.purpose: purpose marketing is not supported" in said
     assert "next move: b" in said
+    assert follow.movers(news) == ("b",)
+    assert follow.movers({**news, "ended": {**ended, "move": "a"}}) == ("a",), "the legs' former moves do not count"
     assert follow.refusals(news) == [{"org": "b", **reason}]
 
 
