@@ -22,7 +22,7 @@ from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.negotiation.states import Phase
 from comity_coordinator.training import store as training_store
 from comity_coordinator.training.model import ENDINGS
-from comity_policies.history_runs import run_id
+from comity_policies.documents import run_id
 
 PAGE = 256
 

@@ -5,6 +5,7 @@ The rules that all of them share stand at the head of `document.py`. Source: neg
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ from comity_policies.terms import PARTIES_MAX, Terms, conforms, org, purpose
 
 __all__ = [
     "DECISIONS",
+    "GRANTS",
     "MESSAGE_TYPES",
     "OUTCOMES",
     "Agreement",
@@ -39,6 +41,7 @@ __all__ = [
     "Receipt",
     "ReplyHeader",
     "TrainStep",
+    "run_id",
 ]
 
 STEPS_MAX = 16
@@ -50,6 +53,7 @@ RUN_CONFIG_TEXT_MAX = 4096
 APP_BYTES_MAX = 64 << 20
 REASONS_MAX = 64
 DECISIONS = ("allow", "deny", "review")
+GRANTS = ("uses", "rounds", "releases", "egress_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,22 @@ class Agreement(Document):
         weaker = conforms(self.terms, proposal.terms)
         if weaker:
             raise _unsound(f"its terms are weaker than the proposal's in {weaker[0]}")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What this grants at most to any one party, by grant; a grant that nothing limits is absent.
+
+        Uses and rounds are always limited, by the proposal. Source: negotiation.md sections 1 and 3.
+        """
+        terms, proposal = self.terms, self.proposal
+        limits = {name: int(terms[name]) for name in GRANTS if name in terms}
+        asked = {"uses": proposal.uses, "rounds": proposal.uses * sum(step.rounds for step in proposal.steps)}
+        return limits | {name: min(limit, limits.get(name, limit)) for name, limit in asked.items()}
+
+
+def run_id(agreement_digest: str, use: int) -> str:
+    """Return the id of the `use`-th run (from 1) of an agreement."""
+    return "run-" + hashlib.sha256(f"{agreement_digest}/{use}".encode()).hexdigest()[:26]
 
 
 def _unsound(detail: str) -> ComityError:

@@ -5,30 +5,15 @@ Runs are named by agreement and use: run id = `run-` and 26 hexadecimal characte
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
-from comity_policies.documents import Agreement, Answer, Proposal, Receipt
+from comity_policies.documents import Agreement, Answer, Proposal, Receipt, run_id
 
-GRANTS = ("uses", "rounds", "releases", "egress_bytes")
 ENDINGS = ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED")
-
-
-def run_id(agreement_digest: str, use: int) -> str:
-    """Return the id of the `use`-th run (from 1) of an agreement."""
-    return "run-" + hashlib.sha256(f"{agreement_digest}/{use}".encode()).hexdigest()[:26]
-
-
-def grant_limits(agreement: Agreement) -> dict[str, int]:
-    """Return what an agreement grants at most to any one party; a grant that nothing limits is absent."""
-    proposal, terms = agreement.proposal, agreement.terms
-    limits = {name: int(terms[name]) for name in GRANTS if name in terms}
-    asked = {"uses": proposal.uses, "rounds": proposal.uses * sum(step.rounds for step in proposal.steps)}
-    return limits | {name: min(limit, limits.get(name, limit)) for name, limit in asked.items()}
 
 
 @dataclass(slots=True)
@@ -48,7 +33,7 @@ class RunBook:
         if agreement.digest in self.agreements:
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "the agreement stands here twice")
         self.agreements[agreement.digest] = agreement
-        for use in range(1, grant_limits(agreement)["uses"] + 1):  # bounded: a proposal has at most 10,000 uses
+        for use in range(1, agreement.limits["uses"] + 1):  # bounded: a proposal has at most 10,000 uses
             self.runs[run_id(agreement.digest, use)] = agreement
 
     def enter(self, statement: Statement) -> int:
@@ -84,7 +69,7 @@ class RunBook:
         receipt, org = Receipt.from_json(statement.body), statement.issuer
         agreement = self._run(statement.body, org)
         agreement.proposal.step(receipt.step)
-        limits = grant_limits(agreement)
+        limits = agreement.limits
         for name, spent in receipt.grants.items():
             if name in limits and spent > limits[name]:
                 raise _broken(f"{org} spent more {name} than the agreement grants", org=org, spent=spent)

@@ -30,8 +30,7 @@ from comity_coordinator.training.receipts import enter_receipt
 from comity_coordinator.transport.model import Message
 from comity_coordinator.workflows.engine import WorkflowEngine
 from comity_crypto.statements import Statement
-from comity_policies.documents import Agreement, Receipt
-from comity_policies.history_runs import grant_limits, run_id
+from comity_policies.documents import Agreement, Receipt, run_id
 from comity_policies.orders import ROUNDS_MAX
 
 RECEIPTS_PER_BATCH_MAX = 64
@@ -97,7 +96,7 @@ class TrainingService:
             ComityError: `GRANT_EXHAUSTED` beyond the uses that were agreed.
         """
         proposal = agreement.proposal
-        if not 1 <= use <= grant_limits(agreement)["uses"]:
+        if not 1 <= use <= agreement.limits["uses"]:
             raise ComityError(ErrorCode.GRANT_EXHAUSTED, "the agreement has no such use", use=use)
         name = run_id(agreement.digest, use)
         if store.get(conn, name) is not None:
@@ -106,7 +105,7 @@ class TrainingService:
         limit_s = min(LIMIT_S_MAX, LIMIT_FACTOR * work_s + LIMIT_SLACK_S)
         now, lead = self._clock(), proposal.steps[0].lead
         steps = tuple(step.id for step in proposal.steps)
-        limits = grant_limits(agreement)
+        limits = agreement.limits
         run = model.create(name, agreement.digest, use, lead, agreement.parties, steps, limits, limit_s, now)
         store.create(conn, run, now)
         body = {"run": name, "agreement": agreement.digest, "lead": lead, "parties": list(run.parties)}

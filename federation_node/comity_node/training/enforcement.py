@@ -12,7 +12,6 @@ The first that fails ends the matter. After the run, before a byte leaves: `chec
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from comity_node.training import grants
 from comity_node.training.ports import FINAL, WITHDRAWN, Stored
 from comity_policies.charter import Charter
 from comity_policies.decisions import Decision, Stage
-from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, TrainStep
+from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, TrainStep, run_id
 
 Decide = Callable[[Stage, dict[str, Any]], Decision]
 
@@ -278,14 +277,9 @@ def word_of(message_type: str) -> str:
     return message_type.partition(".")[0]
 
 
-def run_id(agreement_digest: str, use: int) -> str:
-    """Return the id of an agreement's run number `use`, counted from 1."""
-    return "run-" + hashlib.sha256(f"{agreement_digest}/{use}".encode()).hexdigest()[:26]
-
-
 def run_ids(agreement: Agreement, digest: str) -> frozenset[str]:
     """Return the ids of all runs that an agreement, whose digest this is, allows."""
-    return frozenset(run_id(digest, use) for use in range(1, grants.limits(agreement)[grants.USES] + 1))
+    return frozenset(run_id(digest, use) for use in range(1, agreement.limits[grants.USES] + 1))
 
 
 def own_datasets(agreement: Agreement, me: str) -> tuple[DatasetAsk, ...]:

@@ -1,15 +1,14 @@
 """What an agreement grants, what was spent of it, what is left: pure arithmetic.
 
 An organisation's own node counts, for itself alone: `uses` (runs), `rounds` (orders to train), `releases` (results that
-leave, evaluations included), `egress_bytes` (their size before sealing). A limit that the terms do not name is none;
-uses and rounds are always limited, by the proposal. Source: negotiation.md sections 1, 3 and 5.
+leave, evaluations included), `egress_bytes` (their size before sealing). The limits are `Agreement.limits`.
+Source: negotiation.md sections 1, 3 and 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies.documents import Agreement
 
@@ -17,19 +16,9 @@ USES, ROUNDS, RELEASES, EGRESS_BYTES = "uses", "rounds", "releases", "egress_byt
 FIELDS = (USES, ROUNDS, RELEASES, EGRESS_BYTES)
 
 
-def limits(agreement: Agreement) -> dict[str, int]:
-    """Return the limit of each limited field over the whole agreement."""
-    proposal, terms = agreement.proposal, agreement.terms
-    found = {USES: proposal.uses, ROUNDS: proposal.uses * sum(step.rounds for step in proposal.steps)}
-    for field in FIELDS:
-        if field in terms:
-            found[field] = min(found.get(field, canonical.INTEGER_MAX), int(terms[field]))
-    return found
-
-
 def left(agreement: Agreement, spent: Mapping[str, int]) -> dict[str, int]:
     """Return what is left of each limited field, never below 0."""
-    return {field: max(0, limit - spent.get(field, 0)) for field, limit in limits(agreement).items()}
+    return {field: max(0, limit - spent.get(field, 0)) for field, limit in agreement.limits.items()}
 
 
 def cost_of_start(word: str, *, first_of_run: bool) -> dict[str, int]:
@@ -44,7 +33,7 @@ def cost_of_start(word: str, *, first_of_run: bool) -> dict[str, int]:
 
 def check(agreement: Agreement, spent: Mapping[str, int], cost: Mapping[str, int]) -> None:
     """Refuse a cost beyond what is left. Raises `GRANT_EXHAUSTED` with the field."""
-    for field, limit in limits(agreement).items():
+    for field, limit in agreement.limits.items():
         if spent.get(field, 0) + cost.get(field, 0) > limit:
             raise ComityError(ErrorCode.GRANT_EXHAUSTED, f"no {field} left", field=field, limit=limit)
 

@@ -13,9 +13,8 @@ from comity_crypto.merkle import leaf_hash, root, verify_inclusion
 from comity_crypto.notes import verify_note
 from comity_crypto.quorum import QuorumCertificate, independent_verify, message_for, verify_certificate
 from comity_crypto.statements import Statement
-from comity_policies.documents import Agreement, Receipt
+from comity_policies.documents import Agreement, Receipt, run_id
 from comity_policies.history import verify_export
-from comity_policies.history_runs import run_id
 
 
 def receipt(world, org, run, agreement, seq, **changes):

@@ -30,13 +30,12 @@ from comity_node.context import NodeContext
 from comity_node.journal import Journal
 from comity_node.settings import NodeSettings
 from comity_node.training import store
-from comity_node.training.enforcement import run_id
 from comity_node.training.ports import FINAL
 from comity_node.training.service import TrainingService
 from comity_node.transport.model import Message
 from comity_policies.charter import Charter, Member
 from comity_policies.decisions import Decision, Stage
-from comity_policies.documents import Agreement, AppRef, DatasetAsk, Proposal, Reason, TrainStep
+from comity_policies.documents import Agreement, AppRef, DatasetAsk, Proposal, Reason, TrainStep, run_id
 from comity_policies.terms import Terms
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,10 +8,10 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.training import grants
-from comity_node.training.enforcement import run_id, word_of
+from comity_node.training.enforcement import word_of
 from comity_node.training.led import MANIFEST_ROUNDS_MAX, RoundCounter, manifest, orders_sent, verdict_on
 from comity_node.training.tables import CLOSED, AnswerRow, QuestionRow
-from comity_policies.documents import Agreement, AppRef, Proposal, TrainStep
+from comity_policies.documents import Agreement, AppRef, Proposal, TrainStep, run_id
 from comity_policies.terms import Terms
 
 ORGS = ("hospital-a", "hospital-b")
@@ -85,9 +85,9 @@ def test_too_few_results_are_a_verdict():
 
 
 def test_limits_are_the_stricter_of_proposal_and_terms():
-    assert grants.limits(agreement_with(rounds=3, uses=2)) == {"uses": 2, "rounds": 6}
+    assert agreement_with(rounds=3, uses=2).limits == {"uses": 2, "rounds": 6}
     terms = {"rounds": 2, "uses": 5, "releases": 4}
-    assert grants.limits(agreement_with(terms, rounds=3, uses=1)) == {"uses": 1, "rounds": 2, "releases": 4}
+    assert agreement_with(terms, rounds=3, uses=1).limits == {"uses": 1, "rounds": 2, "releases": 4}
 
 
 def test_a_grant_ends_exactly_at_its_limit():

@@ -18,8 +18,7 @@ from comity_crypto.notes import Checkpoint, sign_note
 from comity_crypto.quorum import QuorumCertificate, make_certificate, message_for
 from comity_crypto.statements import Statement, sign_statement
 from comity_policies.charter import Charter, Member, QuorumRule, genesis_name
-from comity_policies.documents import Agreement, Answer, AppRef, DatasetAsk, Proposal, Receipt, TrainStep
-from comity_policies.history_runs import run_id
+from comity_policies.documents import Agreement, Answer, AppRef, DatasetAsk, Proposal, Receipt, TrainStep, run_id
 from comity_policies.terms import Terms, meet_all
 
 ORGS = ("hospital-a", "hospital-b", "hospital-c")
