@@ -72,6 +72,8 @@ async def test_every_route_needs_the_token(home, header) -> None:
 
 async def test_errors_are_problem_json_of_the_catalogue(home) -> None:
     token = {"authorization": f"Bearer {TOKEN}"}
+    unknown = await asyncio.to_thread(ask, home, "/v1/unknown", **token)
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "NOT_FOUND")
     answer = await asyncio.to_thread(ask, home, "/v1/refused", **token)
     assert answer.status_code == 409
     assert answer.headers["content-type"] == "application/problem+json"
