@@ -36,6 +36,7 @@ from comity_coordinator.negotiation.service import NegotiationService
 from comity_coordinator.operator_api import operator_server
 from comity_coordinator.settings import CoordinatorSettings, split_address
 from comity_coordinator.training.service import TrainingService
+from comity_coordinator.training.sums import KIND, Sums
 from comity_coordinator.transport.hub import Hub
 from comity_coordinator.transport.payload_servicer import PayloadServicer
 from comity_coordinator.transport.payloads import Spool, SpoolLimits
@@ -115,6 +116,7 @@ class Coordinator:
                 total_bytes=settings.spool_total_bytes,
             ),
         )
+        self.sums = Sums(self.database, charter_in_force, self.spool, self.hub.tell)
         self.port = 0
         self.rest_port = 0
         self.ready = asyncio.Event()
@@ -150,12 +152,14 @@ class Coordinator:
             self.negotiation.register()
             self.training.register()
             self.hub.authorise_runs(self.training.parties_of)
+            self.hub.observe(KIND, self.sums.observe)
+            stack.push_async_callback(self.sums.close)
             await self._serve_nodes(stack)
             sequencer = Sequencer(self.database, self.ledger)
             await self.engine.start(self.negotiation, self.training)
             stack.push_async_callback(self.engine.close)
             await self._serve_operator(stack)
-            tasks = [_keep(stack, sequencer.run), _keep(stack, self._sweep)]
+            tasks = [_keep(stack, sequencer.run), _keep(stack, self._sweep), _keep(stack, self.sums.run)]
             self._announce()
             stopped = asyncio.create_task(self._stop.wait())
             waiting: list[asyncio.Future[Any]] = [*tasks, stopped]

@@ -44,6 +44,7 @@ from comity_coordinator.transport.session import HubLimits, Session
 Handler = Callable[[Connection, str, Message], None]
 PartiesOf = Callable[[Connection, str], frozenset[str]]
 PresenceCallback = Callable[[str, bool], None]
+Observer = Callable[[Message], None]
 Admit = Callable[[Peer], Awaitable[None]]
 
 STRIKES_MAX = 3
@@ -72,6 +73,7 @@ class Hub:
         self._sessions: dict[str, Session] = {}
         self._handlers: dict[str, Handler] = {}
         self._presence: list[PresenceCallback] = []
+        self._observers: dict[str, Observer] = {}
         self._parties_of: PartiesOf | None = None
         self._runs: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._strikes: dict[tuple[str, str], int] = {}
@@ -88,6 +90,19 @@ class Hub:
         if kind in self._handlers or kind in RELAYED_KINDS:
             raise ValueError(f"{kind} has a handler already or is relayed")
         self._handlers[kind] = handler
+
+    def observe(self, kind: str, observer: Observer) -> None:
+        """Show relayed messages of `kind` to `observer` too, in order, before they go on; it must not block."""
+        if kind not in RELAYED_KINDS or kind in self._observers:
+            raise ValueError(f"{kind} is not relayed or has an observer")
+        self._observers[kind] = observer
+
+    def tell(self, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> bool:
+        """Send `org` a word that nothing keeps; say whether its stream took it. Raises `MALFORMED`, `TOO_LARGE`."""
+        session = self._sessions.get(org)
+        return session is not None and session.queue.offer(
+            to_wire(from_coordinator(new_id("word"), kind, body, run=run))
+        )
 
     def enqueue(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
         """Send a durable message to `org`, in the transaction of `conn` (rule 3). Raises `MALFORMED`."""
@@ -190,6 +205,9 @@ class Hub:
             error = ComityError(ErrorCode.FORBIDDEN, "sender and receivers must be parties of the run")
             session.refuse(message.id, error)
             return
+        observer = self._observers.get(message.kind)
+        if observer is not None:
+            observer(message)
         frame = to_wire(message)
         full: list[str] = []
         for org in message.receivers:

@@ -8,7 +8,7 @@ from typing import Any
 
 from comity.v1 import payload_pb2, payload_pb2_grpc
 from comity.wire.errors import ComityError, ErrorCode
-from comity.wire.ids import org_id, sha256_hex
+from comity.wire.ids import COORDINATOR, org_id, sha256_hex
 from comity_coordinator.transport.identity import current_peer
 from comity_coordinator.transport.payloads import Spool
 
@@ -31,7 +31,7 @@ class PayloadServicer(payload_pb2_grpc.PayloadServiceServicer):
             current_peer().name,
             header.digest,
             header.size_bytes,
-            frozenset(str(org_id(receiver)) for receiver in header.receivers),
+            frozenset(_party(receiver) for receiver in header.receivers),
             header.offset_bytes,
         )
         if not upload.complete:
@@ -56,3 +56,8 @@ class PayloadServicer(payload_pb2_grpc.PayloadServiceServicer):
         async with aclosing(self._spool.read(current_peer().name, request.digest, request.offset_bytes)) as chunks:
             async for chunk in chunks:
                 await context.write(payload_pb2.GetPayloadResponse(data=chunk))
+
+
+def _party(receiver: str) -> str:
+    """Return who may fetch: an organisation, or this very coordinator, which adds what is encrypted to be added."""
+    return receiver if receiver == COORDINATOR else str(org_id(receiver))

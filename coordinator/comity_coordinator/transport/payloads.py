@@ -15,17 +15,16 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import sha256_hex
 from comity_coordinator.transport import spool_files
+from comity_coordinator.transport.spool_entry import Entry
 
 CHUNK_BYTES = 512 << 10
 RECEIVERS_MAX = 64
@@ -48,34 +47,6 @@ class SpoolLimits:
     fetched_large_s: float = 20.0
     small_bytes: int = 1 << 20
     tail_chunks: int = 8
-
-
-@dataclass(slots=True)
-class Entry:
-    """One payload of one owner. `tail` keeps the newest chunks for readers that follow the upload closely."""
-
-    digest: str
-    owner: str
-    size_bytes: int
-    receivers: set[str]
-    path: Path
-    file: spool_files.SpoolFile | None
-    touched_at: float
-    present_bytes: int = 0
-    complete: bool = False
-    failed: ComityError | None = None
-    upload: int = 0
-    readers: int = 0
-    fetched: set[str] = field(default_factory=set)
-    hasher: hashlib._Hash = field(default_factory=hashlib.sha256)
-    tail: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def tell(self) -> None:
-        """Wake every reader that waits for more."""
-        self.news.set()
-        self.news = asyncio.Event()
 
 
 class Spool:
@@ -102,6 +73,11 @@ class Spool:
                 complete=True,
             )
             self._entries.setdefault(entry.digest, {})[entry.owner] = entry
+
+    @property
+    def folder(self) -> Path:
+        """Where the payloads lie; what is to be adopted is written there."""
+        return self._folder
 
     def stat(self, org: str, digest: str) -> tuple[int, bool]:
         """Return (present bytes, complete) of `org`'s own upload or of one it may fetch; (0, False) if unknown."""
@@ -169,6 +145,35 @@ class Spool:
                 yield chunk
         finally:
             entry.readers -= 1
+
+    async def whole(self, reader: str, owner: str, digest: str) -> int:
+        """Wait until `owner`'s payload for `reader` is whole; return it as a descriptor, which the caller closes.
+
+        Raises:
+            ComityError: as `read`; `PAYLOAD_MISSING` also where another owner's payload has this digest.
+        """
+        entry = await self._await_entry(reader, digest, owner)
+        while not entry.complete:  # bounded by the waits
+            await self._await_bytes(entry, entry.present_bytes)
+        entry.touched_at = time.monotonic()
+        return spool_files.open_whole(entry.path)
+
+    def adopt(self, path: Path, owner: str, digest: str, size_bytes: int, receivers: frozenset[str]) -> None:
+        """Take a file of this coordinator's making into the spool, whole. Raises `SPOOL_FULL`."""
+        if digest in self._entries and owner in self._entries[digest]:
+            path.unlink(missing_ok=True)
+            return
+        entry = self._create(owner, digest, size_bytes, receivers)
+        path.replace(entry.path)
+        entry.file, entry.present_bytes, entry.complete = None, size_bytes, True
+        self._record(entry)
+        self._announce(entry)
+
+    def discard(self, owner: str, digest: str) -> None:
+        """Drop a payload that has served its purpose."""
+        entry = self._entries.get(digest, {}).get(owner)
+        if entry is not None and entry.complete and entry.readers == 0:
+            self._drop(entry, ComityError(ErrorCode.PAYLOAD_MISSING))
 
     def sweep(self) -> int:
         """Drop what has expired; return how many bytes were freed."""
@@ -290,8 +295,9 @@ class Spool:
         spool_files.delete(entry.path)
         entry.file = None
 
-    def _readable(self, org: str, digest: str) -> Entry | None:
-        allowed = [entry for entry in self._entries.get(digest, {}).values() if org in entry.receivers]
+    def _readable(self, org: str, digest: str, owner: str = "") -> Entry | None:
+        found = self._entries.get(digest, {}).values()
+        allowed = [entry for entry in found if org in entry.receivers and owner in ("", entry.owner)]
         return max(allowed, key=lambda each: (each.complete, each.present_bytes), default=None)
 
     def _announce(self, entry: Entry) -> None:
@@ -299,10 +305,10 @@ class Spool:
         if arrival is not None:
             arrival.set()
 
-    async def _await_entry(self, org: str, digest: str) -> Entry:
+    async def _await_entry(self, org: str, digest: str, owner: str = "") -> Entry:
         until = time.monotonic() + self.limits.wait_s
         while True:
-            entry = self._readable(org, digest)
+            entry = self._readable(org, digest, owner)
             if entry is not None:
                 return entry
             arrival = self._arrivals.setdefault(digest, asyncio.Event())

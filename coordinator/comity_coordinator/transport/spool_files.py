@@ -15,7 +15,7 @@ from typing import Any
 
 from comity.wire import canonical
 from comity.wire.errors import ComityError
-from comity.wire.ids import org_id, sha256_hex
+from comity.wire.ids import COORDINATOR, org_id, sha256_hex
 
 _RECORD_BYTES_MAX = 16_384
 
@@ -80,6 +80,11 @@ def create(folder: Path, owner: str, digest: str) -> tuple[Path, SpoolFile]:
     return path, SpoolFile(path, create=True)
 
 
+def open_whole(path: Path) -> int:
+    """Return a descriptor for reading a whole payload."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
 def record(found: Found) -> None:
     """Say on the disk that a payload is whole."""
     path = _record_path(found.path)
@@ -112,8 +117,12 @@ def _record_path(path: Path) -> Path:
 
 
 def _check(value: Any, path: Path) -> Found:
-    digest, owner = sha256_hex(value["digest"]), str(org_id(value["owner"]))
-    receivers = tuple(str(org_id(each)) for each in value["receivers"])
+    digest, owner = sha256_hex(value["digest"]), _party(value["owner"])
+    receivers = tuple(_party(each) for each in value["receivers"])
     if path.name != f"{digest}.{owner}" or path.lstat().st_size != value["size_bytes"]:
         raise KeyError(path.name)
     return Found(digest, owner, int(value["size_bytes"]), receivers, path)
+
+
+def _party(value: str) -> str:
+    return value if value == COORDINATOR else str(org_id(value))

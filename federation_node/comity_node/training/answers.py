@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -26,7 +27,16 @@ log = structlog.get_logger("comity.node.training")
 class AnswerBook:
     """One run's answers at its lead."""
 
-    def __init__(self, node: NodeContext, run: str, behind: WriteBehind, events: RunEvents) -> None:
+    def __init__(
+        self,
+        node: NodeContext,
+        run: str,
+        behind: WriteBehind,
+        events: RunEvents,
+        own_kept: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """`own_kept` hears the digest of each order whose own answer is on disk."""
+        self._own_kept = own_kept
         self._node = node
         self._run = run
         self._behind = behind
@@ -85,10 +95,16 @@ class AnswerBook:
 
     def _recorded(self, row: AnswerRow, order_digest: str) -> None:
         self._kept.add((row.seq, row.org))
-        if row.org != self._node.settings.org:
-            task = asyncio.create_task(self._confirm(row.org, order_digest))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        own = row.org == self._node.settings.org
+        task = asyncio.create_task(self._own_recorded(order_digest) if own else self._confirm(row.org, order_digest))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _own_recorded(self, order_digest: str) -> None:
+        try:
+            await self._own_kept(order_digest)
+        except ComityError as error:
+            log.warning("own.kept", run=self._run, error=str(error))  # what it holds goes with the run
 
     async def _confirm(self, org: str, order_digest: str) -> None:
         settings = self._node.settings

@@ -16,8 +16,16 @@ from comity_agents.flower.codec import Content, read_blob
 from comity_node.context import NodeContext
 from comity_node.training import enforcement
 from comity_node.training.blobs import Blob
-from comity_node.training.profiles.base import AggregationProfile, Outgoing, Profiles, Protected
-from comity_node.training.workshop import Workshop
+from comity_node.training.profiles.base import (
+    AggregationProfile,
+    Asked,
+    Kept,
+    Outgoing,
+    Profiles,
+    Protected,
+    profile_of,
+)
+from comity_node.training.workshop import Station, Workshop
 from comity_policies.documents import Agreement, OrderHeader
 
 # A worker that dies is started again this often for one order; then the fault is the app's, not chance.
@@ -47,11 +55,7 @@ class Execution:
 
     def profile_of(self, agreement: Agreement) -> AggregationProfile:
         """Return the profile that the terms ask for. Raises `UNSUPPORTED`."""
-        name = str(agreement.terms.get("aggregation", "plain"))
-        profile = self._profiles.get(name)
-        if profile is None:
-            raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {name}")
-        return profile
+        return profile_of(self._profiles, agreement)
 
     async def run(self, job: Job) -> tuple[Blob, Protected]:
         """Run one order and return the result with its protected form; the caller closes the blob.
@@ -65,24 +69,37 @@ class Execution:
         profile.refuse(agreement, order)
         step = enforcement.step_of(agreement, order)
         station = await self._workshop.station(order.run, agreement, step)
-        result = await self._call(job, station.worker, step.reply_timeout_s)
+        kept = await profile.begin(Asked(agreement, order, job.order_digest, job.asked))
         try:
-            outgoing = Outgoing(agreement, order, job.order_digest, job.asked, result, station.cohort, job.own)
-            measured = await profile.measure(outgoing)
-            done = {"aggregation": profile.name, "clipped": measured.clipped, "noise": measured.noise}
-            await asyncio.to_thread(self._judge, job, result, {**done, "cohort": station.cohort})
-            job.released_bytes = result.size
+            return await self._let_out(job, profile, station, kept, step.reply_timeout_s)
+        except ComityError as error:
+            await profile.end(job.order_digest, error)
+            raise
+
+    async def _let_out(
+        self, job: Job, profile: AggregationProfile, station: Station, kept: Kept | None, timeout_s: int
+    ) -> tuple[Blob, Protected]:
+        """Make the result, unless it is there already, and let it out if the policy does."""
+        result = kept.result if kept is not None else await self._call(job, station.worker, timeout_s)
+        try:
+            cohort, agreement, order = station.cohort, job.agreement, job.order
+            outgoing = Outgoing(agreement, order, job.order_digest, job.asked, result, cohort, job.own)
+            measured = kept.measured if kept is not None else await profile.measure(outgoing)
+            done = {"aggregation": profile.name, "clipped": measured.clipped, "noise": measured.noise, "cohort": cohort}
+            facts = await asyncio.to_thread(self._judge, job, result, done, measured.facts)
+            job.released_bytes = int(facts["size_bytes"])
             return result, await profile.protect(outgoing, measured)
         except BaseException:
             result.close()
             raise
 
-    def _judge(self, job: Job, result: Blob, facts: dict[str, Any]) -> None:
-        """Complete the facts of a result from its bytes and ask whether it may leave."""
+    def _judge(self, job: Job, result: Blob, done: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, Any]:
+        """Complete the facts of a result, from its bytes unless they were measured, and ask whether it may leave."""
         node = self._node
         me, now = node.settings.org, instants.to_text(node.clock())
-        facts = facts | _facts(result)
+        facts = done | (_facts(result) if measured is None else measured)
         enforcement.check_egress(job.agreement, job.order, facts, me, now, node.policy.decide)
+        return facts
 
     async def _call(self, job: Job, worker: Any, timeout_s: int) -> Blob:
         order, limits = job.order, self._node.settings.limits

@@ -248,7 +248,7 @@ class Participant:
             reply = self._replies.statement(header, order.digest, outcome.outcome, error, protected)
 
         def write(conn: Connection) -> None:
-            if outcome.egress_bytes:
+            if outcome.egress_bytes and not (protected is not None and protected.charged):
                 stored = self._agreements.find(conn, header.agreement)
                 cost = {grants.EGRESS_BYTES: outcome.egress_bytes}
                 grants.check(stored.agreement, store.spent(conn, header.agreement), cost)

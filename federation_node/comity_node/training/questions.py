@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -33,9 +32,10 @@ from comity_node.training.answers import AnswerBook
 from comity_node.training.blobs import Blob, SealedBlob
 from comity_node.training.enforcement import word_of
 from comity_node.training.led import LedRun, RoundCounter, error_of, verdict_on
+from comity_node.training.opened import ON_THE_WAY, Open, OpenSink
 from comity_node.training.ordering import OrderWriter
 from comity_node.training.participant import Participant, Performed
-from comity_node.training.profiles.base import AggregationProfile, Collector, Delivery, Question
+from comity_node.training.profiles.base import AggregationProfile, Delivery, Question
 from comity_node.training.tables import CLOSED, AnswerRow, QuestionRow
 from comity_node.transport.model import Message
 from comity_policies.documents import OrderHeader, ReplyHeader
@@ -46,43 +46,10 @@ GONE_S = 30.0
 REOPENED_S = 30.0
 OWN_RETRY_S = 2.0
 
-# Trouble on the way, not with the reply: it comes again.
-_ON_THE_WAY = frozenset(
-    {
-        ErrorCode.PAYLOAD_MISSING,
-        ErrorCode.PAYLOAD_TRUNCATED,
-        ErrorCode.PAYLOAD_DIGEST,
-        ErrorCode.UNAVAILABLE,
-        ErrorCode.TIMEOUT,
-        ErrorCode.BUSY,
-        ErrorCode.JOURNAL_UNWRITABLE,
-    }
-)
-
 log = structlog.get_logger("comity.node.training")
 
 # (seq, organisation, content or None, error or None): hands an answer to the app; the caller keeps the blob.
 Answer = Callable[[int, str, Blob | None, ComityError | None], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class _Open:
-    """A question that waits for answers."""
-
-    question: Question
-    statement: Statement
-    sealed: SealedBlob
-    collector: Collector
-    waiting: set[str]
-    results: set[str] = field(default_factory=set)
-    errors: dict[str, ComityError] = field(default_factory=dict)
-    passing: dict[str, ComityError] = field(default_factory=dict)
-    accepting: set[str] = field(default_factory=set)
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def order(self) -> OrderHeader:
-        return self.question.order
 
 
 class QuestionDesk:
@@ -105,7 +72,7 @@ class QuestionDesk:
         self._answer = answer
         self._writer = OrderWriter(node, led)
         self._folder: Path = node.settings.payloads_folder
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Open] = {}
         self._own: dict[int, asyncio.Task[Performed]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._counter = RoundCounter()
@@ -190,6 +157,7 @@ class QuestionDesk:
 
     async def _anew(self, ask: Ask, receivers: tuple[str, ...], number: int, content: Blob) -> None:
         """Seal, sign, journal, then tell everyone."""
+        self._profile.refuse_question(self._led.agreement, receivers)
         written = await self._writer.write(ask, receivers, number, content)
         others = tuple(org for org in receivers if org != self._led.me)
         if written.sealed.file is not None:
@@ -200,6 +168,7 @@ class QuestionDesk:
         await self._node.journal.run(lambda conn: store.put_question(conn, written.row))
         self.live_questions += 1
         found = self._opened(written.order, written.statement, written.sealed, content, set(receivers))
+        await found.collector.begin(())
         self._start_timer(found, written.timeout_s)
         self._start_own(found)
         await self._writer.relay(written.statement, written.sealed, others)
@@ -236,6 +205,7 @@ class QuestionDesk:
             found.waiting.discard(answer.org)
         await self._settle(found, told=row.state == CLOSED)
         if found.waiting:
+            await found.collector.begin(answers)
             left_s = (instants.parse(order.reply_by) - self._node.clock()).total_seconds()
             self._start_timer(found, max(REOPENED_S, left_s))
             self._start_own(found)
@@ -243,25 +213,31 @@ class QuestionDesk:
 
     def _opened(
         self, order: OrderHeader, statement: Statement, sealed: SealedBlob, content: Blob, waiting: set[str]
-    ) -> _Open:
+    ) -> Open:
         limit = self._node.settings.limits.reply_bytes_max
         question = Question(self._led.agreement, order, statement.digest, content, self._folder, limit)
-        found = _Open(question, statement, sealed, self._profile.collector(question), waiting)
+        sink = OpenSink(
+            lambda: self._open.get(order.seq),
+            self._deliver,
+            self._drop,
+            lambda error: self._book.tell("waiting", org=self._led.me, round=order.round, error=error.to_json()),
+        )
+        found = Open(question, statement, sealed, self._profile.collector(question, sink), waiting)
         self._open[order.seq] = found
         return found
 
-    def _start_timer(self, found: _Open, delay_s: float) -> None:
+    def _start_timer(self, found: Open, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
         found.timer = loop.call_later(delay_s, lambda: self._spawn(self._expire(found)))
 
     # -- answers
 
-    def _start_own(self, found: _Open) -> None:
+    def _start_own(self, found: Open) -> None:
         if self._led.me in found.waiting:
             found.accepting.add(self._led.me)
             self._spawn(self._perform(found))
 
-    async def _perform(self, found: _Open) -> None:
+    async def _perform(self, found: Open) -> None:
         """Serve our own order; a refusal that may heal is tried again until the deadline drops us."""
         me, seq = self._led.me, found.order.seq
         while me in found.waiting:
@@ -286,7 +262,7 @@ class QuestionDesk:
             found.passing[me] = why
             await asyncio.sleep(OWN_RETRY_S)
 
-    async def _accept(self, found: _Open, org: str, reply: ReplyHeader, inline: bytes) -> None:
+    async def _accept(self, found: Open, org: str, reply: ReplyHeader, inline: bytes) -> None:
         try:
             if reply.outcome == "result":
                 await self._deliver(found, await found.collector.accept(org, reply, inline))
@@ -298,14 +274,14 @@ class QuestionDesk:
             else:
                 await self._drop(found, org, reply.outcome, error)
         except ComityError as error:
-            if error.code in _ON_THE_WAY:
+            if error.code in ON_THE_WAY:
                 log.warning("reply.waiting", run=reply.run, seq=reply.seq, org=org, error=str(error))
             else:
                 await self._drop(found, org, "failed", error)
         finally:
             found.accepting.discard(org)
 
-    async def _deliver(self, found: _Open, deliveries: list[Delivery]) -> None:
+    async def _deliver(self, found: Open, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             try:
                 error = await self._book.judge(delivery)
@@ -320,7 +296,7 @@ class QuestionDesk:
                 delivery.blob.close()
         await self._settle(found)
 
-    async def _drop(self, found: _Open, org: str, outcome: str, error: ComityError) -> None:
+    async def _drop(self, found: Open, org: str, outcome: str, error: ComityError) -> None:
         """Go on without an organisation's result: on disk first, then told to the app."""
         if org not in found.waiting:
             return
@@ -332,7 +308,7 @@ class QuestionDesk:
         await self._answer(order.seq, org, None, error)
         await self._deliver(found, await found.collector.drop(org))
 
-    async def _settle(self, found: _Open, *, told: bool = False) -> None:
+    async def _settle(self, found: Open, *, told: bool = False) -> None:
         """Close a question that nobody is awaited for; `told` if an earlier process did and its watchers know."""
         order = found.order
         if found.waiting or self._open.get(order.seq) is not found:
@@ -347,7 +323,7 @@ class QuestionDesk:
             self._book.closed(order, sorted(found.results), dropped)
         self.verdict = verdict_on(len(found.results), self._led.results_min, found.errors) or self.verdict
 
-    async def _expire(self, found: _Open) -> None:
+    async def _expire(self, found: Open) -> None:
         for org in sorted(found.waiting):
             passing = found.passing.get(org)
             await self._drop(found, org, "failed", passing or ComityError(ErrorCode.TIMEOUT, "no reply in time"))
@@ -363,7 +339,7 @@ class QuestionDesk:
             if org in found.waiting and org not in found.accepting and len(expected) >= self._led.results_min:
                 await self._drop(found, org, "failed", ComityError(ErrorCode.UNAVAILABLE, "its node is gone"))
 
-    def _repeat(self, found: _Open, targets: tuple[str, ...]) -> None:
+    def _repeat(self, found: Open, targets: tuple[str, ...]) -> None:
         """Send an order, and its payload, again to organisations that have not answered."""
         others = tuple(org for org in targets if org != self._led.me)
         if not others:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -32,9 +33,11 @@ log = structlog.get_logger("comity.node.training")
 class Replies:
     """Signs, sends and repeats answers."""
 
-    def __init__(self, node: NodeContext, behind: WriteBehind) -> None:
+    def __init__(self, node: NodeContext, behind: WriteBehind, confirmed: Callable[[str], Awaitable[None]]) -> None:
+        """`confirmed` hears the digest of each order whose answer its lead keeps."""
         self._node = node
         self._behind = behind
+        self._confirmed = confirmed
         self._sent_at: dict[str, float] = {}
         self._keeper: asyncio.Task[None] | None = None
 
@@ -58,6 +61,7 @@ class Replies:
         digest, lead = str(statement.body.get("order")), statement.issuer
         self._sent_at.pop(digest, None)
         self._behind.add(lambda conn: store.ack_order(conn, digest, lead))
+        await self._confirmed(digest)
 
     def statement(
         self,

@@ -29,7 +29,7 @@ from comity_node.training.lead import RunHost
 from comity_node.training.led import LedRun
 from comity_node.training.participant import Participant
 from comity_node.training.ports import FINAL, Agreements
-from comity_node.training.profiles.base import Profiles
+from comity_node.training.profiles.base import Profiles, profile_of
 from comity_node.training.receipts import ReceiptBook
 from comity_node.training.results import Results
 from comity_node.training.tables import CANCELLED, PREPARING, READY, RUNNING, RunRow
@@ -157,6 +157,7 @@ class Runs:
         host = self._hosts.get(run)
         await self._stop_work(run)
         await self._participant.cancel(run)
+        await self._forget_sums(run)
         await self._workshop.close(run)
         if host is not None:
             await host.cancel(error)
@@ -188,6 +189,7 @@ class Runs:
             await asyncio.wait({host}, timeout=PREPARE_AGAIN_S)  # it is sending the result, or was overruled
         await self._stop_work(run)
         await self._participant.cancel(run)
+        await self._forget_sums(run)
         await self._receipts.flush()
         await self._behind.flush()
 
@@ -235,6 +237,10 @@ class Runs:
         except Exception as error:  # one run's defect must not end the node; its deadline at the barrier ends it
             log.error("run.failed", run=run, exc_info=error)
 
+    async def _forget_sums(self, run: str) -> None:
+        for profile in self._profiles.values():
+            await profile.forget(run)
+
     async def _stop_work(self, run: str) -> None:
         task = self._tasks.pop(run, None)
         if task is not None:
@@ -247,6 +253,7 @@ class Runs:
         while True:  # bounded by the coordinator's barrier, whose end cancels this task
             try:
                 stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
+                await profile_of(self._profiles, stored.agreement).prepare(stored.agreement)
                 await self._workshop.station(run, stored.agreement, _step_of(stored.agreement, row.lead))
                 break
             except ComityError as error:
@@ -274,11 +281,8 @@ class Runs:
         stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
         agreement = stored.agreement
         led = LedRun(row.run, agreement, _step_of(agreement, row.lead), self._node.settings.org, row.agreement)
-        name = str(agreement.terms.get("aggregation", "plain"))
-        profile = self._profiles.get(name)
-        if profile is None:
-            raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {name}")
-        book = AnswerBook(self._node, row.run, self._behind, self._events)
+        profile = profile_of(self._profiles, agreement)
+        book = AnswerBook(self._node, row.run, self._behind, self._events, profile.confirmed)
         host = RunHost(self._node, led, self._workshop, self._participant, profile, book, self._finals)
         self._hosts[row.run] = host
         try:

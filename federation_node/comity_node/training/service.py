@@ -15,7 +15,8 @@ from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.events import RunEvents
 from comity_node.training.participant import Participant
 from comity_node.training.ports import Agreements, Stored
-from comity_node.training.profiles.base import Profiles
+from comity_node.training.profiles.base import AggregationProfile, Profiles
+from comity_node.training.profiles.lead_key import LeadKeyProfile
 from comity_node.training.profiles.plain import PlainProfile
 from comity_node.training.receipts import ReceiptBook
 from comity_node.training.replies import Replies
@@ -62,9 +63,11 @@ class TrainingService:
         self._behind = WriteBehind(node.journal)
         self.events = RunEvents(node.journal, self._behind, node.clock)
         self._receipts = ReceiptBook(node)
-        self._replies = Replies(node, self._behind)
         self._workshop = Workshop(node, agreements, self.catalogue)
-        self._profiles: Profiles = {profile.name: profile for profile in (PlainProfile(node),)}
+        profiles: tuple[AggregationProfile, ...] = (PlainProfile(node), LeadKeyProfile(node, agreements))
+        self._profiles: Profiles = {profile.name: profile for profile in profiles}
+        self._profile_names: dict[str, str] = {}
+        self._replies = Replies(node, self._behind, self._confirmed)
         self._participant = Participant(
             node, agreements, self.catalogue, self._workshop, self._profiles, self._receipts, self._replies
         )
@@ -88,6 +91,7 @@ class TrainingService:
         link.register("reply", self._on_reply)
         link.register("reply.ack", self._replies.on_ack)
         link.register("secagg", self._on_secagg)
+        link.register("secagg.notice", self._on_word)
         link.register("result", self.results.on_result)
         link.register("result.ack", self.results.on_ack)
         link.register("run.prepare", self.runs.on_prepare)
@@ -112,6 +116,8 @@ class TrainingService:
         await self._replies.stop()
         await self.results.stop()
         await self._receipts.stop()
+        for profile in self._profiles.values():
+            await profile.stop()
         await self._workshop.stop()
         await self._behind.stop()
 
@@ -121,11 +127,29 @@ class TrainingService:
             await host.desk.on_reply(message)
 
     async def _on_secagg(self, message: Message) -> None:
-        body = message.statement("secagg").body
-        found = await self._node.journal.run(lambda conn: self.runs.profile_name(conn, str(body.get("run"))))
-        profile = self._profiles.get(found)
+        profile = await self._profile_of(message)
         if profile is not None:
             await profile.on_message(message)
+
+    async def _on_word(self, message: Message) -> None:
+        profile = await self._profile_of(message)
+        if profile is not None:
+            await profile.on_word(message)
+
+    async def _profile_of(self, message: Message) -> AggregationProfile | None:
+        """Return the profile of a message's run; what the message says of the run is checked by the profile."""
+        name = self._profile_names.get(message.run)
+        if name is None:
+            name = await self._node.journal.run(lambda conn: self.runs.profile_name(conn, message.run))
+            if name:
+                self._profile_names[message.run] = name
+            while len(self._profile_names) > KNOWN_MAX:
+                self._profile_names.pop(next(iter(self._profile_names)))
+        return self._profiles.get(name)
+
+    async def _confirmed(self, order_digest: str) -> None:
+        for profile in self._profiles.values():
+            await profile.confirmed(order_digest)
 
     async def _on_presence(self, org: str, here: bool) -> None:
         """Repeat what an organisation may have missed; note that one is gone."""
@@ -134,6 +158,8 @@ class TrainingService:
                 await host.desk.resend(org)
             else:
                 host.desk.gone(org)
+        for profile in self._profiles.values():
+            await profile.on_presence(org, here)
         if here:
             await self._replies.resend(org)
             await self.results.resend(org)

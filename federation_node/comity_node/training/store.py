@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from comity_node.training.profiles import sum_store
 from comity_node.training.tables import (
     CLOSED,
     FINISHED,
@@ -249,13 +250,14 @@ def files_of(conn: Connection, run: str) -> list[str]:
     for table in (orders, questions, answers):
         query = select(table.c.file).where(table.c.run == run, table.c.file.is_not(None))
         names.update(name for (name,) in conn.execute(query))
-    return sorted(names)
+    return sorted(names.union(sum_store.files_of(conn, run)))
 
 
 def forget_work(conn: Connection, run: str) -> None:
     """Drop a closed run's questions and answers, and the payloads of its orders; orders themselves stay on record."""
     for table in (questions, answers, refusals):
         conn.execute(delete(table).where(table.c.run == run))
+    sum_store.forget(conn, run)
     conn.execute(update(orders).where(orders.c.run == run).values(inline=None, file=None, reply=None, acked=True))
 
 

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import grpc.aio
 
@@ -21,7 +22,6 @@ from comity.v1 import payload_pb2
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity_crypto.keystore import KeyStore
-from comity_crypto.sealing import SealedRef
 from comity_node.transport.dial import Dialer, ask
 
 CHUNK_BYTES = 512 * 1024
@@ -39,6 +39,20 @@ _PASSING = frozenset(
 Source = Path | bytes | memoryview
 
 
+class Ref(Protocol):
+    """The address of a payload: a `SealedRef`, or that of a ciphertext which is not sealed besides."""
+
+    @property
+    def digest(self) -> str:
+        """Lower-case hexadecimal SHA-256 of all its bytes."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its number of bytes."""
+        ...
+
+
 class Payloads:
     """Uploads and downloads over a connection of its own, so that bulk never stands before a message."""
 
@@ -50,7 +64,7 @@ class Payloads:
         """End the connection."""
         await self._dialer.close()
 
-    async def put(self, source: Source, ref: SealedRef, receivers: tuple[str, ...]) -> None:
+    async def put(self, source: Source, ref: Ref, receivers: tuple[str, ...]) -> None:
         """Upload the ciphertext of `ref` for `receivers`; returns once the spool has verified the whole.
 
         Args:
@@ -82,7 +96,7 @@ class Payloads:
                 await asyncio.sleep(_pause_s(attempts))
                 offset, whole = await self._present(ref, offset)
 
-    async def get(self, ref: SealedRef) -> AsyncIterator[bytes]:
+    async def get(self, ref: Ref) -> AsyncIterator[bytes]:
         """Yield the ciphertext of `ref` chunk by chunk, following an upload that is still under way.
 
         Every chunk but the last is `CHUNK_BYTES` long; together they are `ref.size`. The opener checks the digest.
@@ -108,7 +122,7 @@ class Payloads:
                 await asyncio.sleep(_pause_s(attempts))
 
     async def _put_once(
-        self, source: Source, ref: SealedRef, receivers: tuple[str, ...], offset: int, *, send_data: bool
+        self, source: Source, ref: Ref, receivers: tuple[str, ...], offset: int, *, send_data: bool
     ) -> payload_pb2.PutPayloadResponse:
         header = payload_pb2.PayloadHeader(
             digest=ref.digest, size_bytes=ref.size, receivers=receivers, offset_bytes=offset
@@ -135,7 +149,7 @@ class Payloads:
         finally:
             call.cancel()
 
-    async def _get_once(self, ref: SealedRef, offset: int) -> AsyncIterator[bytes]:
+    async def _get_once(self, ref: Ref, offset: int) -> AsyncIterator[bytes]:
         request = payload_pb2.GetPayloadRequest(digest=ref.digest, offset_bytes=offset)
         call = self._dialer.payloads().GetPayload(request)
         try:
@@ -156,7 +170,7 @@ class Payloads:
         finally:
             call.cancel()
 
-    async def _present(self, ref: SealedRef, otherwise: int) -> tuple[int, bool]:
+    async def _present(self, ref: Ref, otherwise: int) -> tuple[int, bool]:
         """Ask how much the spool has: (where to go on, whether it is whole); `otherwise` if it cannot be asked now.
 
         Asked before the first byte, because a call that ends while bytes are under way loses its answer.

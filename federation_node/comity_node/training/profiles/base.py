@@ -10,15 +10,26 @@ What a collector yields is recorded by `recall` in the lead's journal and rebuil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from comity.wire.errors import ComityError, ErrorCode
 from comity_node.training.blobs import Blob
 from comity_node.training.tables import AnswerRow
 from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, OrderHeader, ReplyHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An order that starts at a party, before the app has seen it; `asked` is its content and the caller's."""
+
+    agreement: Agreement
+    order: OrderHeader
+    order_digest: str
+    asked: Blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +55,32 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the profile did to a result before it may leave: facts for the egress policy, and its own state."""
+    """What the profile did to a result before it may leave, and its own state.
+
+    `facts` for the egress policy (kind, metrics, size_bytes, cohort) replace those of the whole result where only a
+    part of it would leave.
+    """
 
     clipped: int = 0
     noise: bool = False
     state: object | None = None
+    facts: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is left of a result that an earlier process let out: it is not made again. The taker closes `result`."""
+
+    result: Blob
+    measured: Measured
 
 
 @dataclass(frozen=True, slots=True)
 class Protected:
     """What leaves: the reply's payload and digest, and the bytes, inline or as a file of the payload folder.
 
-    `own` is True for the lead's own part, which stays; then `file` or `inline` hold the plain content.
+    For the lead's own part, which stays, `payload` is None and `file` or `inline` hold the plain content. `charged`
+    says that the grant was charged when the bytes left.
     """
 
     payload: dict[str, Any] | None
@@ -64,6 +89,7 @@ class Protected:
     inline: bytes | None
     file: str | None
     size_bytes: int
+    charged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +113,28 @@ class Delivery:
     row: AnswerRow
 
 
+class Sink(Protocol):
+    """Where a collector puts what no call of the caller's asked for."""
+
+    async def deliver(self, deliveries: list[Delivery]) -> None:
+        """Hand answers to the app; the blobs belong to the sink."""
+        ...
+
+    async def fail(self, org: str, error: ComityError) -> None:
+        """Go on without an organisation's answer, if it is still awaited."""
+        ...
+
+    def waiting(self, error: ComityError) -> None:
+        """Tell who is watching that something is tried again."""
+        ...
+
+
 class Collector(Protocol):
     """Takes the replies to one question. Not used by two tasks for the same organisation at a time."""
+
+    async def begin(self, recorded: Sequence[AnswerRow]) -> None:
+        """Start collecting; `recorded` is what an earlier process of this node has recorded and the app has."""
+        ...
 
     async def own(self, protected: Protected, blob: Blob) -> list[Delivery]:
         """Take the lead's own part. Returns what can be delivered now; the blobs belong to the taker."""
@@ -120,6 +166,34 @@ class AggregationProfile(Protocol):
         """Whether a party compares an order's content with the digest in its header, which all parties see."""
         ...
 
+    async def prepare(self, agreement: Agreement) -> None:
+        """Get ready for a run. Raises why this agreement's runs are impossible here."""
+        ...
+
+    async def begin(self, asked: Asked) -> Kept | None:
+        """Take note of an order that starts; returns what an earlier process let out for it, if it did."""
+        ...
+
+    async def end(self, order_digest: str, error: ComityError) -> None:
+        """Take note that an order came to no result."""
+        ...
+
+    async def confirmed(self, order_digest: str) -> None:
+        """Take note that the lead keeps the answer to an order."""
+        ...
+
+    async def forget(self, run: str) -> None:
+        """Let go of a run that is over."""
+        ...
+
+    async def stop(self) -> None:
+        """End tasks and processes."""
+        ...
+
+    def refuse_question(self, agreement: Agreement, receivers: tuple[str, ...]) -> None:
+        """Refuse, at the lead, a question that this profile cannot serve. Raises `STRATEGY_REFUSED`."""
+        ...
+
     def refuse(self, agreement: Agreement, order: OrderHeader) -> None:
         """Refuse an order that this profile cannot serve, such as a subset. Raises `ORDER_MISMATCH`."""
         ...
@@ -132,8 +206,8 @@ class AggregationProfile(Protocol):
         """Make of a result what leaves, on disk when this returns if it is a file."""
         ...
 
-    def collector(self, question: Question) -> Collector:
-        """Return the collector of a question at the lead."""
+    def collector(self, question: Question, sink: Sink) -> Collector:
+        """Return the collector of a question at the lead; nothing happens before its `begin`."""
         ...
 
     async def recall(self, question: Question, row: AnswerRow) -> Blob:
@@ -144,5 +218,22 @@ class AggregationProfile(Protocol):
         """Take a message between the parties of a secure sum."""
         ...
 
+    async def on_word(self, message: Message) -> None:
+        """Take the coordinator's word in a secure sum."""
+        ...
+
+    async def on_presence(self, org: str, here: bool) -> None:
+        """Take note that an organisation came or went."""
+        ...
+
 
 Profiles = Mapping[str, AggregationProfile]
+
+
+def profile_of(profiles: Profiles, agreement: Agreement) -> AggregationProfile:
+    """Return the profile that an agreement's terms ask for. Raises `UNSUPPORTED`."""
+    name = str(agreement.terms.get("aggregation", "plain"))
+    profile = profiles.get(name)
+    if profile is None:
+        raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {name}")
+    return profile

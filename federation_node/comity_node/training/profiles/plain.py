@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -16,7 +17,17 @@ from comity_crypto.sealing import SealedRef, sealed_size
 from comity_node.context import NodeContext
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob, SealedBlob
-from comity_node.training.profiles.base import Collector, Delivery, Measured, Outgoing, Protected, Question
+from comity_node.training.profiles.base import (
+    Asked,
+    Collector,
+    Delivery,
+    Kept,
+    Measured,
+    Outgoing,
+    Protected,
+    Question,
+    Sink,
+)
 from comity_node.training.tables import INLINE_BYTES_MAX, AnswerRow
 from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, OrderHeader, ReplyHeader
@@ -37,6 +48,28 @@ class PlainProfile:
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
+
+    async def prepare(self, agreement: Agreement) -> None:
+        """Nothing is needed."""
+
+    async def begin(self, asked: Asked) -> Kept | None:
+        """Nothing leaves before the reply."""
+        return None
+
+    async def end(self, order_digest: str, error: ComityError) -> None:
+        """Nothing was begun."""
+
+    async def confirmed(self, order_digest: str) -> None:
+        """Nothing is held."""
+
+    async def forget(self, run: str) -> None:
+        """Nothing is held."""
+
+    async def stop(self) -> None:
+        """Nothing runs."""
+
+    def refuse_question(self, agreement: Agreement, receivers: tuple[str, ...]) -> None:
+        """Nothing: any content may go to any subset."""
 
     def refuse(self, agreement: Agreement, order: OrderHeader) -> None:
         """Nothing: any content may go to any subset."""
@@ -74,7 +107,7 @@ class PlainProfile:
         await blobs.to_file(blob, node.settings.payloads_folder / name)
         return Protected(None, plain, commitment.hexdigest(), None, name, blob.size)
 
-    def collector(self, question: Question) -> Collector:
+    def collector(self, question: Question, sink: Sink) -> Collector:
         """Return a collector that delivers each reply as it comes."""
         return _PlainCollector(self._node, question)
 
@@ -97,6 +130,13 @@ class PlainProfile:
         """There are no such messages under `plain`."""
         raise ComityError(ErrorCode.ORDER_MISMATCH, "this run has no secure sum")
 
+    async def on_word(self, message: Message) -> None:
+        """There are no such words under `plain`."""
+        raise ComityError(ErrorCode.ORDER_MISMATCH, "this run has no secure sum")
+
+    async def on_presence(self, org: str, here: bool) -> None:
+        """Orders and replies are repeated by whoever sent them."""
+
 
 class _PlainCollector:
     """Delivers each reply as it comes."""
@@ -104,6 +144,9 @@ class _PlainCollector:
     def __init__(self, node: NodeContext, question: Question) -> None:
         self._node = node
         self._question = question
+
+    async def begin(self, recorded: Sequence[AnswerRow]) -> None:
+        """Nothing is to be started: replies come by themselves."""
 
     async def own(self, protected: Protected, blob: Blob) -> list[Delivery]:
         org = self._node.settings.org

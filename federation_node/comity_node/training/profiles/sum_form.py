@@ -86,7 +86,8 @@ class Shape:
         except (ComityError, ValueError, TypeError, KeyError) as error:
             raise ComityError(ErrorCode.REPLY_SHAPE, "not the shape of a reply") from error
         found = cls(arrays, metrics)
-        if found.places > METRICS_MAX or len(set(metrics)) != len(metrics) or metrics != tuple(sorted(metrics, key=_key)):
+        ordered = metrics == tuple(sorted(set(metrics), key=_key))
+        if found.places > METRICS_MAX or not ordered:
             raise ComityError(ErrorCode.REPLY_SHAPE, "not the shape of a reply")
         return found
 

@@ -1,0 +1,75 @@
+"""A question at its lead while it waits for answers, and where its collector puts them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.statements import Statement
+from comity_node.training.blobs import SealedBlob
+from comity_node.training.profiles.base import Collector, Delivery, Question
+from comity_policies.documents import OrderHeader
+
+# Trouble on the way, not with the reply: it comes again.
+ON_THE_WAY = frozenset(
+    {
+        ErrorCode.PAYLOAD_MISSING,
+        ErrorCode.PAYLOAD_TRUNCATED,
+        ErrorCode.PAYLOAD_DIGEST,
+        ErrorCode.UNAVAILABLE,
+        ErrorCode.TIMEOUT,
+        ErrorCode.BUSY,
+        ErrorCode.JOURNAL_UNWRITABLE,
+    }
+)
+
+
+@dataclass(slots=True)
+class Open:
+    """A question that waits for answers."""
+
+    question: Question
+    statement: Statement
+    sealed: SealedBlob
+    collector: Collector
+    waiting: set[str]
+    results: set[str] = field(default_factory=set)
+    errors: dict[str, ComityError] = field(default_factory=dict)
+    passing: dict[str, ComityError] = field(default_factory=dict)
+    accepting: set[str] = field(default_factory=set)
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def order(self) -> OrderHeader:
+        return self.question.order
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSink:
+    """Puts a collector's answers into its question while that is open. `tell` is for watchers."""
+
+    find: Callable[[], Open | None]
+    put: Callable[[Open, list[Delivery]], Awaitable[None]]
+    drop: Callable[[Open, str, str, ComityError], Awaitable[None]]
+    tell: Callable[[ComityError], None]
+
+    async def deliver(self, deliveries: list[Delivery]) -> None:
+        """Hand answers to the app; the blobs belong to the sink."""
+        found = self.find()
+        if found is not None:
+            await self.put(found, deliveries)
+            return
+        for delivery in deliveries:
+            delivery.blob.close()
+
+    async def fail(self, org: str, error: ComityError) -> None:
+        """Go on without an organisation's answer, if it is still awaited."""
+        found = self.find()
+        if found is not None:
+            await self.drop(found, org, "failed", error)
+
+    def waiting(self, error: ComityError) -> None:
+        """Tell who is watching that something is tried again."""
+        self.tell(error)

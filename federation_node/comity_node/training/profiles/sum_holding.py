@@ -1,0 +1,92 @@
+"""The holder's machine at work: the lead's round key, the aggregate and what is decoded from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from comity.wire.errors import ComityError
+from comity_crypto.secagg.driver import Driver
+from comity_crypto.secagg.events import (
+    DigestReady,
+    EraseKey,
+    Event,
+    Output,
+    Send,
+    StartDecrypt,
+    StartDigest,
+    SumDecoded,
+)
+from comity_crypto.secagg.holder import HolderState
+from comity_crypto.secagg.messages import Offer
+from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.workers import RoundKey, memory_file
+from comity_node.training.blobs import Blob
+from comity_node.training.profiles.sum_exchange import Exchange, Said
+from comity_node.training.profiles.sum_wire import Addressed
+
+Decode = Callable[[NDArray[np.uint64], int], Awaitable[Blob]]
+
+log = structlog.get_logger("comity.node.training")
+
+
+class Holding:
+    """Performs the outputs of one session. `opened` is the reply that stands for all, once it is there."""
+
+    driver: Driver[HolderState]
+
+    def __init__(self, exchange: Exchange, offer: Offer, key: RoundKey, said: Said, decode: Decode) -> None:
+        """`decode` turns decrypted slots and the number of contributors into the reply."""
+        self._exchange = exchange
+        self._offer = offer
+        self._key = key
+        self._decode = decode
+        self._said = said
+        self._fd = memory_file("aggregate")
+        self.opened: Blob | None = None
+
+    async def perform(self, output: Output) -> None:
+        """Do one output."""
+        if isinstance(output, Send):
+            await self._said.say(output.to, output.message, but=self.driver.tell)
+        elif isinstance(output, StartDigest):
+            self.driver.work(self._check(output))
+        elif isinstance(output, StartDecrypt):
+            self.driver.work(self._decrypt(output))
+        elif isinstance(output, EraseKey):
+            self._key.secret.erase()
+
+    def close(self) -> None:
+        """Let go of the aggregate."""
+        os.close(self._fd)
+
+    def discard(self) -> None:
+        """Close what nobody will take."""
+        if self.opened is not None:
+            self.opened.close()
+
+    async def _check(self, job: StartDigest) -> Event:
+        offer, exchange = self._offer, self._exchange
+        os.ftruncate(self._fd, 0)
+        size_bytes = 0
+        async for chunk in exchange.node.payloads.get(Addressed(job.digest, offer.upload_bytes)):
+            os.pwrite(self._fd, chunk, size_bytes)
+            size_bytes += len(chunk)
+        return DigestReady(
+            await exchange.workers.check_and_digest(AGG_Q16, offer.chunks, job.challenge, job.digest, self._fd)
+        )
+
+    async def _decrypt(self, job: StartDecrypt) -> Event:
+        workers = self._exchange.workers
+        sums = await workers.decrypt(AGG_Q16, self._offer.chunks, self._key.secret, self._fd)
+        self.opened = await self._decode(sums, job.contributors)
+        return SumDecoded()
+
+
+def refused(error: ComityError) -> None:
+    """Note an event that a machine refused."""
+    log.warning("sum.refused", error=str(error))

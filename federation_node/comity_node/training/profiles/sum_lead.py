@@ -1,0 +1,358 @@
+"""The lead's side of one question under encryption: attempts at a sum, and one reply that stands for all.
+
+Rules:
+1. A fresh key for every attempt, erased with it; the attempt's number is on disk before its offer leaves.
+2. A party that the question dropped is left out of the next attempt; one that merely has to begin anew is not.
+3. After `ATTEMPTS_MAX` attempts that failed by themselves, or where no attempt can help, the question fails by name.
+4. Every party's reply to the app is the same content, in one buffer, with the same weight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents import memory
+from comity_agents.flower.codec import read_blob
+from comity_crypto.sealing import SealedRef
+from comity_crypto.secagg import holder
+from comity_crypto.secagg.driver import Driver
+from comity_crypto.secagg.events import (
+    Failed,
+    Finished,
+    Limits,
+    WorkFailed,
+)
+from comity_crypto.secagg.holder import HolderState
+from comity_crypto.secagg.messages import ATTEMPT_MAX, Offer
+from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.workers import RoundKey
+from comity_node.training import blobs
+from comity_node.training.blobs import Blob, SealedBlob
+from comity_node.training.enforcement import word_of
+from comity_node.training.profiles import sum_form, sum_store
+from comity_node.training.profiles.base import Delivery, Protected, Question, Sink
+from comity_node.training.profiles.plain import RESULT, reply_context
+from comity_node.training.profiles.sum_exchange import Exchange, Said
+from comity_node.training.profiles.sum_form import Plan, Shape
+from comity_node.training.profiles.sum_holding import Holding, refused
+from comity_node.training.profiles.sum_part import key_context, minimum_of
+from comity_node.training.tables import INLINE_BYTES_MAX, AnswerRow
+from comity_policies.documents import ReplyHeader
+
+ATTEMPTS_MAX = 5
+PAUSE_S = 0.2
+SHAPE_S = 60.0
+
+# Another attempt would end the same way.
+_LASTING = frozenset(
+    {
+        ErrorCode.REPLY_SHAPE,
+        ErrorCode.PARTICIPANTS_TOO_FEW,
+        ErrorCode.UNSUPPORTED,
+        ErrorCode.TOO_LARGE,
+        ErrorCode.GRANT_EXHAUSTED,
+        ErrorCode.NOT_A_MEMBER,
+        ErrorCode.RUN_FAILED,
+    }
+)
+
+log = structlog.get_logger("comity.node.training")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An opened sum: the reply for the app, and who is in it."""
+
+    content: Blob
+    members: tuple[str, ...]
+
+
+class SumCollector:
+    """Collects the answers to one question as one sum."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        question: Question,
+        sink: Sink,
+        limits: Limits,
+        offered: Callable[[Offer, bytes], Awaitable[None]],
+        closed: Callable[[], None],
+    ) -> None:
+        """`offered` takes an offer, with its public key, to this node's own part; `closed` hears of the end."""
+        self._closed = closed
+        self.question = question
+        self.exchange = exchange
+        self._node = exchange.node
+        self._sink = sink
+        self._limits = limits
+        self._offered = offered
+        self._gone: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._driver: Driver[HolderState] | None = None
+        self._delivered = False
+        self._shape: asyncio.Future[Shape] = asyncio.get_running_loop().create_future()
+
+    async def begin(self, recorded: Sequence[AnswerRow]) -> None:
+        """Start, or take up what an earlier process recorded."""
+        self._gone.update(row.org for row in recorded if row.outcome != RESULT)
+        given = next((row for row in recorded if row.outcome == RESULT), None)
+        work = self._sum() if given is None else self._rest(given)
+        self._task = asyncio.create_task(self._guarded(work))
+
+    async def own(self, protected: Protected, blob: Blob) -> list[Delivery]:
+        """The lead's own part lies in the sum; what is left of it here are its names."""
+        self.shaped(Shape.from_bytes(protected.inline or b""))
+        return []
+
+    async def accept(self, org: str, reply: ReplyHeader, inline: bytes) -> list[Delivery]:
+        """A party says that its part is in the sum, and how its numbers are called."""
+        if not self._shape.done():
+            ref, order = SealedRef.from_json(reply.payload), self.question.order
+            if ref.size > INLINE_BYTES_MAX:
+                raise ComityError(ErrorCode.REPLY_TOO_LARGE, limit_bytes=INLINE_BYTES_MAX)
+            blob, _ = await blobs.open_stream(
+                self._node.keys,
+                self.exchange.me,
+                ref,
+                reply_context(order.run, order.seq, org),
+                blobs.pieces(inline, ref),
+                size_max=sum_form.SHAPE_BYTES_MAX,
+            )
+            self.shaped(Shape.from_bytes(blobs.to_bytes(blob)))
+            blob.close()
+        return []
+
+    def shaped(self, shape: Shape) -> None:
+        """Take the names of a reply; the first ones known stay, the sum's fingerprint judges them."""
+        if not self._shape.done():
+            self._shape.set_result(shape)
+
+    async def drop(self, org: str) -> list[Delivery]:
+        """Begin anew without a party."""
+        if org not in self._gone and not self._delivered:
+            self._gone.add(org)
+            if self._driver is not None:
+                self._driver.tell(WorkFailed(ComityError(ErrorCode.UNAVAILABLE, "a party dropped out", org=org)))
+        return []
+
+    async def close(self) -> None:
+        """End; keys are erased."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._shape.cancel()
+        self._closed()
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except ComityError as error:
+            log.warning("sum.given_up", run=self.question.order.run, error=str(error))
+            await self._fail(error)
+        except Exception as error:  # the question must not wait for ever for what failed here
+            log.error("sum.broken", run=self.question.order.run, exc_info=error)
+            await self._fail(ComityError(ErrorCode.INTERNAL, "the secure sum failed at its lead"))
+
+    async def _fail(self, error: ComityError) -> None:
+        self._delivered = True
+        for org in self.question.order.receivers:
+            await self._sink.fail(org, error)
+
+    # -- attempts
+
+    async def _sum(self) -> None:
+        content = self.question.content
+        fixed = await asyncio.to_thread(self._plan, content)
+        made = failures = 0
+        while True:  # bounded by ATTEMPTS_MAX failures and by the parties that can still be dropped
+            without = frozenset(self._gone)
+            try:
+                opened = await self._attempt(fixed, without)
+            except ComityError as error:
+                failures += frozenset(self._gone) == without
+                made += 1
+                log.warning("sum.again", run=self.question.order.run, attempts=made, error=str(error))
+                if error.code in _LASTING or failures >= ATTEMPTS_MAX:
+                    raise
+                self._sink.waiting(error)
+                await asyncio.sleep(PAUSE_S * failures)
+                continue
+            await self._deliver(opened)
+            return
+
+    async def _attempt(self, fixed: Plan, without: frozenset[str]) -> Opened:
+        order, node, agreement = self.question.order, self._node, self.question.agreement
+        parties = tuple(org for org in order.receivers if org not in without)
+        minimum = minimum_of(agreement)
+        if len(parties) < minimum:
+            raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, "too few parties are left for a sum", n=len(parties))
+        counted = node.journal.run(lambda conn: sum_store.next_attempt(conn, order.run, order.seq))
+        key, number = await asyncio.gather(self.exchange.workers.make_key(AGG_Q16), counted)
+        try:
+            if number > ATTEMPT_MAX:
+                raise ComityError(ErrorCode.RUN_FAILED, "the secure sum did not succeed", attempts=number)
+            offer = Offer(
+                agreement=order.agreement,
+                run=order.run,
+                step=order.step,
+                round=order.seq,
+                attempt=number,
+                lead=order.lead,
+                parties=parties,
+                minimum=minimum,
+                parameters=AGG_Q16.name,
+                parameters_digest=AGG_Q16.digest,
+                key_id=key.key_id,
+                order_digest=self.question.order_digest,
+                chunks=fixed.chunks,
+            )
+            return await self._session(offer, key, fixed)
+        finally:
+            key.secret.erase()
+
+    async def _session(self, offer: Offer, key: RoundKey, fixed: Plan) -> Opened:
+        others = tuple(org for org in offer.parties if org != offer.lead)
+        sealed = await self._sealed_key(offer, key, others)
+        uploading = asyncio.create_task(self._upload(sealed, others))
+        state, outputs = holder.start(offer, now=time.monotonic(), limits=self._limits)
+        said = Said(self.exchange, offer)
+        work = Holding(self.exchange, offer, key, said, partial(self.opened, fixed=fixed))
+        driver = Driver(state, holder.step, work.perform, refused)
+        work.driver = self._driver = driver
+        silence = self.exchange.listen(offer, driver.tell)
+        try:
+            await said.say_offer(sealed.ref)
+            if offer.lead in offer.parties:
+                await self._offered(offer, key.public)
+            ended = await driver.run(outputs)
+        except BaseException:
+            work.discard()
+            raise
+        finally:
+            self._driver = None
+            silence()
+            said.end()
+            uploading.cancel()
+            await asyncio.gather(uploading, return_exceptions=True)
+            (self.question.folder / str(sealed.file)).unlink(missing_ok=True)
+            work.close()
+        if isinstance(ended, Failed):
+            work.discard()
+            raise ended.error
+        assert isinstance(ended, Finished)
+        assert work.opened is not None, "the machine ends well only with a decoded sum"
+        return Opened(work.opened, ended.members)
+
+    async def _sealed_key(self, offer: Offer, key: RoundKey, others: tuple[str, ...]) -> SealedBlob:
+        charter = self._node.charters.current()
+        if charter is None:
+            raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")
+        blob = blobs.from_bytes(key.public)
+        keys = {org: charter.member(org).keys.sealing for org in others}
+        try:
+            return await blobs.seal(blob, self.question.folder, keys, key_context(offer), fsync=False)
+        finally:
+            blob.close()
+
+    async def _upload(self, sealed: SealedBlob, receivers: tuple[str, ...]) -> None:
+        while True:  # bounded by the attempt, whose end cancels this
+            try:
+                await self._node.payloads.put(self.question.folder / str(sealed.file), sealed.ref, receivers)
+                return
+            except ComityError as error:
+                log.warning("sum.key", run=self.question.order.run, error=str(error))
+                await asyncio.sleep(PAUSE_S)
+
+    # -- the sum
+
+    def _plan(self, content: Blob) -> Plan:
+        asked = read_blob(memory.map_blob(content.fd, content.size))
+        return sum_form.plan(asked, word_of(self.question.order.message_type), self.question.agreement.terms)
+
+    async def opened(self, sums: NDArray[np.uint64], contributors: int, fixed: Plan) -> Blob:
+        """Turn decrypted slots into the reply that stands for all. Raises `SUM_MISMATCH`, `REPLY_SHAPE`, `TIMEOUT`."""
+        try:
+            async with asyncio.timeout(SHAPE_S):
+                shape = await asyncio.shield(self._shape)
+        except TimeoutError as error:
+            raise ComityError(ErrorCode.TIMEOUT, "nobody said how the numbers of the sum are called") from error
+        return await asyncio.to_thread(self._unformed, sums, contributors, fixed, shape)
+
+    def _unformed(self, sums: NDArray[np.uint64], contributors: int, fixed: Plan, shape: Shape) -> Blob:
+        content, word = self.question.content, word_of(self.question.order.message_type)
+        asked = read_blob(memory.map_blob(content.fd, content.size))
+        decoded = sum_form.decode(sums, contributors, asked, word, fixed)
+        reply = sum_form.unform(decoded, shape, asked, word, contributors, fixed.weight_max)
+        return Blob(*memory.write_parts(reply.parts()))
+
+    async def _deliver(self, opened: Opened) -> None:
+        """Give every member the reply; who is in no roster is dropped by name."""
+        self._delivered = True
+        order, blob = self.question.order, opened.content
+        inline, name = None, None
+        if blob.size <= INLINE_BYTES_MAX:
+            inline = blobs.to_bytes(blob)
+        else:
+            name = f"mean-{order.run}-{order.seq}"
+            await asyncio.to_thread(_write, blob, str(self.question.folder / name))
+        named = json.dumps({"members": list(opened.members)})
+        rows = [
+            AnswerRow(order.run, order.seq, org, RESULT, None, named, inline, name, blob.size) for org in opened.members
+        ]
+        await self._hand_out(blob, rows)
+        for org in order.receivers:
+            if org not in opened.members:
+                await self._sink.fail(org, ComityError(ErrorCode.TIMEOUT, "the roster was closed without it"))
+
+    async def _rest(self, given: AnswerRow) -> None:
+        """Complete answers that an earlier process had begun to record: they are all the same."""
+        members = json.loads(given.reference or "{}").get("members", [])
+        blob = await recalled(self.question, given)
+        order = self.question.order
+        rows = [
+            AnswerRow(
+                order.run, order.seq, org, RESULT, None, given.reference, given.inline, given.file, given.size_bytes
+            )
+            for org in members
+        ]
+        await self._hand_out(blob, rows)
+        for org in order.receivers:
+            if org not in members:
+                await self._sink.fail(org, ComityError(ErrorCode.TIMEOUT, "the roster was closed without it"))
+
+    async def _hand_out(self, blob: Blob, rows: list[AnswerRow]) -> None:
+        self._delivered = True
+        try:
+            await self._sink.deliver([Delivery(row.org, blob.duplicate(), row) for row in rows])
+        finally:
+            blob.close()
+
+
+async def recalled(question: Question, row: AnswerRow) -> Blob:
+    """Return a recorded answer's content again. Raises `PAYLOAD_MISSING`."""
+    if row.inline is not None:
+        return blobs.from_bytes(row.inline)
+    return await blobs.from_file(question.folder / str(row.file), row.size_bytes or 0)
+
+
+def _write(blob: Blob, path: str) -> None:
+    """Write the content; whoever journals it syncs it first."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with memory.mapped(blob.fd, blob.size) as view:
+            memory.append(fd, [view])
+    finally:
+        os.close(fd)
