@@ -1,9 +1,15 @@
-"""For every test: the wire's TLS rule stands before gRPC is imported, and recursion keeps its limit.
+"""For every test: the wire's TLS rule stands before gRPC is imported, recursion keeps its limit, effort is chosen.
 
 py_ecc raises the recursion limit to 100,000 when it is imported; the product puts it back (`quorum.py`), so do we.
+
+Hypothesis repeats the same few examples at every `make test`; with `COMITY_TEST_THOROUGH=1` (`make test-slow`) it looks
+for new ones, many more of them. A test that sets `max_examples` itself keeps its number in both.
 """
 
+import os
 import sys
+
+from hypothesis import settings
 
 import comity as comity
 
@@ -12,3 +18,7 @@ _LIMIT = sys.getrecursionlimit()
 import py_ecc.bls  # noqa: E402, F401
 
 sys.setrecursionlimit(_LIMIT)
+
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
+settings.load_profile("thorough" if os.environ.get("COMITY_TEST_THOROUGH") == "1" else "quick")

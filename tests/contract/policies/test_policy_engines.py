@@ -137,7 +137,7 @@ def test_every_document_gets_the_same_answer_from_both(
     )
 
     @given(cases)
-    @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis_settings(suppress_health_check=list(HealthCheck))
     def compare(case: tuple[Stage, list[tuple[str, Any]]]) -> None:
         stage, changes = case
         document = example(stage)

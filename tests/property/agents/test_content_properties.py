@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -44,7 +44,6 @@ def blob(content: Content) -> bytes:
     return b"".join(bytes(part) for part in content.parts())
 
 
-@settings(max_examples=60, deadline=None)
 @given(contents())
 def test_reading_what_was_written_gives_the_same_bytes(content):
     data = blob(content)
@@ -56,7 +55,6 @@ def test_reading_what_was_written_gives_the_same_bytes(content):
         assert np.array_equal(one, other)
 
 
-@settings(max_examples=60, deadline=None)
 @given(contents(), st.data())
 def test_a_damaged_blob_is_refused_or_still_one_content(content, data):
     whole = bytearray(blob(content))
@@ -74,7 +72,6 @@ def test_a_damaged_blob_is_refused_or_still_one_content(content, data):
         assert error.code is ErrorCode.REPLY_SHAPE  # noqa: PT017 - acceptance is allowed too
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300))
 def test_noise_is_refused(noise):
     try:

@@ -175,7 +175,7 @@ class NegotiationMachine(RuleBasedStateMachine):
             assert all(leg.move for leg in alive)
 
 
-NegotiationMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+NegotiationMachine.TestCase.settings = settings(stateful_step_count=30)
 TestNegotiation = NegotiationMachine.TestCase
 
 
@@ -240,5 +240,5 @@ class RunMachine(RuleBasedStateMachine):
         assert self.state.closed or self.state.until > self.now
 
 
-RunMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+RunMachine.TestCase.settings = settings(stateful_step_count=25)
 TestRun = RunMachine.TestCase

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
@@ -31,7 +31,6 @@ envelopes = st.builds(
 
 
 @given(envelopes)
-@settings(max_examples=60)
 def test_any_envelope_is_a_legal_message_or_a_refusal(envelope: exchange_pb2.Envelope) -> None:
     try:
         message = from_wire(envelope, "alpha")
@@ -61,7 +60,6 @@ async def _admit(peer: Peer) -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 8), max_size=6), max_size=6), st.sets(st.integers(1, 8)))
-@settings(max_examples=40, deadline=None)
 def test_each_message_is_handled_once_and_in_order(batches: list[list[int]], refused: set[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = open_database(f"sqlite:///{Path(folder) / 'test.db'}")

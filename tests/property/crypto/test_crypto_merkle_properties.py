@@ -1,7 +1,7 @@
 """Merkle trees of any size: what is proven verifies, what is changed does not, storage and pure forms agree."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -57,7 +57,6 @@ def test_every_proof_of_every_small_tree():
             merkle.verify_consistency(first, size, _naive(LEAVES[:first]), root, proof)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_changed_inclusion_proof_is_refused(data):
     size = data.draw(st.integers(2, 140))
@@ -78,7 +77,6 @@ def test_a_changed_inclusion_proof_is_refused(data):
     _refused(lambda: merkle.verify_inclusion(leaf, -1, size, proof, root))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_changed_consistency_proof_is_refused(data):
     second = data.draw(st.integers(2, 140))
@@ -106,7 +104,6 @@ def test_forks_and_odd_hashes_are_refused():
     _refused(lambda: Tree().append(b"short"))
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 140), st.integers(0, 140))
 def test_a_reopened_tree_goes_on_like_the_old_one(size, more):
     _, stored = _stored(size)

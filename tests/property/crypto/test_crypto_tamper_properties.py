@@ -4,7 +4,7 @@ import base64
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError
@@ -23,7 +23,6 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=6), st.binary(max_size=40))
 def test_parts_come_back_joined(parts, context):
     ref, sealed = seal_to_bytes(parts, TO, context)
@@ -31,7 +30,6 @@ def test_parts_come_back_joined(parts, context):
     assert len(sealed) == sealed_size(sum(map(len, parts)))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_changed_byte_of_a_payload_or_box_is_noticed(data):
     plain = data.draw(st.binary(max_size=200))
@@ -49,7 +47,6 @@ def test_any_changed_byte_of_a_payload_or_box_is_noticed(data):
         os.close(fd)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**40))
 def test_padme_wastes_little_and_is_stable(size):
     padded = padme(size)
@@ -58,7 +55,6 @@ def test_padme_wastes_little_and_is_stable(size):
     assert padme(size + 1) >= padded
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(max_size=8), json_values, max_size=4))
 def test_any_body_survives(body):
     said = sign_statement(KEYS, kind="k", consortium="med", issuer="north", body=body)
@@ -67,7 +63,6 @@ def test_any_body_survives(body):
     assert again.digest == said.digest
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_changed_byte_of_a_statement_is_noticed(data):
     said = sign_statement(KEYS, kind="k", consortium="med", issuer="north", body={"text": "αβγ", "n": 7})
@@ -77,7 +72,6 @@ def test_any_changed_byte_of_a_statement_is_noticed(data):
         verify_statement(Statement.from_bytes(bytes(raw)), KEYS.public.statement, kind="k", consortium="med")
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_changed_character_of_a_note_is_noticed(data):
     point = notes.Checkpoint("med/log", 7, merkle.leaf_hash(b"x"))
@@ -88,7 +82,6 @@ def test_any_changed_character_of_a_note_is_noticed(data):
         notes.verify_note(note[:where] + other + note[where + 1 :], "med/log", KEYS.public.statement)
 
 
-@settings(max_examples=60, deadline=None)
 @given(json_values)
 def test_documents_of_strangers_never_crash_a_parser(value):
     for parse in (Statement.from_json, SealedRef.from_json, QuorumCertificate.from_json, type(KEYS.public).from_json):
@@ -96,7 +89,6 @@ def test_documents_of_strangers_never_crash_a_parser(value):
             parse(value)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_fields_of_strangers_never_crash_a_parser(data):
     said = sign_statement(KEYS, kind="k", consortium="med", issuer="north", body={})

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError
@@ -43,7 +43,6 @@ async def round_trip(folder, data, salt, context, other):
     return result
 
 
-@settings(max_examples=20, deadline=None)
 @given(SIZES, st.sampled_from([b"", b"s" * 32]))
 def test_a_content_comes_back_bit_for_bit(size, salt):
     data = bytes(range(256)) * (size // 256 + 1)
@@ -62,7 +61,6 @@ def test_another_context_opens_nothing_and_keeps_nothing():
         assert not (Path(name) / "kept").exists()
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["train", "evaluate"]), st.sets(st.sampled_from("abc"), min_size=1)), max_size=30

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError
@@ -89,7 +89,6 @@ def test_hostile_values_are_refused_with_a_code(name: str) -> None:
     cls, good = DOCUMENTS[name]
     assert cls.from_json(good).to_json() == good
 
-    @settings(max_examples=60, deadline=None)
     @given(st.lists(st.tuples(st.sampled_from(_places(good)), JSON), min_size=1, max_size=2))
     def attack(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
         hostile = copy.deepcopy(good)
@@ -111,7 +110,6 @@ def test_hostile_values_are_refused_with_a_code(name: str) -> None:
     attack()
 
 
-@settings(max_examples=60, deadline=None)
 @given(JSON)
 def test_hostile_terms_and_results(value: Any) -> None:
     for read in (Terms.parse, parse_result, lambda each: Terms.parse({"columns": each, "privacy": each})):

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -61,14 +61,12 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "result_recipients": _some(ORGS),
 }
 TERMS = st.fixed_dictionaries({}, optional=VALUES).map(Terms.parse)
-FEW = settings(max_examples=60, deadline=None)
 
 
 def test_every_row_is_exercised() -> None:
     assert VALUES.keys() == TABLE.keys()
 
 
-@FEW
 @given(TERMS, TERMS)
 def test_meet_is_commutative_and_never_weaker(a: Terms, b: Terms) -> None:
     both = meet(a, b)
@@ -77,13 +75,11 @@ def test_meet_is_commutative_and_never_weaker(a: Terms, b: Terms) -> None:
     assert conforms(both, b) == []
 
 
-@FEW
 @given(TERMS, TERMS, TERMS)
 def test_meet_is_associative(a: Terms, b: Terms, c: Terms) -> None:
     assert meet(meet(a, b), c) == meet(a, meet(b, c))
 
 
-@FEW
 @given(TERMS)
 def test_meet_is_idempotent_and_absence_is_neutral(a: Terms) -> None:
     assert meet(a, a) == a
@@ -92,7 +88,6 @@ def test_meet_is_idempotent_and_absence_is_neutral(a: Terms) -> None:
     assert conforms(a, Terms()) == []
 
 
-@FEW
 @given(TERMS, TERMS)
 def test_conforming_is_what_the_meet_does_not_change(a: Terms, b: Terms) -> None:
     """`a` is as strict as `b` in a field exactly if the meet with `b` asks no more than `a` does."""
@@ -103,7 +98,6 @@ def test_conforming_is_what_the_meet_does_not_change(a: Terms, b: Terms) -> None
         assert (field in weaker) == (conforms(mine, more) != [])
 
 
-@FEW
 @given(TERMS)
 def test_json_has_one_spelling(a: Terms) -> None:
     again = Terms.parse(a.to_json())
@@ -112,7 +106,6 @@ def test_json_has_one_spelling(a: Terms) -> None:
     assert hash(again) == hash(a)
 
 
-@FEW
 @given(st.dictionaries(st.sampled_from(ORGS), TERMS, min_size=1))
 def test_meet_of_all_is_the_meet_or_names_a_clash(by_org: dict[str, Terms]) -> None:
     total = Terms()

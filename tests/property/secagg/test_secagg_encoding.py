@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -16,14 +16,12 @@ from comity_crypto.secagg.masks import PairSeed, mask_chunk, mask_stream
 from comity_crypto.secagg.params import AGG_I32, AGG_Q16, CHECK_SLOTS
 
 KEY = bytes(32)
-QUIET = settings(max_examples=30, deadline=None)
 
 
 def arrays(rng: np.random.Generator, shapes: list[tuple[int, ...]], dtype: str) -> dict[str, Any]:
     return {f"a{i}": rng.standard_normal(shape).astype(dtype) for i, shape in enumerate(shapes)}
 
 
-@QUIET
 @given(
     seed=st.integers(0, 2**32),
     n=st.integers(3, 50),
@@ -130,7 +128,6 @@ def test_weights_metrics_and_dtypes_are_judged() -> None:
             enc.Bounds(*bad)
 
 
-@QUIET
 @given(place=st.integers(0, AGG_Q16.ring_degree - 1), bit=st.integers(0, 44))
 def test_impossible_sums_are_refused(place: int, bit: int) -> None:
     x = {"w": np.zeros(5)}
@@ -148,7 +145,6 @@ def test_impossible_sums_are_refused(place: int, bit: int) -> None:
     assert caught.value.code is ErrorCode.SUM_MISMATCH
 
 
-@QUIET
 @given(values=st.lists(st.integers(-enc.INTEGER_BOUND, enc.INTEGER_BOUND), max_size=50), n=st.integers(3, 50))
 def test_integers_are_exact(values: list[int], n: int) -> None:
     one = enc.encode_integers(np.array(values, np.int64))
@@ -158,7 +154,6 @@ def test_integers_are_exact(values: list[int], n: int) -> None:
         enc.encode_integers(np.array([*values, enc.INTEGER_BOUND + 1], np.int64))
 
 
-@QUIET
 @given(n=st.integers(3, 50), chunk=st.integers(0, 4095), secret=st.binary(min_size=8, max_size=8))
 def test_masks_are_uniform_words_that_sum_to_zero(n: int, chunk: int, secret: bytes) -> None:
     for parameters in (AGG_Q16, AGG_I32):

@@ -17,7 +17,7 @@ from comity_crypto.secagg import contributor, events, holder, messages
 from comity_crypto.secagg.seedbox import BoxKey
 
 ADDER, BOSS = "(adder)", "(boss)"
-QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 OTHER = "f" * 64
 KINDS = (
     "secagg.ready",

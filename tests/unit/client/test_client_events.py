@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_client.transport import EVENT_BYTES_MAX, EventReader
 
 
-@settings(max_examples=60)
 @given(st.lists(st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=20)), max_size=6))
 def test_every_event_arrives(sent: list[dict[str, object]]) -> None:
     lines = []
