@@ -10,21 +10,24 @@ Agreement A1 it belongs to the charter in force here, and this organisation is a
           A4 the agreement's terms are the meet of the proposal's and all answers'; at least as strict as our own
           A5 the deadline has not passed
           A6 nothing else was signed for this proposal with other terms or more parties
+Both      B1 its terms permit its purpose, its parties are enough and independent enough, and this node can enforce
+             every term: what nobody here enforces is refused by name instead of promised
 Final     F1 every party signed the digest, by one certificate over the charter's keys
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.quorum import QuorumCertificate, message_for, verify_certificate
 from comity_crypto.statements import Statement, verify_statement
+from comity_node.abilities import Abilities, check_company, check_purpose
 from comity_policies.charter import Charter
 from comity_policies.documents import Agreement, Answer, Proposal
-from comity_policies.terms import conforms, meet, meet_all
+from comity_policies.terms import Terms, conforms, meet, meet_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,19 @@ def check_offer(statement: Statement, charter: Charter, me: str, now: str) -> Of
     if proposal.deadline <= now:  # O2
         raise ComityError(ErrorCode.DEADLINE_PASSED, "the proposal's deadline has passed", deadline=proposal.deadline)
     return Offer(proposal, statement, payload)
+
+
+def check_promises(
+    proposal: Proposal, terms: Terms, parties: Collection[str], charter: Charter, abilities: Abilities
+) -> None:
+    """Check obligation B1 before this organisation asks for, allows or signs `terms`.
+
+    Raises:
+        ComityError: `UNSUPPORTED`, `ISOLATION_TOO_WEAK`, `TERMS_CONFLICT`, `PARTICIPANTS_TOO_FEW`, naming the term.
+    """
+    check_purpose(terms, proposal.purpose)
+    check_company(terms, parties, charter)
+    abilities.check(terms)
 
 
 def read_answer(statement: Statement, charter: Charter) -> Answer:

@@ -17,11 +17,12 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.encoding import to_base64
 from comity_crypto.quorum import message_for
 from comity_crypto.statements import Statement, sign_statement
+from comity_node.abilities import Abilities
 from comity_node.negotiation import model, store
 from comity_node.negotiation.apps import AppStore
 from comity_policies.decisions import Decision, Stage
 from comity_policies.documents import Agreement, Answer, Proposal, Reason
-from comity_policies.terms import Terms
+from comity_policies.terms import Terms, meet
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -81,6 +82,9 @@ class NegotiationService:
         try:
             await self.apps.receive(proposal, offer.app_payload, message.inline)
             decision = await self._decide(proposal)
+            if decision.decision != "deny":
+                terms = meet(proposal.terms, decision.terms)
+                model.check_promises(proposal, terms, proposal.asked, charter, self._abilities())
         except ComityError as error:
             decision = _denied(error)
         answer = self._answer(proposal, decision)
@@ -112,6 +116,8 @@ class NegotiationService:
                 signed_before=store.signed_for(conn, agreement.proposal.digest),
                 now=self._now(),
             )
+            charter, parties = self._charter(), agreement.parties
+            model.check_promises(agreement.proposal, agreement.terms, parties, charter, self._abilities())
             store.add_agreement(conn, agreement, self._now())
             self._node.link.send(conn, "agreement.signature", self._signature(agreement))
 
@@ -160,13 +166,14 @@ class NegotiationService:
             app: the app's bundle; its digest must be the step's.
 
         Raises:
-            ComityError: `NOT_A_MEMBER`, `APP_INVALID`, `FORBIDDEN`, `JOURNAL_UNWRITABLE`.
+            ComityError: `NOT_A_MEMBER`, `APP_INVALID`, `FORBIDDEN`, `JOURNAL_UNWRITABLE`, what `check_promises` raises.
         """
         charter = self._charter()
         if proposal.proposer != self._node.settings.org:
             raise ComityError(ErrorCode.FORBIDDEN, "a node proposes in the name of its own organisation only")
         for org in proposal.asked:
             charter.member(org)
+        model.check_promises(proposal, proposal.terms, proposal.asked, charter, self._abilities())
         reference = None
         if app is not None:
             receivers = {org: charter.member(org).keys.sealing for org in (*proposal.asked, proposal.proposer)}
@@ -240,6 +247,9 @@ class NegotiationService:
         return sign_statement(
             self._node.keys, kind=kind, consortium=settings.consortium, issuer=settings.org, body=body
         )
+
+    def _abilities(self) -> Abilities:
+        return self._node.services.get(Abilities)
 
     def _charter(self) -> Any:
         charter = self._node.charters.current()

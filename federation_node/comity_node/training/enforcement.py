@@ -3,7 +3,8 @@
 (0) the lead that the agreement names signed the order; lead and parties are members under the charter in force
 (1) the agreement is in this organisation's own store, signed by it, final, and nobody has withdrawn
 (2) the agreement's certificate holds (cached by agreement and charter)
-(3) the order conforms: run, step, type, round, receivers, deadline; own dataset and columns; isolation
+(3) the order conforms: run, step, type, round, receivers, deadline; own dataset and columns; every term is one that
+    this node can enforce
 (4) the grant has what the order needs (read only; `charge` reads it again in the transaction that starts the order)
 (5) the organisation's own `dispatch` policy allows it
 
@@ -17,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_agents.sandbox import IsolationLevel
 from comity_crypto.quorum import message_for, verify_certificate
 from comity_crypto.statements import Statement, verify_statement
+from comity_node.abilities import Abilities, check_company, check_purpose
 from comity_node.training import grants
 from comity_node.training.ports import FINAL, WITHDRAWN, Stored
 from comity_policies.charter import Charter
@@ -65,7 +66,7 @@ class Case:
     history: History
     me: str
     now: str
-    isolation: str
+    abilities: Abilities
     catalogue: Mapping[str, Mapping[str, Any]]
     started: bool
     number_taken: bool = False
@@ -172,8 +173,9 @@ def check_2_certificate(case: Case, certificates: Certificates) -> None:
 
 
 def check_3_conforms(case: Case) -> None:
-    """Raises `ORDER_MISMATCH`, `ORDER_REPLAYED`, `DEADLINE_PASSED`, `DATASET_*`, `ISOLATION_TOO_WEAK`."""
+    """Raises `ORDER_MISMATCH`, `ORDER_REPLAYED`, `DEADLINE_PASSED`, `DATASET_*`, and what the node cannot enforce."""
     assert case.stored is not None
+    assert case.charter is not None
     agreement, order, history = case.stored.agreement, case.order, case.history
     step = agreement.proposal.step(order.step)
     if order.lead != step.lead:
@@ -199,9 +201,9 @@ def check_3_conforms(case: Case) -> None:
         if not before_ok or not after_ok or history.in_round >= ORDERS_PER_ROUND_MAX:
             raise _mismatch("round")
     _check_datasets(case, agreement)
-    needed = IsolationLevel.for_term(agreement.terms.get("isolation"))
-    if needed.term == "sandbox" and case.isolation == "process":
-        raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=case.isolation)
+    case.abilities.check(agreement.terms)
+    check_purpose(agreement.terms, agreement.proposal.purpose)
+    check_company(agreement.terms, order.receivers, case.charter)
 
 
 def check_4_grant(case: Case) -> None:

@@ -23,6 +23,7 @@ from comity.wire import catalog, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef, sealed_size
 from comity_crypto.statements import Statement
+from comity_node.abilities import Abilities
 from comity_node.context import NodeContext
 from comity_node.training import blobs, enforcement, grants, store
 from comity_node.training.blobs import SALT_BYTES, Blob, order_context
@@ -76,6 +77,7 @@ class Participant:
         self._certificates = Certificates()
         self._execution = Execution(node, workshop, profiles)
         self._workshop = workshop
+        self._abilities = Abilities(frozenset(profiles), workshop.offered().term)
         self._active: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._told: dict[tuple[str, str], None] = {}
 
@@ -201,7 +203,7 @@ class Participant:
             history=known.history,
             me=self._node.settings.org,
             now=self._now(),
-            isolation=self._workshop.offered().term,
+            abilities=self._abilities,
             catalogue={entry["name"]: entry for entry in self._catalogue.describe_all()},
             started=same,
             number_taken=known.row is not None and not same,

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
+from comity_node.abilities import Abilities
 from comity_node.context import NodeContext
 from comity_node.negotiation import store as negotiation
 from comity_node.training.behind import WriteBehind
@@ -71,6 +72,7 @@ class TrainingService:
         self._participant = Participant(
             node, agreements, self.catalogue, self._workshop, self._profiles, self._receipts, self._replies
         )
+        self.abilities = Abilities(frozenset(self._profiles), self._workshop.offered().term)
         self.results = Results(node, agreements, self.events)
         self.runs = Runs(
             node,
@@ -170,4 +172,5 @@ def build(node: NodeContext) -> TrainingService:
     service = TrainingService(node, HeldAgreements(node.settings.apps_folder))
     service.register()
     node.services.add(service)
+    node.services.add(service.abilities)
     return service

@@ -12,6 +12,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keys import OrgKeys
 from comity_crypto.quorum import QuorumCertificate, make_certificate, message_for
 from comity_crypto.statements import Statement, sign_statement
+from comity_node.abilities import Abilities
 from comity_node.negotiation import model
 from comity_policies.charter import Charter, Member, QuorumRule
 from comity_policies.documents import Agreement, Answer, AppRef, DatasetAsk, Proposal, TrainStep
@@ -184,3 +185,19 @@ def test_f1_every_party_signed_this_agreement() -> None:
     altered = replace(wanted, terms=Terms.parse({"purposes": ["research"], "rounds": 4}))
     statement = final_statement(altered, certificate_of(wanted, ORGS))
     assert refusal(model.check_final, statement, charter()) is ErrorCode.QUORUM_MISSING
+
+
+ABLE = Abilities(frozenset({"plain", "lead-key"}), "process")
+
+
+def test_b1_terms_that_cannot_be_kept_are_not_promised() -> None:
+    def promise(terms: dict[str, Any], purpose: str = "research") -> None:
+        model.check_promises(proposal(purpose=purpose), Terms.parse(terms), ORGS, charter(), ABLE)
+
+    promise({"purposes": ["research"], "rounds": 3, "aggregation": "lead-key", "clip_norm": "1"})
+    assert refusal(promise, {"human_review": ["agreement"]}) is ErrorCode.UNSUPPORTED
+    assert refusal(promise, {"privacy": {"epsilon": "1", "delta": "0.1"}}) is ErrorCode.UNSUPPORTED
+    assert refusal(promise, {"aggregation": "threshold"}) is ErrorCode.UNSUPPORTED
+    assert refusal(promise, {"isolation": "sandbox"}) is ErrorCode.ISOLATION_TOO_WEAK
+    assert refusal(promise, {"purposes": ["research"]}, "marketing") is ErrorCode.TERMS_CONFLICT
+    assert refusal(promise, {"min_participants": 4}) is ErrorCode.PARTICIPANTS_TOO_FEW

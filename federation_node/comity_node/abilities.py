@@ -1,0 +1,99 @@
+"""What this node can enforce, and the refusal of terms that it cannot.
+
+Rules:
+1. A term that nothing here enforces is refused by name, before it is agreed to and again at each order: agreeing to it
+   would be a promise that nobody keeps.
+2. A term that only some profiles of aggregation enforce is refused under the others.
+3. Who takes part is judged by legal owner: members of one owner count once, and nobody is its own peer.
+
+Source: negotiation.md sections 3 and 5, secure-aggregation.md section 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents.sandbox import IsolationLevel
+from comity_policies.charter import Charter
+from comity_policies.terms import Terms
+
+# Nothing here adds noise, attests, releases by quorum, deletes after a time, or re-serves copies.
+UNENFORCED = ("privacy", "release_quorum", "retention_s", "min_copies")
+# Bounds on one organisation's update: applied by the profile that encodes it, unknown to the others.
+BOUNDS = ("clip_norm", "range", "weight_max")
+PROFILES_WITH_BOUNDS = frozenset({"lead-key"})
+# Of two parties, one subtracts its own part of a sum and holds the other's.
+SUM_PARTIES_MIN, SUM_PARTIES_MAX = 3, 50
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """The aggregation profiles that this node has, and the strongest isolation that it offers (a term's value)."""
+
+    profiles: frozenset[str]
+    isolation: str
+
+    def check(self, terms: Terms) -> None:
+        """Refuse terms that this node cannot enforce. Raises `UNSUPPORTED`, `ISOLATION_TOO_WEAK`, naming the term."""
+        for field in UNENFORCED:
+            if field in terms:
+                raise _unsupported(field)
+        if terms.get("attestation", "none") != "none":
+            raise _unsupported("attestation")
+        if terms.get("human_review"):
+            # No person can be asked yet, and an order that nobody reviewed must not pass as reviewed.
+            raise _unsupported("human_review")
+        profile = str(terms.get("aggregation", "plain"))
+        if profile not in self.profiles:
+            raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {profile}", field="aggregation")
+        for field in BOUNDS:
+            if field in terms and profile not in PROFILES_WITH_BOUNDS:
+                raise ComityError(
+                    ErrorCode.UNSUPPORTED, f"nothing enforces {field} under aggregation {profile}", field=field
+                )
+        needed = IsolationLevel.for_term(terms.get("isolation"))
+        if needed > IsolationLevel.for_term(self.isolation):
+            raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=self.isolation)
+
+
+def check_purpose(terms: Terms, purpose: str) -> None:
+    """Refuse a purpose outside what the terms permit. Raises `TERMS_CONFLICT`."""
+    if "purposes" in terms and purpose not in terms["purposes"]:
+        raise ComityError(ErrorCode.TERMS_CONFLICT, f"the terms do not permit the purpose {purpose}", field="purposes")
+
+
+def check_company(terms: Terms, orgs: Collection[str], charter: Charter) -> None:
+    """Refuse a result of fewer, or of fewer independent, organisations than the terms ask for.
+
+    Args:
+        terms: of an agreement, or of one about to be.
+        orgs: who takes part.
+        charter: names the members' legal owners.
+
+    Raises:
+        ComityError: `PARTICIPANTS_TOO_FEW` with the term's name, `NOT_A_MEMBER`.
+    """
+    here, summed = len(set(orgs)), terms.get("aggregation", "plain") != "plain"
+    if summed and here > SUM_PARTIES_MAX:
+        raise ComityError(ErrorCode.UNSUPPORTED, "too many parties for one sum", field="aggregation", here=here)
+    needed = max(int(terms.get("min_participants", 0)), SUM_PARTIES_MIN if summed else 0)
+    if here < needed:
+        raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, field="min_participants", here=here, needed=needed)
+    owners = {org: charter.member(org).owner for org in orgs}
+    for asker, peers in terms.get("independent_peers", {}).items():
+        found = _independent(asker, peers.among, owners)
+        if asker in owners and found < peers.count:
+            raise ComityError(
+                ErrorCode.PARTICIPANTS_TOO_FEW, field="independent_peers", org=asker, here=found, needed=peers.count
+            )
+
+
+def _independent(asker: str, among: Collection[str], owners: Mapping[str, str]) -> int:
+    """Return how many legal owners, apart from the asker's own, stand behind `among` in this company."""
+    return len({owner for org, owner in owners.items() if org in among} - {owners.get(asker)})
+
+
+def _unsupported(field: str) -> ComityError:
+    return ComityError(ErrorCode.UNSUPPORTED, f"this node does not enforce the term {field}", field=field)
