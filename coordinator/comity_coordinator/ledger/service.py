@@ -37,6 +37,7 @@ PAGE_MAX = 256
 # A page must fit into one gRPC message (4 MiB) with room for its frame.
 PAGE_BYTES_MAX = 3 << 20
 LEASE_S = 10
+PROOFS_AT_ONCE_MAX = 64
 EXPORT_FORMAT = "comity-ledger-export/1"
 
 
@@ -116,9 +117,15 @@ class Ledger:
         checkpoint = Checkpoint(self.log_name, tree.size, tree.root())
         note = self._sign_note(checkpoint.text())
         store.put_checkpoint(conn, store.CheckpointRow(tree.size, checkpoint.root, note), instants.to_text(now))
+        concerned: dict[str, list[InclusionProof]] = {}
         for offset, row in enumerate(rows):
             proof = InclusionProof(row.digest, first + offset, tuple(tree.inclusion_proof(first + offset)), note)
-            self._send(conn, proof, row)
+            for org in {row.issuer, *row.recipients} - {COORDINATOR}:
+                concerned.setdefault(org, []).append(proof)
+        for org, proofs in sorted(concerned.items()):
+            # Together: each message costs a transaction at both ends, and all rest on one signed note.
+            for start in range(0, len(proofs), PROOFS_AT_ONCE_MAX):
+                self._outbox.enqueue(conn, org, "ledger.proof", proofs_json(proofs[start : start + PROOFS_AT_ONCE_MAX]))
         return len(rows)
 
     def checkpoint(self, conn: Connection) -> str:
@@ -206,10 +213,13 @@ class Ledger:
         self._last_ns = max(self._last_ns, time.time_ns())
         return f"{self._last_ns:020d}-{next(self._counter):012d}"
 
-    def _send(self, conn: Connection, proof: InclusionProof, row: store.PendingRow) -> None:
-        concerned = {org for org in (row.issuer, *row.recipients) if org != COORDINATOR}
-        for org in sorted(concerned):
-            self._outbox.enqueue(conn, org, "ledger.proof", proof_json(proof))
+
+def proofs_json(proofs: Sequence[InclusionProof]) -> dict[str, object]:
+    """Return proofs that rest on one note as they travel to a node."""
+    return {
+        "note": proofs[0].note,
+        "proofs": [{key: value for key, value in proof_json(proof).items() if key != "note"} for proof in proofs],
+    }
 
 
 def proof_json(proof: InclusionProof) -> dict[str, object]:

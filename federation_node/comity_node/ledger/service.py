@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import structlog
+from sqlalchemy import Connection
 
 from comity.v1 import ledger_pb2
 from comity.wire import canonical, ids
@@ -33,6 +34,7 @@ ENTRIES_AT_ONCE = 256
 EXPORT_ENTRIES_MAX = 10_000_000
 NOTE_CHARS_MAX = 16_384
 ASKED_AGAIN_MAX = 256
+PROOFS_AT_ONCE_MAX = 64
 PAUSE_S = 2.0
 log = structlog.get_logger("comity.node.ledger")
 
@@ -68,7 +70,7 @@ class LedgerService:
             request = ledger_pb2.GetInclusionProofRequest(statement_digest=digest)
             try:
                 found = await ask(self._node.dialer.ledger().GetInclusionProof, request)
-                await self._take(digest, found.index, found.hashes, found.note)
+                await self._take([(digest, found.index, found.hashes)], found.note)
             except ComityError as error:
                 if error.code is not ErrorCode.NOT_FOUND:
                     raise
@@ -117,25 +119,27 @@ class LedgerService:
 
     async def _proof(self, message: Message) -> None:
         document = message.document()
-        digest, index, hashes = document.get("statement"), document.get("index"), document.get("hashes")
-        if not isinstance(digest, str) or not isinstance(index, int) or not isinstance(hashes, list):
-            raise ComityError(ErrorCode.MALFORMED, "a ledger proof has not its form")
-        if len(hashes) > PROOF_HASHES_MAX:
-            raise ComityError(ErrorCode.MALFORMED, "a ledger proof is too long")
-        try:
-            raw = [base64.b64decode(str(value), validate=True) for value in hashes]
-        except ValueError as error:
-            raise ComityError(ErrorCode.MALFORMED, "a ledger proof holds no base64") from error
-        await self._take(ids.sha256_hex(digest), index, raw, str(document.get("note")))
+        proofs = document.get("proofs") if isinstance(document, dict) else None
+        if not isinstance(proofs, list) or not 1 <= len(proofs) <= PROOFS_AT_ONCE_MAX:
+            raise ComityError(ErrorCode.MALFORMED, f"1 to {PROOFS_AT_ONCE_MAX} ledger proofs come together")
+        await self._take([_read_proof(proof) for proof in proofs], str(document.get("note")))
 
-    async def _take(self, digest: str, index: int, hashes: Sequence[bytes], note: str) -> None:
-        checkpoint = self._read_note(note)
-        proof = Proof(digest, index, read_hashes(hashes), checkpoint.size, checkpoint.root)
+    async def _take(self, proofs: Sequence[tuple[str, int, Sequence[bytes]]], note: str) -> None:
+        """Judge proofs (statement digest, index, hashes) that rest on one note, and keep them, in one transaction."""
+        checkpoint, store = self._read_note(note), self._node.ledger
+        read = [
+            Proof(digest, index, read_hashes(hashes), checkpoint.size, checkpoint.root)
+            for digest, index, hashes in proofs
+        ]
         seen = Seen(checkpoint.size, checkpoint.root, note)
-        store = self._node.ledger
-        state, pending = await self._node.journal.run(lambda conn: (store.prove(conn, proof), store.see(conn, seen)))
-        if state is EntryState.BROKEN:
-            log.error("ledger.alarm", reason="an inclusion proof does not hold", statement=digest)
+
+        def write(conn: Connection) -> tuple[list[EntryState], bool]:
+            return [store.prove(conn, proof) for proof in read], store.see(conn, seen)
+
+        states, pending = await self._node.journal.run(write)
+        for proof, state in zip(read, states, strict=True):
+            if state is EntryState.BROKEN:
+                log.error("ledger.alarm", reason="an inclusion proof does not hold", statement=proof.digest)
         if pending:
             self._wake.set()
 
@@ -178,6 +182,21 @@ class LedgerService:
             return False
         await journal.run(lambda conn: store.consistent(conn, pair))
         return True
+
+
+def _read_proof(value: Any) -> tuple[str, int, list[bytes]]:
+    """Return statement digest, index and hashes of a proof as it travels. Raises `MALFORMED`."""
+    fields = value if isinstance(value, dict) else {}
+    digest, index, hashes = fields.get("statement"), fields.get("index"), fields.get("hashes")
+    if not isinstance(digest, str) or not isinstance(index, int) or not isinstance(hashes, list):
+        raise ComityError(ErrorCode.MALFORMED, "a ledger proof has not its form")
+    if len(hashes) > PROOF_HASHES_MAX:
+        raise ComityError(ErrorCode.MALFORMED, "a ledger proof is too long")
+    try:
+        raw = [base64.b64decode(str(each), validate=True) for each in hashes]
+    except ValueError as error:
+        raise ComityError(ErrorCode.MALFORMED, "a ledger proof holds no base64") from error
+    return ids.sha256_hex(digest), index, raw
 
 
 def build(node: NodeContext) -> LedgerService:

@@ -40,6 +40,7 @@ class Inbox:
         self._relayed: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(RELAYED_AT_ONCE_MAX)
         self._broken: asyncio.Future[None] | None = None
+        self._received_seq: int | None = None
 
     def register(self, kind: str, handler: Handler) -> None:
         """Hand messages of `kind` to `handler`; one handler a kind."""
@@ -119,13 +120,17 @@ class Inbox:
                     self._broken.set_exception(error)
 
     async def _take_in(self, message: Message) -> None:
-        position = await self._journal.run(store.position)
-        if message.seq > position.received_seq + 1:
+        # Only this task advances the number, so the journal is asked for it once, and again after any trouble.
+        received_seq, self._received_seq = self._received_seq, None
+        if received_seq is None:
+            received_seq = (await self._journal.run(store.position)).received_seq
+        if message.seq > received_seq + 1:
             raise ComityError(ErrorCode.MALFORMED, "a message is missing before this one", seq=message.seq)
-        if message.seq == position.received_seq + 1:
+        if message.seq == received_seq + 1:
             failure = await self._hand_durable(message)
             await self._journal.run(lambda conn: _settle(conn, message, failure))
-        await self._acknowledge(max(message.seq, position.received_seq))
+        self._received_seq = max(message.seq, received_seq)
+        await self._acknowledge(self._received_seq)
 
     async def _hand_durable(self, message: Message) -> str:
         """Return "" if the message was taken, else why no attempt succeeded. Raises `JOURNAL_UNWRITABLE` only."""

@@ -112,7 +112,8 @@ def test_from_proposal_to_a_closed_run_on_a_ledger_that_verifies(world, orgs, na
 def check_proofs(world, said):
     """Everyone got the proofs of what it wrote, and of charter, agreement and closing."""
     mine = {each.digest for each in said if each.issuer == "beta" or each.issuer == "coordinator"}
-    proofs = world.hub.take("beta", "ledger.proof")
+    sent = world.hub.take("beta", "ledger.proof")
+    proofs = [{**proof, "note": each["note"]} for each in sent for proof in each["proofs"]]
     assert {proof["statement"] for proof in proofs} == mine
     for proof in proofs:
         head = verify_note(proof["note"], world.charter.log_name, world.charter.log_public_key)
