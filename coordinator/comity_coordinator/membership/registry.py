@@ -35,7 +35,7 @@ class Registry:
             self._known.clear()
             self._counter = counter
         if org not in self._known:
-            standing = await self._database.run(partial(store.standing, org=org))
+            standing = await store.standing_now(self._database, org)
             if self._counter == counter:
                 self._known[org] = standing
         else:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Connection, LargeBinary, String, Table, Text, func, insert, select, update
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Column, Connection, LargeBinary, String, Table, Text, bindparam, func, insert, select, update
+from sqlalchemy.dialects import sqlite
 
 from comity.wire import canonical
-from comity_coordinator.db import metadata
+from comity_coordinator.db import Database, metadata
 from comity_coordinator.membership.model import MemberRow, Standing, Token
 from comity_crypto.keys import MemberKeys
 
@@ -34,12 +39,25 @@ tokens = Table(
 )
 
 
+_STANDING = select(members.c.serial, members.c.next_serial, members.c.revoked_at).where(
+    members.c.org == bindparam("org")
+)
+_STANDING_TEXT = str(_STANDING.compile(dialect=sqlite.dialect(paramstyle="named")))
+
+
 def standing(conn: Connection, org: str) -> Standing | None:
     """Return what decides on certificates of `org`; None if it has not enrolled."""
-    row = conn.execute(
-        select(members.c.serial, members.c.next_serial, members.c.revoked_at).where(members.c.org == org)
-    ).first()
-    return None if row is None else Standing(row[0], row[1], row[2] is not None)
+    return _standing(conn.execute(_STANDING, {"org": org}).all())
+
+
+async def standing_now(database: Database, org: str) -> Standing | None:
+    """The same outside a transaction: without a change of threads where the engine allows."""
+    rows = database.peek(_STANDING_TEXT, {"org": org})
+    return await database.run(partial(standing, org=org)) if rows is None else _standing(rows)
+
+
+def _standing(rows: Sequence[Any]) -> Standing | None:
+    return Standing(rows[0][0], rows[0][1], rows[0][2] is not None) if rows else None
 
 
 def member(conn: Connection, org: str) -> MemberRow | None:
