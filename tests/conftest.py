@@ -1,6 +1,9 @@
-"""For every test: the wire's TLS rule stands before gRPC is imported, recursion keeps its limit, effort is chosen.
+"""For every test: the wire's TLS rule stands before gRPC is imported, recursion keeps its limit, logs are plain, effort
+is chosen.
 
 py_ecc raises the recursion limit to 100,000 when it is imported; the product puts it back (`quorum.py`), so do we.
+
+Logs go through the processors of the product: the pretty tracebacks that structlog draws otherwise block for seconds.
 
 Hypothesis repeats the same few examples at every `make test`; with `COMITY_TEST_THOROUGH=1` (`make test-slow`) it looks
 for new ones, many more of them. A test that sets `max_examples` itself keeps its number in both.
@@ -9,6 +12,7 @@ for new ones, many more of them. A test that sets `max_examples` itself keeps it
 import os
 import sys
 
+import structlog
 from hypothesis import settings
 
 import comity as comity
@@ -18,6 +22,14 @@ _LIMIT = sys.getrecursionlimit()
 import py_ecc.bls  # noqa: E402, F401
 
 sys.setrecursionlimit(_LIMIT)
+
+from comity.wire import logs  # noqa: E402
+
+structlog.configure(
+    processors=logs.PROCESSORS,
+    logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up each time: pytest changes it
+    cache_logger_on_first_use=False,
+)
 
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)

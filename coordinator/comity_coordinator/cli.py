@@ -63,9 +63,10 @@ def token(
 @group.command("up")
 def up(home: Home) -> None:
     """Run the coordinator until it is told to stop (SIGTERM or Ctrl-C)."""
+    from comity.wire import logs
     from comity_coordinator.settings import CoordinatorSettings
 
-    _log_as_json()
+    logs.configure()
     asyncio.run(_serve(CoordinatorSettings.load(home)))
 
 
@@ -134,20 +135,3 @@ async def _serve(settings: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, coordinator.stop)
     await coordinator.run()
-
-
-def _log_as_json() -> None:
-    """Send one JSON line an event to stderr."""
-    import sys
-
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -62,7 +62,7 @@ def join(
 
 def up(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Run the node until it is stopped."""
-    from comity_node import logs
+    from comity.wire import logs
     from comity_node.app import run_node
 
     logs.configure()
