@@ -10,8 +10,10 @@ export PATH := $(CURDIR)/$(BIN):$(TOOLS)/bin:$(PATH)
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 ARGS ?=
+# Processes that `make test` spreads the tests over.
+JOBS ?= 2
 
-.PHONY: help demo test lint protos bench-rounds bench-secagg faults sandbox opa clean
+.PHONY: help demo test test-slow lint protos bench-rounds bench-secagg faults sandbox opa clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,8 +38,12 @@ opa: # the real OPA, for the contract tests; they say so when it is missing
 demo: $(VENV)/.ready sandbox ## Run three hospitals on this machine: negotiate, train encrypted, verify (ARGS="--json")
 	@comity demo $(ARGS)
 
-test: $(VENV)/.ready sandbox opa ## Run the tests (unit, property, contract, faults, replay, e2e)
-	@python -m pytest -q $(ARGS)
+test: $(VENV)/.ready sandbox opa ## Run the tests (unit, property, contract, faults, replay, e2e; ARGS="tests/unit -n 0")
+	@python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+test-slow: $(VENV)/.ready sandbox opa ## Run what `test` leaves out: long proofs, and 500 examples a property
+	@python -m pytest -q -n $(JOBS) --dist worksteal -m slow $(ARGS)
+	@COMITY_TEST_THOROUGH=1 python -m pytest -q -n $(JOBS) --dist worksteal --timeout 900 -o faulthandler_timeout=600 tests/property $(ARGS)
 
 lint: $(VENV)/.ready ## Check style, types, import contracts, protos and house rules
 	ruff check .
