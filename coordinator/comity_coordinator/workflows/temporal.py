@@ -196,4 +196,3 @@ class TemporalEngine:
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:  # it ended by itself: nothing to tell
                 raise
-
