@@ -54,12 +54,13 @@ class Node(NodeRoutes, SyncTransport):
         progress = _Progress(after, timeout_s)
         while True:
             try:
-                for event in self.stream_events(events_path(run), {"after": progress.after}):
+                for event in self.stream_events(events_path(run), {"after": progress.after}, progress.check):
                     if progress.take(event):
                         yield cast(RunEvent, event)
                     if progress.ended:
                         return
             except ComityError as error:
+                progress.check()
                 progress.broken(error)
             progress.check()
             time.sleep(RECONNECT_S)
@@ -85,12 +86,13 @@ class AsyncNode(NodeRoutes, AsyncTransport):
         progress = _Progress(after, timeout_s)
         while True:
             try:
-                async for event in self.stream_events(events_path(run), {"after": progress.after}):
+                async for event in self.stream_events(events_path(run), {"after": progress.after}, progress.check):
                     if progress.take(event):
                         yield cast(RunEvent, event)
                     if progress.ended:
                         return
             except ComityError as error:
+                progress.check()
                 progress.broken(error)
             progress.check()
             await asyncio.sleep(RECONNECT_S)

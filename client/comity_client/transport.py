@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -148,8 +148,13 @@ class SyncTransport:
             )
         return cast(T, answer_of(response))
 
-    def stream_events(self, path: str, query: dict[str, str | int]) -> Iterator[dict[str, Any]]:
-        """Yield the events of one connection until the server ends it."""
+    def stream_events(
+        self, path: str, query: dict[str, str | int], on_line: Callable[[], None] = lambda: None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the events of one connection until the server ends it.
+
+        `on_line` is called at each line, the servers' signs of life among them; what it raises ends the watch.
+        """
         reader = EventReader()
         bounds = timeouts(EVENT_SILENCE_S)
         with self._endpoint.failures(), self._http.stream("GET", path, params=query, timeout=bounds) as response:
@@ -157,6 +162,7 @@ class SyncTransport:
                 response.read()
                 answer_of(response)
             for line in response.iter_lines():
+                on_line()
                 event = reader.feed(line)
                 if event is not None:
                     yield event
@@ -206,8 +212,10 @@ class AsyncTransport:
             )
         return cast(T, answer_of(response))
 
-    async def stream_events(self, path: str, query: dict[str, str | int]) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events of one connection until the server ends it."""
+    async def stream_events(
+        self, path: str, query: dict[str, str | int], on_line: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """As `SyncTransport.stream_events`."""
         reader = EventReader()
         bounds = timeouts(EVENT_SILENCE_S)
         with self._endpoint.failures():
@@ -216,6 +224,7 @@ class AsyncTransport:
                     await response.aread()
                     answer_of(response)
                 async for line in response.aiter_lines():
+                    on_line()
                     event = reader.feed(line)
                     if event is not None:
                         yield event

@@ -104,6 +104,11 @@ class Cast:
             if process.poll() is not None
         ]
 
+    def last_words(self) -> list[str]:
+        """Return what each process that runs said last."""
+        running = [name for name, process in self._processes.items() if process.poll() is None]
+        return [self._complaint(name, "is running") for name in running]
+
     def pids(self) -> dict[str, int]:
         """Return the processes' numbers by name."""
         return {name: process.pid for name, process in self._processes.items()}
@@ -146,11 +151,14 @@ def free_port() -> int:
 
 
 def leftovers(folder: Path) -> list[int]:
-    """Return the numbers of other processes whose command line names `folder`; empty where /proc is not there."""
-    wanted, found = os.fsencode(folder), []
+    """Return the numbers of processes whose command line names `folder`; empty where /proc is not there.
+
+    This process and those that it descends from (a shell, `make`, `timeout`) are not meant.
+    """
+    wanted, ours, found = os.fsencode(folder), _ancestors(), []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if wanted in entry.read_bytes() and int(entry.parent.name) != os.getpid():
+            if wanted in entry.read_bytes() and int(entry.parent.name) not in ours:
                 found.append(int(entry.parent.name))
     return sorted(found)
 
@@ -167,6 +175,19 @@ def stop_kept(folder: Path, pids: Iterable[int]) -> list[int]:
     for pid in set(mine) & set(leftovers(folder)):
         _kill_group(pid)
     return mine
+
+
+def _ancestors() -> set[int]:
+    """Return this process and those above it."""
+    found, pid = set[int](), os.getpid()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        try:
+            # The name, in parentheses, may hold anything; state and parent follow it (proc(5), "stat").
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return found
 
 
 def _kill_group(pid: int) -> None:

@@ -29,7 +29,7 @@ PROPOSER, DENIER = "hospital-a", "hospital-b"
 ROUNDS = 10
 READY_TIMEOUT_S = 60.0
 NEGOTIATION_TIMEOUT_S = 60.0
-RUN_TIMEOUT_S = 300.0
+RUN_TIMEOUT_S = 180.0
 COMPARE_TIMEOUT_S = 60.0
 # Half of it above chance would be no sign of learning; a run of this app reaches 0.95.
 ACCURACY_MIN = 0.9
@@ -349,7 +349,7 @@ def explained(cast: Cast) -> Iterator[None]:
     try:
         yield
     except ComityError as error:
-        said = "\n".join(cast.ended())
+        said = "\n".join(cast.ended() or cast.last_words())
         raise DemoError(f"{error}\n{said}".rstrip() + f"\nall logs: {cast.logs}") from error
 
 

@@ -13,6 +13,8 @@ import pytest
 from comity_client import calls
 
 ROOT = Path(__file__).resolve().parents[3]
+# What both servers have alike: liveness and status.
+SHARED = ROOT / "protos" / "comity" / "wire" / "http_api.py"
 VERBS = {"get", "post", "put", "delete"}
 
 
@@ -20,7 +22,7 @@ VERBS = {"get", "post", "put", "delete"}
 def served(package: str) -> set[tuple[str, str]]:
     """Routes in the decorators of a package's edges; every variable part reads `{}`."""
     found = set()
-    for path in (ROOT / package).rglob("*.py"):
+    for path in (*(ROOT / package).rglob("*.py"), SHARED):
         tree = ast.parse(path.read_text())
         prefix = ""
         for node in ast.walk(tree):

@@ -16,6 +16,8 @@ import uvicorn
 from fastapi import FastAPI, Header
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+# An event number behind which nothing comes but signs of life.
+ENDLESS = 999
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 
 
@@ -84,6 +86,10 @@ def _api(served: Served) -> FastAPI:
 
 async def _events(served: Served, after: int) -> Any:
     """Events 1 to 5; while `breaks` lasts the stream ends after two, and the last is sent again."""
+    if after == ENDLESS:
+        while True:
+            yield ": alive\n\n"
+            await asyncio.sleep(0.02)
     for number in range(max(1, after), 6):
         kind = "closed" if number == 5 else "metrics"
         yield f": alive\n\nid: {number}\ndata: {json.dumps({'no': number, 'kind': kind})}\n\n"

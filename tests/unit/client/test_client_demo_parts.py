@@ -141,6 +141,15 @@ def test_only_our_own_kept_processes_are_stopped(tmp_path: Path) -> None:
     assert cast.stop() == []
 
 
+def test_who_started_us_is_no_leftover(tmp_path: Path) -> None:
+    """A wrapper such as `timeout` has the folder's name in its command line for as long as the demo runs."""
+    look = f"print(leftovers(Path({str(tmp_path)!r})))"
+    inner = f"from pathlib import Path; from comity_client.demo.cast import leftovers; {look}"
+    outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    done = subprocess.run([sys.executable, "-c", outer, inner], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_ports_are_free() -> None:
     assert 1024 < free_port() < 65_536
 

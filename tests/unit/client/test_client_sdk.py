@@ -116,6 +116,20 @@ def test_watching_has_an_end(served: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert caught.value.code is ErrorCode.TIMEOUT
 
 
+def test_signs_of_life_do_not_prolong_a_watch(served: Any) -> None:
+    with Node(served.home) as node, pytest.raises(ComityError) as caught:
+        list(node.events("run-1", after=999, timeout_s=0.2))
+    assert caught.value.code is ErrorCode.TIMEOUT
+
+    async def watch() -> list[Any]:
+        async with AsyncNode(served.home) as node:
+            return [event async for event in node.events("run-1", after=999, timeout_s=0.2)]
+
+    with pytest.raises(ComityError) as caught:
+        asyncio.run(watch())
+    assert caught.value.code is ErrorCode.TIMEOUT
+
+
 def test_an_unknown_run_is_not_watched_for_ever(served: Any) -> None:
     with Node(served.home) as node, pytest.raises(ComityError) as caught:
         list(node.events("unknown"))
