@@ -86,7 +86,7 @@ class AnswerBook:
 
     async def _keep(self, row: AnswerRow, order_digest: str) -> None:
         if row.file is not None and row.reference is not None:
-            await blobs.sync(self._node.settings.payloads_folder / row.file)
+            await blobs.sync(self._node.settings.payloads_folder / row.file, uncache=True)
 
         def write(conn: Connection) -> None:
             store.put_answer(conn, row)

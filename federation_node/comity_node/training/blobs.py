@@ -92,9 +92,9 @@ async def seal(
     return await _threaded(_seal, blob, folder, receivers, context, salt, fsync)
 
 
-async def sync(path: Path) -> None:
-    """Put a file and its folder on disk."""
-    await _threaded(_sync, path)
+async def sync(path: Path, *, uncache: bool = False) -> None:
+    """Put a file and its folder on disk; with `uncache`, out of memory too, for what only a restart reads again."""
+    await _threaded(_sync, path, uncache)
 
 
 async def open_stream(
@@ -265,11 +265,14 @@ def _seal(
     return SealedBlob(ref, None, ref.digest)
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path, uncache: bool = False) -> None:
     for each, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
         descriptor = os.open(each, flags)
         try:
             os.fsync(descriptor)
+            if uncache and each is path and hasattr(os, "posix_fadvise"):
+                # Otherwise a long run fills the cache with files that nobody reads, and every new page has to be found.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 
@@ -309,7 +312,7 @@ def _write_file(blob: Blob, path: Path) -> None:
         raise ComityError(ErrorCode.SPOOL_FULL, "a payload cannot be written") from error
     finally:
         beside.unlink(missing_ok=True)
-    _sync(path)
+    _sync(path, uncache=True)
 
 
 def _read_file(path: Path, size: int) -> Blob:

@@ -203,11 +203,18 @@ def _chunks(source: Source, offset: int) -> Iterator[bytes]:
                 offset += len(chunk)
                 yield chunk
         finally:
+            # Sent, it is read again only if something breaks: the memory that caches it serves better elsewhere.
+            _uncache(descriptor)
             os.close(descriptor)
         return
     view = memoryview(source)
     for start in range(offset, len(view), CHUNK_BYTES):
         yield bytes(view[start : start + CHUNK_BYTES])
+
+
+def _uncache(descriptor: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _check_size(source: Source, size_bytes: int) -> None:
