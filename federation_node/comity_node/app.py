@@ -150,6 +150,7 @@ def locked(home: Path) -> Iterator[None]:
 
 def run_node(home: Path, on_ready: Callable[[], None] = lambda: None) -> None:
     """Run the node of `home` until it is told to stop."""
+    os.umask(0o077)  # whatever this process and its children write is their organisation's alone
     settings = NodeSettings.load(home)
     with locked(home):
         asyncio.run(_run(settings, on_ready))

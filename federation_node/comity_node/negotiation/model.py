@@ -133,7 +133,13 @@ def check_agreement(
 
 
 def check_final(statement: Statement, charter: Charter) -> tuple[Agreement, QuorumCertificate]:
-    """Check obligation F1 on the coordinator's `agreement` statement. Raises `QUORUM_MISSING`, `AGREEMENT_INVALID`."""
+    """Check obligation F1 on the coordinator's `agreement` statement.
+
+    Raises:
+        ComityError: `QUORUM_MISSING`, `SIGNATURE_INVALID`, `NOT_A_MEMBER`, `MALFORMED`.
+    """
+    # The log signs what it enters: this very statement is then expected in the ledger.
+    verify_statement(statement, charter.log_public_key, kind="agreement", consortium=charter.consortium)
     body = statement.body
     agreement = Agreement.from_json(body.get("agreement"))
     certificate = QuorumCertificate.from_json(body.get("certificate"))

@@ -104,6 +104,7 @@ class NegotiationService:
         answers = [Statement.from_json(each) for each in _list(body.get("answers"))]
 
         def write(conn: Connection) -> None:
+            self._node.ledger.check(conn)
             mine = store.find_answer(conn, agreement.proposal.digest)
             if mine is None:
                 raise ComityError(ErrorCode.AGREEMENT_INVALID, "this organisation did not answer that proposal")
@@ -137,7 +138,12 @@ class NegotiationService:
         if charter is None:
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "made under a charter that is not in force here")
         agreement, certificate = model.check_final(statement, charter)
-        await self._node.journal.run(lambda conn: store.set_final(conn, agreement, certificate, statement, self._now()))
+
+        def write(conn: Connection) -> None:
+            store.set_final(conn, agreement, certificate, statement, self._now())
+            self._node.ledger.expect(conn, statement)
+
+        await self._node.journal.run(write)
         log.info("agreement.final", agreement=agreement.digest, parties=list(agreement.parties))
 
     async def on_update(self, message: Message) -> None:

@@ -1,6 +1,7 @@
 """Before a node runs anything for an order: the checks of negotiation.md section 5, in that order, with those numbers.
 
-(0) the lead that the agreement names signed the order; lead and parties are members under the charter in force
+(0) the lead that the agreement names signed the order; lead and parties are members under the charter in force, and
+    the ledger that says so was not caught contradicting itself
 (1) the agreement is in this organisation's own store, signed by it, final, and nobody has withdrawn
 (2) the agreement's certificate holds (cached by agreement and charter)
 (3) the order conforms: run, step, type, round, receivers, deadline; own dataset and columns; every term is one that
@@ -57,7 +58,11 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One order before its judge; `started` if this very order was, `number_taken` if another one under its number."""
+    """One order before its judge.
+
+    `started` if this very order was, `number_taken` if another one under its number; `ledger` is why this node does
+    not trust the ledger or its own journal any more.
+    """
 
     order: OrderHeader
     statement: Statement
@@ -70,6 +75,7 @@ class Case:
     catalogue: Mapping[str, Mapping[str, Any]]
     started: bool
     number_taken: bool = False
+    ledger: ComityError | None = None
 
 
 @dataclass(slots=True)
@@ -138,13 +144,15 @@ def judge(case: Case, certificates: Certificates, decide: Decide) -> Verdict:
 
 
 def check_0_signed_by_lead(case: Case) -> None:
-    """Raises `NOT_A_MEMBER`, `SIGNATURE_INVALID`, `ORDER_NOT_LEAD`."""
+    """Raises `NOT_A_MEMBER`, `SIGNATURE_INVALID`, `ORDER_NOT_LEAD`, `LEDGER_INVALID`, `JOURNAL_BEHIND`."""
     if case.charter is None:
         raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")
     key = case.charter.member(case.statement.issuer).keys.statement
     verify_statement(case.statement, key, kind="order", consortium=case.charter.consortium)
     if case.order.lead != case.statement.issuer:
         raise ComityError(ErrorCode.ORDER_NOT_LEAD, "the order names another lead than its signer")
+    if case.ledger is not None:
+        raise case.ledger
     if case.stored is None:
         return  # check (1) has the word
     agreement = case.stored.agreement

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
+from comity_node.ledger.store import LedgerStore
 from comity_node.training import enforcement, grants, store
 from comity_node.training.blobs import Blob
 from comity_node.training.enforcement import History
@@ -40,13 +41,15 @@ class Known:
     refusal: bytes | None
     stored: Stored | None
     history: History
+    ledger: ComityError | None = None
 
 
 class Intake:
     """Reads and starts orders within transactions. `now` gives the present as RFC 3339 text."""
 
-    def __init__(self, agreements: Agreements, now: Callable[[], str]) -> None:
+    def __init__(self, agreements: Agreements, ledger: LedgerStore, now: Callable[[], str]) -> None:
         self._agreements = agreements
+        self._ledger = ledger
         self._now = now
 
     def look(self, conn: Connection, order: Received) -> Known:
@@ -64,11 +67,20 @@ class Intake:
             refusal=store.find_refusal(conn, order.digest),
             stored=stored,
             history=history,
+            ledger=self._distrust(conn),
         )
+
+    def _distrust(self, conn: Connection) -> ComityError | None:
+        try:
+            self._ledger.check(conn)
+        except ComityError as error:
+            return error
+        return None
 
     def charge(self, conn: Connection, order: Received, agreement: Agreement) -> None:
         """Start an order: read the grant again, charge it, and take the order's number. Raises what was missed."""
         header = order.header
+        self._ledger.check(conn)
         if self._agreements.find(conn, header.agreement).state != FINAL:
             raise ComityError(ErrorCode.WITHDRAWN, agreement=header.agreement)
         run = store.find_run(conn, header.run)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import structlog
@@ -41,6 +42,7 @@ from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, OrderHeader
 
 ORDERS_AT_ONCE_MAX = 64
+ORDERS_OF_ONE_MAX = 16
 REFUSALS_MAX = 1_000
 log = structlog.get_logger("comity.node.training")
 
@@ -73,13 +75,14 @@ class Participant:
         self._catalogue = catalogue
         self._receipts = receipts
         self._replies = replies
-        self._intake = Intake(agreements, self._now)
+        self._intake = Intake(agreements, node.ledger, self._now)
         self._certificates = Certificates()
         self._execution = Execution(node, workshop, profiles)
         self._workshop = workshop
         self._abilities = Abilities(frozenset(profiles), workshop.offered().term)
-        self._active: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._active: dict[tuple[str, str, str], asyncio.Task[None]] = {}
         self._told: dict[tuple[str, str], None] = {}
+        self._passing: Counter[str] = Counter()
 
     async def stop(self) -> None:
         """Stop working; started orders stay started in the journal."""
@@ -92,10 +95,12 @@ class Participant:
         """Take an order from the link; it is served in a task of its own. Raises `MALFORMED`, `BUSY`."""
         statement = message.statement("order")
         order = Received(OrderHeader.from_json(statement.body), statement, message.inline, None)
-        key = (order.header.run, order.header.seq)
+        # By digest, and by who sent it: nobody can keep another's order out by sending one under its number first.
+        key = (order.header.run, statement.issuer, order.digest)
         if key in self._active:
             return
-        if len(self._active) >= ORDERS_AT_ONCE_MAX:
+        senders = Counter(issuer for _, issuer, _ in self._active)
+        if len(self._active) >= ORDERS_AT_ONCE_MAX or senders[statement.issuer] >= ORDERS_OF_ONE_MAX:
             raise ComityError(ErrorCode.BUSY, "this node serves as many orders as it may")
         task = asyncio.create_task(self._serve(order))
         self._active[key] = task
@@ -115,7 +120,7 @@ class Participant:
 
     async def cancel(self, run: str) -> None:
         """Stop serving a run's orders."""
-        tasks = [task for (of_run, _), task in self._active.items() if of_run == run]
+        tasks = [task for (of_run, *_), task in self._active.items() if of_run == run]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,10 +148,10 @@ class Participant:
     async def _work(self, order: Received, known: Known) -> tuple[Protected, Blob]:
         """Check, run and answer an order that is new or was left unfinished. Raises `_Final`."""
         verdict = await self._judge(order, known)
-        if verdict.error is not None:
-            await self._refuse(order, verdict)
-            raise _Final("refused", verdict.error)
         agreement = known.stored.agreement if known.stored is not None else None
+        if verdict.error is not None:
+            await self._refuse(order, verdict, agreement)
+            raise _Final("refused", verdict.error)
         assert agreement is not None, "check (1) lets no order pass without its agreement"
         began = time.monotonic()
         # The payload comes while the charge goes to disk; nothing of it is used before that.
@@ -186,7 +191,7 @@ class Participant:
             if error.code is ErrorCode.JOURNAL_UNWRITABLE:
                 raise
             verdict.error = error
-            await self._refuse(order, verdict)
+            await self._refuse(order, verdict, agreement)
             raise _Final("refused", error) from error
 
     async def _content(self, order: Received, agreement: Agreement) -> Blob:
@@ -207,6 +212,7 @@ class Participant:
             catalogue={entry["name"]: entry for entry in self._catalogue.describe_all()},
             started=same,
             number_taken=known.row is not None and not same,
+            ledger=known.ledger,
         )
         return await asyncio.to_thread(enforcement.judge, case, self._certificates, self._node.policy.decide)
 
@@ -279,8 +285,12 @@ class Participant:
         if not own and reply is not None:
             await self._replies.send(header.lead, header.run, order.digest, reply, protected)
 
-    async def _refuse(self, order: Received, verdict: Verdict) -> None:
-        """Answer with a refusal; it is final and stored unless it may heal. A forged order gets no answer."""
+    async def _refuse(self, order: Received, verdict: Verdict, agreement: Agreement | None) -> None:
+        """Answer with a refusal; it is final and stored unless it may heal. A forged order gets no answer.
+
+        A party's order for a run of an agreement of ours leaves a receipt. Anything else is nobody's work: it must not
+        fill this journal, nor put entries into the ledger's way that no auditor could place.
+        """
         error, header = verdict.error, order.header
         assert error is not None
         log.warning("order.refused", run=header.run, seq=header.seq, error=str(error))
@@ -289,11 +299,12 @@ class Participant:
         reply = self._replies.statement(header, order.digest, "refused", error)
         passing = catalog.row(error.code).retry
         note = (order.digest, str(error.code))
-        if not (passing and note in self._told):
+        if _is_work(order, agreement) and not (passing and note in self._told):
             outcome = Outcome("refused", str(error.code), None, 0, 0.0)
 
             def write(conn: Connection) -> bool:
-                if store.count_refusals(conn, header.run) >= REFUSALS_MAX:
+                refusals = store.count_refusals(conn, header.run) + self._passing[header.run]
+                if refusals >= REFUSALS_MAX:
                     return False  # a lead that floods us with bad orders gets no more receipts
                 if not passing:
                     store.put_refusal(conn, order.digest, header.run, reply.to_bytes())
@@ -303,6 +314,7 @@ class Participant:
             if not await self._node.journal.run(write):
                 return
             self._told[note] = None
+            self._passing[header.run] += passing
             while len(self._told) > REFUSALS_MAX:
                 self._told.pop(next(iter(self._told)))
         if order.blob is None:
@@ -351,6 +363,17 @@ _WAITING = frozenset(
         ErrorCode.BUSY,
     }
 )
+
+
+def _is_work(order: Received, agreement: Agreement | None) -> bool:
+    """Tell whether an order is a party's, for a run and a step of an agreement that this organisation signed."""
+    header = order.header
+    return (
+        agreement is not None
+        and order.statement.issuer in agreement.parties
+        and any(step.id == header.step for step in agreement.proposal.steps)
+        and header.run in enforcement.run_ids(agreement, header.agreement)
+    )
 
 
 async def _discard(fetching: asyncio.Task[Blob]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
+from comity.wire import canonical
 from comity.wire.errors import ComityError
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.context import NodeContext
@@ -102,12 +103,25 @@ class ReceiptBook:
             if not await self._node.journal.run(self._send_batch):
                 return
 
+    def refused(self, conn: Connection, body: bytes) -> None:
+        """Send the receipts of a refused batch one by one: a single bad one must not keep the others off the ledger."""
+        document = canonical.parse(body)
+        statements = [Statement.from_json(each) for each in document["receipts"]]
+        if len(statements) == 1:
+            log.warning("receipt.refused", order=statements[0].body.get("order"))
+            self._node.ledger.forget(conn, statements[0].to_bytes())
+            return
+        for statement in statements:
+            self._node.link.send(conn, "receipts", {"receipts": [statement.to_json()]})
+
     def _send_batch(self, conn: Connection) -> bool:
         rows = store.unsent_receipts(conn, BATCH_MAX)
         if not rows:
             return False
-        statements = [Statement.from_bytes(data).to_json() for _, data in rows]
-        self._node.link.send(conn, "receipts", {"receipts": statements})
+        statements = [Statement.from_bytes(data) for _, data in rows]
+        for statement in statements:
+            self._node.ledger.expect(conn, statement)
+        self._node.link.send(conn, "receipts", {"receipts": [each.to_json() for each in statements]})
         store.mark_receipts_sent(conn, [no for no, _ in rows])
         return len(rows) == BATCH_MAX
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from comity.wire.errors import ComityError
+from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
@@ -52,12 +52,15 @@ class Replies:
             await asyncio.gather(self._keeper, return_exceptions=True)
 
     async def on_ack(self, message: Message) -> None:
-        """Note that the lead has an answer. Raises `SIGNATURE_INVALID`."""
+        """Note that the lead has an answer. Raises `SIGNATURE_INVALID`, `ORDER_MISMATCH`."""
         statement = message.statement("reply-ack")
         charter = self._node.charters.current()
         if charter is None:
             return
-        verify_statement(statement, charter.member(statement.issuer).keys.statement, kind="reply-ack")
+        settings, key = self._node.settings, charter.member(statement.issuer).keys.statement
+        verify_statement(statement, key, kind="reply-ack", consortium=settings.consortium)
+        if statement.body.get("receiver") != settings.org:
+            raise ComityError(ErrorCode.ORDER_MISMATCH, "the confirmation is for another party", field="receiver")
         digest, lead = str(statement.body.get("order")), statement.issuer
         self._sent_at.pop(digest, None)
         self._behind.add(lambda conn: store.ack_order(conn, digest, lead))

@@ -150,7 +150,8 @@ class Results:
         charter = self._node.charters.current()
         if charter is None:
             return
-        verify_statement(statement, charter.member(statement.issuer).keys.statement, kind="result-ack")
+        key = charter.member(statement.issuer).keys.statement
+        verify_statement(statement, key, kind="result-ack", consortium=self._node.settings.consortium)
         run, org = str(statement.body.get("run")), statement.issuer
         await self._node.journal.run(lambda conn: store.confirm_result(conn, run, org))
         self._events.tell(run, "copy", org=org)

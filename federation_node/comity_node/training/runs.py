@@ -197,6 +197,7 @@ class Runs:
             row = store.find_run(conn, run)
             if row is None:
                 return []
+            self._node.ledger.expect(conn, statement)
             ended = {} if row.ended_at else {"ended_at": self._now(), "state": state}
             store.change_run(conn, run, closed=True, **ended)
             files = store.files_of(conn, run)

@@ -101,6 +101,7 @@ class TrainingService:
         link.register("run.cancel", self.runs.on_cancel)
         link.register("run.closed", self.runs.on_closed)
         link.on_presence(self._on_presence)
+        link.on_refused("receipts", self._receipts.refused)
 
     async def start(self) -> None:
         """Take up what the journal says is unfinished."""

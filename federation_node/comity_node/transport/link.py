@@ -63,6 +63,7 @@ _LASTING = frozenset(
 )
 
 Presence = Callable[[str, bool], Awaitable[None]]
+RefusedBody = Callable[[Connection, bytes], None]
 Refused = Callable[[str, str, ComityError], Awaitable[None]]
 log = structlog.get_logger("comity.node.link")
 
@@ -93,7 +94,7 @@ class Link:
         *,
         isolation: str = "process",
         on_statement: Callable[[Connection, Statement], None] | None = None,
-        on_refused: Callable[[Connection, bytes], None] | None = None,
+        on_refused: RefusedBody | None = None,
     ) -> None:
         """Build it; nothing is dialled before `run`.
 
@@ -106,6 +107,7 @@ class Link:
         self._isolation = isolation
         self._on_statement = on_statement
         self._on_refused = on_refused
+        self._on_refused_kind: dict[str, RefusedBody] = {}
         self._inbox = Inbox(journal, self._acknowledge)
         self._connected_callbacks: list[Callable[[], Awaitable[None]]] = []
         self._presence_callbacks: list[Presence] = []
@@ -134,6 +136,10 @@ class Link:
     def on_presence(self, callback: Presence) -> None:
         """Await `callback(org, connected)` on each change, and for everyone present each time the stream opens."""
         self._presence_callbacks.append(callback)
+
+    def on_refused(self, kind: str, callback: RefusedBody) -> None:
+        """Call `callback(conn, body)` in the transaction that notes the refusal of a durable message of `kind`."""
+        self._on_refused_kind[kind] = callback
 
     def on_refusal(self, callback: Refused) -> None:
         """Await `callback(message id, kind, error)` when the coordinator did not take one of our messages."""
@@ -380,8 +386,9 @@ class Link:
         found = store.find(conn, message_id)
         if found is None:
             return ""
-        if self._on_refused is not None:
-            self._on_refused(conn, found[1])
+        callback = self._on_refused_kind.get(found[0], self._on_refused)
+        if callback is not None:
+            callback(conn, found[1])
         return found[0]
 
     def _certificate(self) -> str:

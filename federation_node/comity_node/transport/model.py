@@ -41,10 +41,16 @@ class Message:
         return self.seq > 0
 
     def statement(self, kind: str) -> Statement:
-        """Return the body as a statement of `kind`; its signature is not checked here. Raises `MALFORMED`."""
+        """Return the body as a statement of `kind` by the sender; its signature is not checked here.
+
+        Raises:
+            ComityError: `MALFORMED`; `FORBIDDEN` if a member relays what another one signed, as a replay would.
+        """
         statement = Statement.from_bytes(self.body, max_bytes=BODY_BYTES_MAX)
         if statement.kind != kind:
             raise ComityError(ErrorCode.MALFORMED, f"a statement of kind {kind} was expected")
+        if self.sender not in (ids.COORDINATOR, statement.issuer):
+            raise ComityError(ErrorCode.FORBIDDEN, "the sender is not who signed", sender=self.sender)
         return statement
 
     def document(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from comity_crypto.sealing import SealedRef
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
 from comity_node.journal import Journal
+from comity_node.ledger.store import LedgerStore
 from comity_node.settings import NodeSettings
 from comity_node.training import store
 from comity_node.training.ports import FINAL
@@ -205,6 +206,7 @@ class RigLink:
         self.handlers: dict[str, Any] = {}
         self.refused: list[tuple[str, ComityError]] = []
         self.presence: list[Any] = []
+        self.refused_bodies: dict[str, Any] = {}
         self.up = True
         old = board.links.get(org)
         self.line: asyncio.Queue[Message] = old.line if old is not None else asyncio.Queue()
@@ -213,6 +215,9 @@ class RigLink:
 
     def register(self, kind: str, handler: Any) -> None:
         self.handlers[kind] = handler
+
+    def on_refused(self, kind: str, callback: Any) -> None:
+        self.refused_bodies[kind] = callback
 
     def on_presence(self, callback: Any) -> None:
         self.presence.append(callback)
@@ -302,7 +307,7 @@ class RigNode:
         self.link = RigLink(self.rig.board, self.org, self.journal)
         context = NodeContext(
             settings=settings, keys=self.keys, keystore=None, journal=self.journal, link=self.link, dialer=None,
-            payloads=RigPayloads(self.rig.board), charters=Charters(self.rig.charter), ledger=None,
+            payloads=RigPayloads(self.rig.board), charters=Charters(self.rig.charter), ledger=LedgerStore(),
             policy=self.policy, clock=instants.now,
         )  # fmt: skip
         self.service = TrainingService(context, self.agreements)
