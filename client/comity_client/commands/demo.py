@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from comity_client.demo.telling import Teller
 
 # The strongest profile that the nodes of this version have.
-AGGREGATION_DEFAULT = "plain"
+AGGREGATION_DEFAULT = "lead-key"
 MARKER = "demo.json"
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
