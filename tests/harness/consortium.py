@@ -83,6 +83,10 @@ class Consortium:
         with self._lock:
             return self._children[name].pid
 
+    def use(self, name: str, command: tuple[str, ...]) -> None:
+        """Start a process by another command than `comity` from now on."""
+        self._commands[name] = command
+
     def start(self, name: str) -> None:
         """Start the coordinator or a node; does not wait."""
         home = str(self.home(name))
