@@ -11,10 +11,14 @@ from comity.wire.canonical import INTEGER_MAX
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.inbound import count, text
 from comity_coordinator.training.model import ENDINGS, Finished, RunState
+from comity_crypto.encoding import fields
 from comity_policies.orders import ROUNDS_MAX
 
 # Train and evaluate of each round, each asked again once.
 MANIFEST_ROWS_MAX = 4 * ROUNDS_MAX
+_RESULT = frozenset({"digest", "size"})
+_ROW = frozenset({"round", "participants", "dropped"})
+_DROPPED = frozenset({"org", "code"})
 
 
 def finished_event(org: str, body: dict[str, Any], parties: Sequence[str], digest: str) -> Finished:
@@ -57,8 +61,7 @@ def _error(value: Any, *, completed: bool) -> tuple[str, str]:
 def _check_result(value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, dict) or set(value) != {"digest", "size"}:
-        raise ComityError(ErrorCode.MALFORMED, "a result has digest and size")
+    fields(value, _RESULT, what="a result")
     ids.sha256_hex(text(value["digest"], 64, "a digest"))
     count(value["size"], INTEGER_MAX, "a size")
 
@@ -69,14 +72,12 @@ def _participants(manifest: Any, parties: Sequence[str]) -> dict[str, int]:
         raise ComityError(ErrorCode.MALFORMED, f"a manifest is a list of at most {MANIFEST_ROWS_MAX} rows")
     seen: Counter[str] = Counter()
     for row in manifest:
-        if not isinstance(row, dict) or set(row) != {"round", "participants", "dropped"}:
-            raise ComityError(ErrorCode.MALFORMED, "a manifest's row has round, participants and dropped")
+        fields(row, _ROW, what="a manifest's row")
         count(row["round"], ROUNDS_MAX, "a round")
         if not isinstance(row["participants"], list) or not isinstance(row["dropped"], list):
             raise ComityError(ErrorCode.MALFORMED, "participants and dropped are lists")
         for each in row["dropped"]:
-            if not isinstance(each, dict) or set(each) != {"org", "code"}:
-                raise ComityError(ErrorCode.MALFORMED, "who was dropped is named with a code")
+            fields(each, _DROPPED, what="who was dropped")
             text(each["code"], 64, "a code")
         named = [*row["participants"], *(each["org"] for each in row["dropped"])]
         if any(org not in parties for org in named) or len(set(named)) != len(named):

@@ -42,7 +42,7 @@ def bundle(hospital_settings: dict[str, Any]) -> Bundle:
     return Bundle.of(texts, hospital_settings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_opa(opa_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Bundle], str]]:
     """Return a function that serves a bundle on an OPA server and returns its URL."""
     running: list[subprocess.Popen[bytes]] = []
@@ -73,7 +73,7 @@ def start_opa(opa_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         process.wait(timeout=5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def open_named(
     request: pytest.FixtureRequest,
 ) -> Iterator[Callable[[str, Bundle], PolicyEngine]]:
@@ -95,6 +95,6 @@ def open_named(
         engine.close()
 
 
-@pytest.fixture(scope="session", params=["embedded", "opa"])
+@pytest.fixture(scope="module", params=["embedded", "opa"])
 def engine(request: pytest.FixtureRequest, open_named: Callable[[str, Bundle], PolicyEngine], bundle: Bundle) -> Any:
     return open_named(request.param, bundle)
