@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from comity.v1 import payload_pb2, payload_pb2_grpc
+from comity.wire import pieces
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR, org_id, sha256_hex
 from comity_coordinator.transport.identity import current_peer
@@ -20,11 +21,11 @@ class PayloadServicer(payload_pb2_grpc.PayloadServiceServicer):
         self._spool = spool
 
     async def PutPayload(  # noqa: N802 - gRPC's name
-        self, request_iterator: AsyncIterator[payload_pb2.PutPayloadRequest], context: Any
+        self, request_iterator: AsyncIterator[payload_pb2.PutPayloadRequest | memoryview], context: Any
     ) -> payload_pb2.PutPayloadResponse:
         """Take a header, then chunks; an upload that stops early keeps what came."""
         first = await anext(request_iterator, None)
-        if first is None or not first.HasField("header"):
+        if not isinstance(first, payload_pb2.PutPayloadRequest) or not first.HasField("header"):
             raise ComityError(ErrorCode.MALFORMED, "an upload begins with its header")
         header = first.header
         upload = self._spool.begin(
@@ -36,6 +37,9 @@ class PayloadServicer(payload_pb2_grpc.PayloadServiceServicer):
         )
         if not upload.complete:
             async for request in request_iterator:
+                if isinstance(request, memoryview):
+                    await upload.add(request)
+                    continue
                 if not request.HasField("data"):
                     raise ComityError(ErrorCode.MALFORMED, "an upload has one header")
                 await upload.add(request.data)
@@ -55,7 +59,7 @@ class PayloadServicer(payload_pb2_grpc.PayloadServiceServicer):
         """Send chunks as they are there."""
         async with aclosing(self._spool.read(current_peer().name, request.digest, request.offset_bytes)) as chunks:
             async for chunk in chunks:
-                await context.write(payload_pb2.GetPayloadResponse(data=chunk))
+                await context.write(pieces.write(chunk, pieces.DOWNLOAD_FIELD))
 
 
 def _party(receiver: str) -> str:

@@ -116,7 +116,7 @@ class Spool:
         self._announce(entry)
         return Upload(self, entry, offset_bytes)
 
-    async def read(self, org: str, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
+    async def read(self, org: str, digest: str, offset_bytes: int) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield the chunks from `offset_bytes` on, as they arrive.
 
         Raises:
@@ -175,11 +175,12 @@ class Spool:
         if entry is not None and entry.complete and entry.readers == 0:
             self._drop(entry, ComityError(ErrorCode.PAYLOAD_MISSING))
 
-    def sweep(self) -> int:
-        """Drop what has expired; return how many bytes were freed."""
+    def sweep(self, *, only_fetched: bool = False) -> int:
+        """Drop what has expired, or of that only what all receivers fetched; return how many bytes were freed."""
         now, freed = time.monotonic(), 0
         for entry in [entry for owners in self._entries.values() for entry in owners.values()]:
-            if entry.readers == 0 and now - entry.touched_at > self._lifetime_s(entry):
+            wanted = only_fetched and not entry.fetched >= entry.receivers
+            if not wanted and entry.readers == 0 and now - entry.touched_at > self._lifetime_s(entry):
                 freed += entry.size_bytes
                 self._drop(entry, ComityError(ErrorCode.PAYLOAD_MISSING))
         return freed
@@ -194,7 +195,7 @@ class Spool:
 
     # Used by Upload.
 
-    async def store(self, entry: Entry, chunk: bytes, offset_bytes: int) -> None:
+    async def store(self, entry: Entry, chunk: bytes | memoryview, offset_bytes: int) -> None:
         """Write and hash one chunk in a thread if it is the next one; one that is here already is skipped.
 
         The caller may be cancelled, the write goes on: file and hash never differ.
@@ -204,7 +205,7 @@ class Spool:
         writing.add_done_callback(self._written)
         await asyncio.shield(writing)
 
-    async def _store(self, entry: Entry, chunk: bytes, offset_bytes: int) -> None:
+    async def _store(self, entry: Entry, chunk: bytes | memoryview, offset_bytes: int) -> None:
         async with entry.lock:
             if entry.failed is not None:
                 raise entry.failed
@@ -216,7 +217,7 @@ class Spool:
         if not writing.cancelled():
             writing.exception()  # seen here, in case that the caller left
 
-    async def _append(self, entry: Entry, chunk: bytes, offset_bytes: int) -> None:
+    async def _append(self, entry: Entry, chunk: bytes | memoryview, offset_bytes: int) -> None:
         assert entry.file is not None, "open until it is complete or dropped"
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._pool, entry.file.store, entry.hasher, chunk, offset_bytes)
@@ -253,7 +254,7 @@ class Spool:
     def _create(self, owner: str, digest: str, size_bytes: int, receivers: frozenset[str]) -> Entry:
         # Files that served their purpose leave before new ones come: their pages of memory are used again, which costs
         # a tenth of pages that the system has to find.
-        self.sweep()
+        self.sweep(only_fetched=True)
         self._make_room(owner, size_bytes)
         path, file = spool_files.create(self._folder, owner, digest)
         entry = Entry(digest, owner, size_bytes, set(receivers), path, file, time.monotonic())
@@ -370,7 +371,7 @@ class Upload:
         """True if whole and its digest held."""
         return self._entry.complete
 
-    async def add(self, chunk: bytes) -> None:
+    async def add(self, chunk: bytes | memoryview) -> None:
         """Take the next chunk; one that is here already is skipped.
 
         Raises:

@@ -22,7 +22,7 @@ import grpc.aio
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from comity.wire import grpc_errors
+from comity.wire import grpc_errors, pieces
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.transport.identity import JOIN, ORG, Peer, PeerReader, set_current_peer
 
@@ -91,7 +91,9 @@ class Edge(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(run, handler.request_deserializer, handler.response_serializer)
         if handler.stream_unary is not None:
             run = self._wrap(handler.stream_unary, grant, UPLOAD_TIMEOUT_S)
-            return grpc.stream_unary_rpc_method_handler(run, handler.request_deserializer, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(
+                run, _piece_or(handler.request_deserializer), handler.response_serializer
+            )
         if handler.unary_stream is not None:
             run = self._wrap(handler.unary_stream, grant, UPLOAD_TIMEOUT_S)
             return grpc.unary_stream_rpc_method_handler(run, handler.request_deserializer, _serialise)
@@ -131,6 +133,16 @@ def _outward(error: Exception) -> ComityError:
         return ComityError(ErrorCode.UNAVAILABLE, "the coordinator's database does not answer")
     log.error("rpc.failed", exc_info=error)
     return ComityError(ErrorCode.INTERNAL)
+
+
+def _piece_or(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Read pieces of uploads as views, without a copy; `parse` reads all other requests."""
+
+    def read(message: bytes) -> Any:
+        piece = pieces.read(message, pieces.UPLOAD_FIELD)
+        return parse(message) if piece is None else piece
+
+    return read
 
 
 def _serialise(response: Any) -> bytes:

@@ -30,7 +30,7 @@ class Entry:
     readers: int = 0
     fetched: set[str] = field(default_factory=set)
     hasher: hashlib._Hash = field(default_factory=hashlib.sha256)
-    tail: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
+    tail: OrderedDict[int, bytes | memoryview] = field(default_factory=OrderedDict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -42,7 +42,7 @@ class SpoolFile:
         """Return up to `size_bytes` from `offset_bytes` on."""
         return os.pread(self._fd, size_bytes, offset_bytes)
 
-    def store(self, hasher: hashlib._Hash, chunk: bytes, offset_bytes: int) -> None:
+    def store(self, hasher: hashlib._Hash, chunk: bytes | memoryview, offset_bytes: int) -> None:
         """Write `chunk` at `offset_bytes` and hash it; both let other threads run meanwhile."""
         view = memoryview(chunk)
         while view:

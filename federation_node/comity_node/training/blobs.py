@@ -102,7 +102,7 @@ async def open_stream(
     org: str,
     ref: SealedRef,
     context: bytes,
-    chunks: AsyncIterator[bytes],
+    chunks: AsyncIterator[bytes | memoryview],
     *,
     size_max: int,
     salt_bytes: int = 0,

@@ -19,6 +19,7 @@ from typing import Protocol
 import grpc.aio
 
 from comity.v1 import payload_pb2
+from comity.wire import pieces
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity_crypto.keystore import KeyStore
@@ -96,7 +97,7 @@ class Payloads:
                 await asyncio.sleep(_pause_s(attempts))
                 offset, whole = await self._present(ref, offset)
 
-    async def get(self, ref: Ref) -> AsyncIterator[bytes]:
+    async def get(self, ref: Ref) -> AsyncIterator[bytes | memoryview]:
         """Yield the ciphertext of `ref` chunk by chunk, following an upload that is still under way.
 
         Every chunk but the last is `CHUNK_BYTES` long; together they are `ref.size`. The opener checks the digest.
@@ -127,7 +128,11 @@ class Payloads:
         header = payload_pb2.PayloadHeader(
             digest=ref.digest, size_bytes=ref.size, receivers=receivers, offset_bytes=offset
         )
-        call = self._dialer.payloads().PutPayload()
+        call = self._dialer.channel().stream_unary(
+            "/comity.v1.PayloadService/PutPayload",
+            request_serializer=_serialise,
+            response_deserializer=payload_pb2.PutPayloadResponse.FromString,
+        )()
         try:
             async with asyncio.timeout(STALL_S) as stall:
                 loop = asyncio.get_running_loop()
@@ -135,7 +140,7 @@ class Payloads:
                 for data in _chunks(source, offset) if send_data else ():
                     if call.done():
                         break  # the spool had the whole already, or refused; its answer says which
-                    await call.write(payload_pb2.PutPayloadRequest(data=data))
+                    await call.write(data)
                     stall.reschedule(loop.time() + STALL_S)
                 if not call.done():
                     await call.done_writing()
@@ -149,20 +154,25 @@ class Payloads:
         finally:
             call.cancel()
 
-    async def _get_once(self, ref: Ref, offset: int) -> AsyncIterator[bytes]:
+    async def _get_once(self, ref: Ref, offset: int) -> AsyncIterator[bytes | memoryview]:
         request = payload_pb2.GetPayloadRequest(digest=ref.digest, offset_bytes=offset)
-        call = self._dialer.payloads().GetPayload(request)
+        call = self._dialer.channel().unary_stream(
+            "/comity.v1.PayloadService/GetPayload",
+            request_serializer=payload_pb2.GetPayloadRequest.SerializeToString,
+            response_deserializer=_piece,
+        )(request)
         try:
             while offset < ref.size:
                 async with asyncio.timeout(STALL_S + WAIT_S):
                     response = await call.read()
                 if response is grpc.aio.EOF:
                     raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "the download ended early", present_bytes=offset)
-                assert isinstance(response, payload_pb2.GetPayloadResponse)
-                if len(response.data) != min(CHUNK_BYTES, ref.size - offset):
+                assert isinstance(response, bytes | memoryview)
+                piece = response
+                if len(piece) != min(CHUNK_BYTES, ref.size - offset):
                     raise ComityError(ErrorCode.MALFORMED, "a chunk of another size than announced")
-                offset += len(response.data)
-                yield response.data
+                offset += len(piece)
+                yield piece
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
         except TimeoutError as error:
@@ -186,7 +196,7 @@ class Payloads:
 
 
 async def _answer(
-    call: grpc.aio.StreamUnaryCall[payload_pb2.PutPayloadRequest, payload_pb2.PutPayloadResponse],
+    call: grpc.aio.StreamUnaryCall[payload_pb2.PutPayloadRequest | bytes, payload_pb2.PutPayloadResponse],
 ) -> payload_pb2.PutPayloadResponse:
     """Return what the spool answered before the last byte was written. Raises its refusal."""
     try:
@@ -195,13 +205,23 @@ async def _answer(
         raise from_rpc(error) from error
 
 
+def _serialise(request: payload_pb2.PutPayloadRequest | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
+
+
+def _piece(message: bytes) -> bytes | memoryview:
+    piece = pieces.read(message, pieces.DOWNLOAD_FIELD)
+    return payload_pb2.GetPayloadResponse.FromString(message).data if piece is None else piece
+
+
 def _chunks(source: Source, offset: int) -> Iterator[bytes]:
+    """Yield the messages of an upload from `offset` on."""
     if isinstance(source, Path):
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             while chunk := os.pread(descriptor, CHUNK_BYTES, offset):
                 offset += len(chunk)
-                yield chunk
+                yield pieces.write(chunk, pieces.UPLOAD_FIELD)
         finally:
             # Sent, it is read again only if something breaks: the memory that caches it serves better elsewhere.
             _uncache(descriptor)
@@ -209,7 +229,7 @@ def _chunks(source: Source, offset: int) -> Iterator[bytes]:
         return
     view = memoryview(source)
     for start in range(offset, len(view), CHUNK_BYTES):
-        yield bytes(view[start : start + CHUNK_BYTES])
+        yield pieces.write(view[start : start + CHUNK_BYTES], pieces.UPLOAD_FIELD)
 
 
 def _uncache(descriptor: int) -> None:
