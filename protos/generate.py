@@ -21,7 +21,8 @@ def generate(target: Path) -> int:
     """Generate all of package comity.v1 below `target`; return protoc's exit status."""
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "comity" / "v1").glob("*.proto"))
     include = Path(protoc.__file__).resolve().parent / "_proto"
-    outputs = [f"--{name}={target}" for name in ("python_out", "mypy_out", "grpc_python_out", "mypy_grpc_out")]
+    outputs = [f"--{name}={target}" for name in ("python_out", "grpc_python_out")]
+    outputs += [f"--{name}=quiet:{target}" for name in ("mypy_out", "mypy_grpc_out")]
     return int(protoc.main(["protoc", f"-I{ROOT}", f"-I{include}", *outputs, *sources]))
 
 
@@ -41,13 +42,25 @@ def check() -> int:
     return status or bool(stale)
 
 
+def replace() -> int:
+    """Put fresh code in the place of the committed one, file by file: whoever imports meanwhile finds either."""
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+        status = generate(Path(folder))
+        if status:
+            return status
+        fresh = Path(folder) / "comity" / "v1"
+        for name in generated(ROOT).keys() - generated(Path(folder)).keys():
+            (ROOT / "comity" / "v1" / name).unlink()
+        for name in generated(Path(folder)):
+            (fresh / name).replace(ROOT / "comity" / "v1" / name)
+    return 0
+
+
 def main() -> int:
     """Regenerate in place, or compare with `--check`."""
     if "--check" in sys.argv[1:]:
         return check()
-    for name in generated(ROOT):
-        (ROOT / "comity" / "v1" / name).unlink()
-    return generate(ROOT)
+    return replace()
 
 
 if __name__ == "__main__":
