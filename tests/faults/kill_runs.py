@@ -93,8 +93,8 @@ class Proof:
         self.undisturbed_s = 0.0
         self.completed = 0
 
-    def undisturbed(self) -> None:
-        """Learn the model and the time that an undisturbed run takes."""
+    def undisturbed(self) -> Ended:
+        """Learn the model and the time that an undisturbed run takes; returns the last one."""
         models = set()
         for _ in range(UNDISTURBED_RUNS):
             begun = time.monotonic()
@@ -105,13 +105,14 @@ class Proof:
             assert ended.state == "COMPLETED", ended
             self._whole_s, self._training_s = time.monotonic() - begun, time.monotonic() - started
             models |= set(ended.models.values())
-            twice, faults = self._judge(ended)
+            twice, faults = self.judge(ended)
             self.completed += 1
             assert not twice, twice
             assert not faults, faults
         assert len(models) == 1, "the app is not deterministic"
         self._model = models.pop()
         self.undisturbed_s = self._whole_s
+        return ended
 
     def plan(self) -> Plan:
         """Draw the next victim and moment."""
@@ -147,7 +148,7 @@ class Proof:
         report.killed = striker.struck_at > 0
         report.state, report.error = ended.state, ended.error
         report.bit_equal = set(ended.models.values()) == {self._model} and set(ended.models) == set(ORGS)
-        report.twice, report.faults = self._judge(ended, striker)
+        report.twice, report.faults = self.judge(ended, striker)
         self.completed += ended.state == "COMPLETED"
 
     def _propose(self) -> str:
@@ -164,7 +165,7 @@ class Proof:
         }
         return self._consortium.propose(wish, RUN_DEADLINE_S)
 
-    def _judge(self, ended: Ended, striker: Striker | None = None) -> tuple[list[str], list[str]]:
+    def judge(self, ended: Ended, striker: Striker | None = None) -> tuple[list[str], list[str]]:
         """Return the orders that were executed twice, and what else is wrong in the nodes' books about a run."""
         twice, faults = [], []
         for org in ORGS:
