@@ -35,6 +35,7 @@ from comity_coordinator.membership.servicer import EnrolmentServicer, Membership
 from comity_coordinator.negotiation.service import NegotiationService
 from comity_coordinator.operator_api import operator_server
 from comity_coordinator.settings import CoordinatorSettings, split_address
+from comity_coordinator.standing import Memory
 from comity_coordinator.training.service import TrainingService
 from comity_coordinator.training.sums import KIND, Sums
 from comity_coordinator.transport.hub import Hub
@@ -183,7 +184,9 @@ class Coordinator:
         membership_pb2_grpc.add_MembershipServiceServicer_to_server(
             MembershipServicer(self.database, self.membership, self.governance, self.authority), server
         )
-        ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server(LedgerReadServicer(self.database, self.ledger), server)
+        ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server(
+            LedgerReadServicer(self.database, self.ledger, Memory(self.ledger)), server
+        )
         await server.start()
         stack.push_async_callback(server.stop, self.settings.stop_grace_s)
         stack.callback(self.hub.drop_all, ComityError(ErrorCode.UNAVAILABLE, "the coordinator stops"))

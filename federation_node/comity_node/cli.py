@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     node.command("join")(join)
     node.command("up")(up)
     node.command("rotate")(rotate)
+    node.command("recover")(recover)
     node.command("status")(status)
     genesis = typer.Typer(no_args_is_help=True, help="The consortium's charter: compare it, sign it.")
     genesis.command("show")(genesis_show)
@@ -75,6 +76,23 @@ def rotate(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
     serial = asyncio.run(service.rotate(home))
     _show({"serial": serial, "running_node": _redial(home)}, as_json)
+
+
+def recover(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Go on after a backup was restored: every open grant is booked as spent, every open run as ended.
+
+    The node must be stopped, and the coordinator reachable. Agreements have to be made anew.
+    """
+    from dataclasses import asdict
+
+    from comity_node.app import locked
+    from comity_node.recovery import recover as recover_node
+    from comity_node.settings import NodeSettings
+
+    settings = NodeSettings.load(home)
+    with locked(home):
+        done = asyncio.run(recover_node(settings))
+    _show(asdict(done), as_json)
 
 
 def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, MetaData, create_engine, event
+from sqlalchemy import Column, Connection, MetaData, Table, Text, create_engine, event, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
@@ -36,6 +36,26 @@ PENDING_MAX = 10_000
 
 # SQLite's primary result codes that mean "the file cannot take this": full disk, I/O error, read-only, cannot open.
 _UNWRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+
+
+_marks = Table("journal_marks", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+
+
+def mark(conn: Connection, name: str) -> str | None:
+    """Return what was noted of this journal under `name`."""
+    found = conn.execute(select(_marks.c.value).where(_marks.c.name == name)).scalar_one_or_none()
+    return None if found is None else str(found)
+
+
+def set_mark(conn: Connection, name: str, value: str) -> None:
+    """Note something of this journal, in place of what was noted before."""
+    clear_mark(conn, name)
+    conn.execute(_marks.insert().values(name=name, value=value))
+
+
+def clear_mark(conn: Connection, name: str) -> None:
+    """Forget what was noted under `name`."""
+    conn.execute(_marks.delete().where(_marks.c.name == name))
 
 
 class Journal:

@@ -14,6 +14,8 @@ from comity.wire import grpc_errors, ids
 from comity.wire.errors import ComityError
 from comity_coordinator.db import Database
 from comity_coordinator.ledger.service import Ledger
+from comity_coordinator.standing import Memory
+from comity_coordinator.transport.identity import current_peer
 
 T = TypeVar("T")
 
@@ -21,9 +23,10 @@ T = TypeVar("T")
 class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
     """Checkpoints, entries, proofs."""
 
-    def __init__(self, db: Database, ledger: Ledger) -> None:
+    def __init__(self, db: Database, ledger: Ledger, memory: Memory) -> None:
         self._db = db
         self._ledger = ledger
+        self._memory = memory
 
     async def GetCheckpoint(  # noqa: N802 - gRPC's name
         self, request: ledger_pb2.GetCheckpointRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -56,6 +59,16 @@ class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
             context, partial(self._ledger.consistency, old_size=request.old_size, new_size=request.new_size)
         )
         return ledger_pb2.GetConsistencyProofResponse(hashes=hashes)
+
+    async def GetStanding(  # noqa: N802 - gRPC's name
+        self, request: ledger_pb2.GetStandingRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ledger_pb2.GetStandingResponse:
+        """Return what is remembered of the caller."""
+        org = current_peer().name
+        found = await self._read(context, lambda conn: self._memory.of(conn, org))
+        return ledger_pb2.GetStandingResponse(
+            receipt=found.receipt, received_seq=found.received_seq, acked_seq=found.acked_seq
+        )
 
     async def _read(self, context: grpc.aio.ServicerContext[Any, Any], fn: Callable[[Connection], T]) -> T:
         try:

@@ -106,6 +106,13 @@ def receipt_numbered(conn: Connection, org: str, journal_seq: int) -> str | None
     return None if row is None else str(row[0])
 
 
+def newest_receipt(conn: Connection, org: str) -> str | None:
+    """Return the digest of the receipt of `org` with the largest number."""
+    query = select(receipts.c.statement).where(receipts.c.org == org)
+    row = conn.execute(query.order_by(receipts.c.journal_seq.desc()).limit(1)).first()
+    return None if row is None else str(row[0])
+
+
 def is_executed(conn: Connection, org: str, order: str) -> bool:
     """True if `org` has a receipt of a result for this order."""
     query = select(receipts.c.statement).where(receipts.c.org == org, receipts.c.executed == order)

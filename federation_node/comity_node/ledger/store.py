@@ -21,6 +21,7 @@ from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto import merkle
 from comity_crypto.statements import Statement
+from comity_node import journal
 from comity_node.journal import metadata
 
 HASH_BYTES = 32
@@ -29,6 +30,15 @@ CHECKPOINTS_KEPT = 256
 EXPECTED_KINDS = frozenset(
     {"charter", "proposal", "answer", "agreement", "withdrawal", "ready", "receipt", "run-finished", "run-closed"}
 )
+
+# Marks of the journal.
+BEHIND = "behind"
+RECOVERED_AT = "recovered_at"
+# As text: every order asks, and building the expression costs more than SQLite's answer.
+_DISTRUST = """
+    SELECT 'LEDGER_INVALID', reason FROM (SELECT reason FROM ledger_alarms ORDER BY id LIMIT 1)
+    UNION ALL SELECT 'JOURNAL_BEHIND', value FROM journal_marks WHERE name = 'behind' LIMIT 1
+"""
 
 _entries = sa.Table(
     "ledger_entries",
@@ -185,11 +195,29 @@ class LedgerStore:
         return list(conn.execute(sa.select(_alarms.c.reason).order_by(_alarms.c.id).limit(100)).scalars())
 
     def check(self, conn: Connection) -> None:
-        """Raises `LEDGER_INVALID` once any alarm was raised: no new work on a history that was rewritten."""
-        # As text: every order asks, and building the expression costs more than SQLite's answer.
-        found = conn.exec_driver_sql("SELECT reason FROM ledger_alarms ORDER BY id LIMIT 1").scalar()
+        """Refuse new work on a history that was rewritten, or from a journal that forgot some of its own.
+
+        Raises:
+            ComityError: `LEDGER_INVALID` once any alarm was raised; `JOURNAL_BEHIND` until the node was recovered.
+        """
+        found = conn.exec_driver_sql(_DISTRUST).first()
         if found is not None:
-            raise ComityError(ErrorCode.LEDGER_INVALID, str(found))
+            raise ComityError(ErrorCode(found[0]), str(found[1]))
+
+    def behind(self, conn: Connection, evidence: str) -> None:
+        """Note that this journal lacks a receipt that this organisation signed."""
+        journal.set_mark(conn, BEHIND, evidence)
+
+    def recovered(self, conn: Connection, now: str) -> None:
+        """Note that everything open was booked as spent at `now`; what was proposed before is not agreed to again."""
+        journal.clear_mark(conn, BEHIND)
+        journal.set_mark(conn, RECOVERED_AT, now)
+
+    def check_new(self, conn: Connection, statement: Statement) -> None:
+        """Refuse to consent to what was said before this node was recovered. Raises `JOURNAL_BEHIND`."""
+        since = journal.mark(conn, RECOVERED_AT)
+        if since is not None and statement.issued_at <= since:
+            raise ComityError(ErrorCode.JOURNAL_BEHIND, "said before this node was recovered; propose it anew")
 
 
 def _settle(conn: Connection, proof: Proof, leaf: bytes, kind: str) -> EntryState:

@@ -80,6 +80,7 @@ class NegotiationService:
         if await self._node.journal.run(lambda conn: store.find_answer(conn, proposal.digest)) is not None:
             return
         try:
+            await self._node.journal.run(lambda conn: self._node.ledger.check_new(conn, statement))
             await self.apps.receive(proposal, offer.app_payload, message.inline)
             decision = await self._decide(proposal)
             if decision.decision != "deny":
@@ -105,15 +106,16 @@ class NegotiationService:
 
         def write(conn: Connection) -> None:
             self._node.ledger.check(conn)
-            mine = store.find_answer(conn, agreement.proposal.digest)
-            if mine is None:
+            said = store.find_answer_statement(conn, agreement.proposal.digest)
+            if said is None:
                 raise ComityError(ErrorCode.AGREEMENT_INVALID, "this organisation did not answer that proposal")
+            self._node.ledger.check_new(conn, said)
             model.check_agreement(
                 agreement,
                 answers,
                 charter=self._charter(),
                 me=self._node.settings.org,
-                mine=mine,
+                mine=Answer.from_json(said.body),
                 signed_before=store.signed_for(conn, agreement.proposal.digest),
                 now=self._now(),
             )

@@ -131,10 +131,8 @@ def add_answer(conn: Connection, statement: Statement, now: str) -> bool:
 
 def find_answer(conn: Connection, proposal_digest: str) -> Answer | None:
     """Return this organisation's own answer to a proposal, if it gave one."""
-    data = conn.execute(
-        select(answers.c.statement).where(answers.c.proposal_digest == proposal_digest)
-    ).scalar_one_or_none()
-    return None if data is None else Answer.from_json(Statement.from_bytes(data).body)
+    statement = find_answer_statement(conn, proposal_digest)
+    return None if statement is None else Answer.from_json(statement.body)
 
 
 def add_agreement(conn: Connection, agreement: Agreement, now: str) -> None:
@@ -202,6 +200,19 @@ def list_agreements(conn: Connection) -> Iterator[StoredAgreement]:
     """Return the newest agreements first, at most `PROPOSALS_LISTED_MAX`."""
     newest = select(agreements).order_by(agreements.c.signed_at.desc(), agreements.c.digest)
     return (_agreement(row) for row in conn.execute(newest.limit(PROPOSALS_LISTED_MAX)).mappings().all())
+
+
+def every_agreement(conn: Connection) -> Iterator[Agreement]:
+    """Return every agreement that this organisation signed, whatever became of it."""
+    rows = conn.execute(select(agreements.c.document).order_by(agreements.c.digest)).scalars().all()
+    return (Agreement.from_json(json.loads(data)) for data in rows)
+
+
+def find_answer_statement(conn: Connection, proposal_digest: str) -> Statement | None:
+    """Return this organisation's own answer to a proposal as it was signed, if it gave one."""
+    query = select(answers.c.statement).where(answers.c.proposal_digest == proposal_digest)
+    data = conn.execute(query).scalar_one_or_none()
+    return None if data is None else Statement.from_bytes(data)
 
 
 def _proposal(row: Any) -> StoredProposal:

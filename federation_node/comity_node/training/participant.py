@@ -36,6 +36,7 @@ from comity_node.training.ports import Agreements
 from comity_node.training.profiles.base import Profiles, Protected
 from comity_node.training.receipts import Outcome, ReceiptBook
 from comity_node.training.replies import Replies
+from comity_node.training.standing import Standing
 from comity_node.training.tables import FINISHED, INLINE_BYTES_MAX, OrderRow
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
@@ -69,12 +70,14 @@ class Participant:
         profiles: Profiles,
         receipts: ReceiptBook,
         replies: Replies,
+        standing: Standing,
     ) -> None:
         self._node = node
         self._agreements = agreements
         self._catalogue = catalogue
         self._receipts = receipts
         self._replies = replies
+        self._standing = standing
         self._intake = Intake(agreements, node.ledger, self._now)
         self._certificates = Certificates()
         self._execution = Execution(node, workshop, profiles)
@@ -109,6 +112,7 @@ class Participant:
     async def perform(self, header: OrderHeader, statement: Statement, blob: Blob) -> Performed:
         """Serve an order of this very node; `blob` stays the caller's. A refusal for now is an error like others."""
         order = Received(header, statement, b"", blob)
+        await self._standing.wait()
         known = await self._node.journal.run(lambda conn: self._intake.look(conn, order))
         if known.row is not None and known.row.digest == order.digest and known.row.state == FINISHED:
             return await self._remembered(known.row)
@@ -127,6 +131,7 @@ class Participant:
 
     async def _serve(self, order: Received) -> None:
         try:
+            await self._standing.wait()
             known = await self._node.journal.run(lambda conn: self._intake.look(conn, order))
             if known.refusal is not None:
                 await self._answer(order, Statement.from_bytes(known.refusal))

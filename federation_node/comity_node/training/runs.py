@@ -253,6 +253,7 @@ class Runs:
         run = row.run
         while True:  # bounded by the coordinator's barrier, whose end cancels this task
             try:
+                await self._node.journal.run(self._node.ledger.check)
                 stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
                 await profile_of(self._profiles, stored.agreement).prepare(stored.agreement)
                 await self._workshop.station(run, stored.agreement, _step_of(stored.agreement, row.lead))

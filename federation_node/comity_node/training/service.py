@@ -23,6 +23,7 @@ from comity_node.training.receipts import ReceiptBook
 from comity_node.training.replies import Replies
 from comity_node.training.results import Results
 from comity_node.training.runs import Runs
+from comity_node.training.standing import Standing
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
 
@@ -69,8 +70,16 @@ class TrainingService:
         self._profiles: Profiles = {profile.name: profile for profile in profiles}
         self._profile_names: dict[str, str] = {}
         self._replies = Replies(node, self._behind, self._confirmed)
+        self._standing = Standing(node)
         self._participant = Participant(
-            node, agreements, self.catalogue, self._workshop, self._profiles, self._receipts, self._replies
+            node,
+            agreements,
+            self.catalogue,
+            self._workshop,
+            self._profiles,
+            self._receipts,
+            self._replies,
+            self._standing,
         )
         self.abilities = Abilities(frozenset(self._profiles), self._workshop.offered().term)
         self.results = Results(node, agreements, self.events)
@@ -102,6 +111,7 @@ class TrainingService:
         link.register("run.closed", self.runs.on_closed)
         link.on_presence(self._on_presence)
         link.on_refused("receipts", self._receipts.refused)
+        link.on_connected(self._standing.on_connected)
 
     async def start(self) -> None:
         """Take up what the journal says is unfinished."""
@@ -114,6 +124,7 @@ class TrainingService:
 
     async def stop(self) -> None:
         """End tasks and processes; what is unfinished stays in the journal."""
+        await self._standing.stop()
         await self.runs.stop()
         await self._participant.stop()
         await self._replies.stop()

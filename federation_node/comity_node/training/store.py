@@ -9,14 +9,18 @@ Rules:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from comity.wire.errors import ComityError
+from comity_node import journal
 from comity_node.training.profiles import sum_store
 from comity_node.training.tables import (
+    CANCELLED,
     CLOSED,
     FINISHED,
     AnswerRow,
@@ -36,6 +40,8 @@ from comity_node.training.tables import (
 )
 
 UNCONFIRMED_MAX = 1_000
+# A mark of the journal: numbers up to this one were given away by a journal that is lost.
+RECEIPT_FLOOR = "receipt_floor"
 
 
 def find_run(conn: Connection, run: str) -> RunRow | None:
@@ -141,9 +147,34 @@ def spend(conn: Connection, agreement: str, amounts: Mapping[str, int]) -> None:
     conn.exec_driver_sql(_SPEND, [(agreement, field, amount) for field, amount in amounts.items()])
 
 
+def spend_all(conn: Connection, agreement: str, limits: Mapping[str, int]) -> None:
+    """Book a whole grant as spent."""
+    known = spent(conn, agreement)
+    spend(conn, agreement, {field: max(0, limit - known.get(field, 0)) for field, limit in limits.items()})
+
+
+def end_all(conn: Connection, now: str, error: ComityError) -> int:
+    """End and close every open run; returns how many."""
+    open_runs = list(conn.execute(select(runs.c.run).where(runs.c.closed.is_(False))).scalars())
+    values = {"state": CANCELLED, "ended_at": now, "error": json.dumps(error.to_json())}
+    for run in open_runs:
+        conn.execute(update(runs).where(runs.c.run == run, runs.c.ended_at.is_(None)).values(**values))
+        change_run(conn, run, closed=True)
+        forget_work(conn, run)
+    return len(open_runs)
+
+
 def next_receipt_no(conn: Connection) -> int:
     """Return the next receipt's number; it never goes back, so receipts show a journal that was restored."""
-    return int(conn.exec_driver_sql("SELECT coalesce(max(no), 0) + 1 FROM training_receipts").scalar_one())
+    return int(conn.exec_driver_sql(_NEXT_RECEIPT, (RECEIPT_FLOOR,)).scalar_one())
+
+
+def knows_receipt(conn: Connection, number: int, statement: bytes) -> bool:
+    """Tell whether this journal wrote that very receipt, or was recovered when it was there already."""
+    found = conn.execute(select(receipts.c.statement).where(receipts.c.no == number)).scalar_one_or_none()
+    if found is not None and bytes(found) == statement:
+        return True
+    return number <= int(journal.mark(conn, RECEIPT_FLOOR) or 0)
 
 
 def put_receipt(conn: Connection, no: int, run: str, statement: bytes) -> None:
@@ -284,6 +315,10 @@ _FINISH_ORDER = (
 )
 _PUT_QUESTION = _insert(questions)
 _PUT_ANSWER = _insert(answers) + " ON CONFLICT DO NOTHING"
+_NEXT_RECEIPT = (
+    "SELECT 1 + max((SELECT coalesce(max(no), 0) FROM training_receipts),"
+    " coalesce((SELECT CAST(value AS INTEGER) FROM journal_marks WHERE name = ?), 0))"
+)
 _FIND_REFUSAL = "SELECT reply FROM training_refusals WHERE order_digest = ?"
 _SPENT = "SELECT field, spent FROM training_grants WHERE agreement = ?"
 _SPEND = (

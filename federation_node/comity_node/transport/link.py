@@ -39,8 +39,7 @@ from comity_node.transport.inbox import Handler, Inbox
 from comity_node.transport.model import Message, read_envelope, write_envelope
 from comity_node.transport.session import Session, open_session
 
-WINDOW = 64
-"""Durable messages of ours under way and not acknowledged."""
+WINDOW = 64  # durable messages of ours under way and not acknowledged
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 BACKOFF_REFUSED_S = 15.0
@@ -290,7 +289,10 @@ class Link:
 
     async def _opened(self, present: frozenset[str]) -> None:
         for callback in self._connected_callbacks:
-            await callback()
+            try:
+                await callback()
+            except ComityError as error:  # it is one capability's trouble, not the others'
+                log.warning("link.callback", error=str(error))
         for org in sorted(present):
             await self._tell_presence(org, True)
 
@@ -386,8 +388,7 @@ class Link:
         found = store.find(conn, message_id)
         if found is None:
             return ""
-        callback = self._on_refused_kind.get(found[0], self._on_refused)
-        if callback is not None:
+        if (callback := self._on_refused_kind.get(found[0], self._on_refused)) is not None:
             callback(conn, found[1])
         return found[0]
 

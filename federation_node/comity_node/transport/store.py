@@ -101,6 +101,14 @@ def received(conn: Connection, seq: int) -> bool:
     return True
 
 
+def skip_to(conn: Connection, sent_seq: int, received_seq: int) -> None:
+    """Go on from the coordinator's numbers in a journal that was restored; what waited was sent in another life."""
+    now = position(conn)
+    conn.execute(_outbox.delete())
+    _set(conn, "sent_seq", max(sent_seq, now.sent_seq))
+    _set(conn, "received_seq", max(received_seq, now.received_seq))
+
+
 def failed(conn: Connection, message: Message, error: str) -> None:
     """Keep a message that no handler could take, for the organisation's admin."""
     conn.execute(_failed.delete().where(_failed.c.id == message.id))

@@ -55,6 +55,11 @@ class LedgerReadServiceStub:
                 request_serializer=comity_dot_v1_dot_ledger__pb2.GetConsistencyProofRequest.SerializeToString,
                 response_deserializer=comity_dot_v1_dot_ledger__pb2.GetConsistencyProofResponse.FromString,
                 _registered_method=True)
+        self.GetStanding = channel.unary_unary(
+                '/comity.v1.LedgerReadService/GetStanding',
+                request_serializer=comity_dot_v1_dot_ledger__pb2.GetStandingRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_ledger__pb2.GetStandingResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerReadServiceServicer:
@@ -89,6 +94,13 @@ class LedgerReadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStanding(self, request, context):
+        """Returns what is remembered of the caller, so that a node notices that its journal was restored from a backup.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerReadServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_LedgerReadServiceServicer_to_server(servicer, server):
                     servicer.GetConsistencyProof,
                     request_deserializer=comity_dot_v1_dot_ledger__pb2.GetConsistencyProofRequest.FromString,
                     response_serializer=comity_dot_v1_dot_ledger__pb2.GetConsistencyProofResponse.SerializeToString,
+            ),
+            'GetStanding': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStanding,
+                    request_deserializer=comity_dot_v1_dot_ledger__pb2.GetStandingRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_ledger__pb2.GetStandingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class LedgerReadService:
             '/comity.v1.LedgerReadService/GetConsistencyProof',
             comity_dot_v1_dot_ledger__pb2.GetConsistencyProofRequest.SerializeToString,
             comity_dot_v1_dot_ledger__pb2.GetConsistencyProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStanding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.LedgerReadService/GetStanding',
+            comity_dot_v1_dot_ledger__pb2.GetStandingRequest.SerializeToString,
+            comity_dot_v1_dot_ledger__pb2.GetStandingResponse.FromString,
             options,
             channel_credentials,
             insecure,

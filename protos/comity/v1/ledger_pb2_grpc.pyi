@@ -41,6 +41,8 @@ class LedgerReadServiceStub:
     """Proves that a statement is in the log of a checkpoint (RFC 9162 section 2.1.3)."""
     GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetConsistencyProofRequest, _ledger_pb2.GetConsistencyProofResponse]
     """Proves that one checkpoint extends another (RFC 9162 section 2.1.4)."""
+    GetStanding: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetStandingRequest, _ledger_pb2.GetStandingResponse]
+    """Returns what is remembered of the caller, so that a node notices that its journal was restored from a backup."""
 
 @_typing.type_check_only
 class LedgerReadServiceAsyncStub(LedgerReadServiceStub):
@@ -55,6 +57,8 @@ class LedgerReadServiceAsyncStub(LedgerReadServiceStub):
     """Proves that a statement is in the log of a checkpoint (RFC 9162 section 2.1.3)."""
     GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetConsistencyProofRequest, _ledger_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
     """Proves that one checkpoint extends another (RFC 9162 section 2.1.4)."""
+    GetStanding: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetStandingRequest, _ledger_pb2.GetStandingResponse]  # type: ignore[assignment]
+    """Returns what is remembered of the caller, so that a node notices that its journal was restored from a backup."""
 
 class LedgerReadServiceServicer(metaclass=_abc_1.ABCMeta):
     """Checkpoints, entries and proofs. Caller: spiffe://<consortium>/org/<org>."""
@@ -90,5 +94,13 @@ class LedgerReadServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.GetConsistencyProofResponse, _abc.Awaitable[_ledger_pb2.GetConsistencyProofResponse]]:
         """Proves that one checkpoint extends another (RFC 9162 section 2.1.4)."""
+
+    @_abc_1.abstractmethod
+    def GetStanding(
+        self,
+        request: _ledger_pb2.GetStandingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.GetStandingResponse, _abc.Awaitable[_ledger_pb2.GetStandingResponse]]:
+        """Returns what is remembered of the caller, so that a node notices that its journal was restored from a backup."""
 
 def add_LedgerReadServiceServicer_to_server(servicer: LedgerReadServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,6 +7,7 @@ from comity.v1 import ledger_pb2, ledger_pb2_grpc
 from comity.wire import grpc_errors
 from comity.wire.errors import ErrorCode
 from comity_coordinator.ledger.servicer import LedgerReadServicer
+from comity_coordinator.standing import Memory
 from comity_crypto.merkle import leaf_hash, verify_inclusion
 from comity_crypto.notes import verify_note
 
@@ -14,7 +15,9 @@ from comity_crypto.notes import verify_note
 @pytest.fixture
 async def stub(world):
     server = grpc.aio.server()
-    ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server(LedgerReadServicer(world.db, world.ledger), server)
+    ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server(
+        LedgerReadServicer(world.db, world.ledger, Memory(world.ledger)), server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

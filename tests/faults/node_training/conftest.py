@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from comity.v1 import ledger_pb2
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.bundle import build_app, unpack
@@ -207,6 +208,7 @@ class RigLink:
         self.refused: list[tuple[str, ComityError]] = []
         self.presence: list[Any] = []
         self.refused_bodies: dict[str, Any] = {}
+        self.connected_callbacks: list[Any] = []
         self.up = True
         old = board.links.get(org)
         self.line: asyncio.Queue[Message] = old.line if old is not None else asyncio.Queue()
@@ -218,6 +220,9 @@ class RigLink:
 
     def on_refused(self, kind: str, callback: Any) -> None:
         self.refused_bodies[kind] = callback
+
+    def on_connected(self, callback: Any) -> None:
+        self.connected_callbacks.append(callback)
 
     def on_presence(self, callback: Any) -> None:
         self.presence.append(callback)
@@ -282,6 +287,22 @@ class RigPayloads:
             yield bytes(memoryview(entry.data)[start : start + 512 * 1024])
 
 
+class RigDialer:
+    """The coordinator's ledger, as far as it knows this organisation's receipts."""
+
+    def __init__(self, board: Switchboard, org: str) -> None:
+        self.board, self.org = board, org
+
+    def ledger(self) -> RigDialer:
+        return self
+
+    async def GetStanding(self, request: Any, timeout: float | None = None) -> Any:  # noqa: N802 - gRPC's name
+        own = [body for sender, kind, body in self.board.durable if sender == self.org and kind == "receipts"]
+        found = [Statement.from_json(each) for body in own for each in body["receipts"]]
+        newest = max(found, key=lambda each: int(each.body["journal_seq"]), default=None)
+        return ledger_pb2.GetStandingResponse(receipt=b"" if newest is None else newest.to_bytes())
+
+
 class RigNode:
     """One organisation's node: training only."""
 
@@ -306,7 +327,8 @@ class RigNode:
         self.journal = Journal.open(settings.journal_file)
         self.link = RigLink(self.rig.board, self.org, self.journal)
         context = NodeContext(
-            settings=settings, keys=self.keys, keystore=None, journal=self.journal, link=self.link, dialer=None,
+            settings=settings, keys=self.keys, keystore=None, journal=self.journal, link=self.link,
+            dialer=RigDialer(self.rig.board, self.org),
             payloads=RigPayloads(self.rig.board), charters=Charters(self.rig.charter), ledger=LedgerStore(),
             policy=self.policy, clock=instants.now,
         )  # fmt: skip
@@ -314,6 +336,8 @@ class RigNode:
         self.service.register()
         self.journal.create_all()
         await self.service.start()
+        for callback in self.link.connected_callbacks:
+            await callback()
         self._task = asyncio.create_task(self.link.work())
         await self._presence(True)
 

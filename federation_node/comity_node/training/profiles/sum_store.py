@@ -84,6 +84,12 @@ def put_part(conn: Connection, row: PartRow) -> None:
     conn.execute(insert(parts).values(**{name: getattr(row, name) for name in row.__dataclass_fields__}))
 
 
+def forget_all(conn: Connection) -> None:
+    """Drop every part and every key of a session that was begun: a recovered node answers for none of them."""
+    for table in (parts, sessions, attempts):
+        conn.execute(delete(table))
+
+
 def drop_file(conn: Connection, order_digest: str) -> str | None:
     """Record that the lead has the sum: nobody will ask for this part again. Returns the file that can go."""
     found = conn.execute(select(parts.c.file).where(parts.c.order_digest == order_digest)).scalar_one_or_none()
