@@ -91,6 +91,15 @@ class Coordinator:
             self.ledger.append,
             self.hub.enqueue,
         )
+        self.spool = Spool(
+            settings.home / "spool",
+            SpoolLimits(
+                payload_bytes=settings.spool_payload_bytes,
+                owner_bytes=settings.spool_owner_bytes,
+                total_bytes=settings.spool_total_bytes,
+            ),
+        )
+        self.sums = Sums(self.database, charter_in_force, self.spool, self.hub.tell)
         self.training = TrainingService(
             charter_of=charter_in_force,
             ledger=self.ledger,
@@ -98,6 +107,7 @@ class Coordinator:
             sign=self.sign,
             engine=self.engine,
             feed=self.feed,
+            expect_sums=self.sums.expect,
         )
         self.negotiation = NegotiationService(
             consortium=settings.consortium,
@@ -109,15 +119,6 @@ class Coordinator:
             agreements=self.training,
             feed=self.feed,
         )
-        self.spool = Spool(
-            settings.home / "spool",
-            SpoolLimits(
-                payload_bytes=settings.spool_payload_bytes,
-                owner_bytes=settings.spool_owner_bytes,
-                total_bytes=settings.spool_total_bytes,
-            ),
-        )
-        self.sums = Sums(self.database, charter_in_force, self.spool, self.hub.tell)
         self.port = 0
         self.rest_port = 0
         self.ready = asyncio.Event()

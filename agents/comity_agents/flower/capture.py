@@ -31,9 +31,13 @@ Row = dict[str, Any]
 
 
 class Recorder:
-    """Collects a run's metrics and final arrays; `tell` is called with each progress row."""
+    """Collects a run's metrics and final arrays.
 
-    def __init__(self, tell: Callable[[Row], None]) -> None:
+    `tell` is called with each progress row, `check` with each strategy before it starts; it may raise.
+    """
+
+    def __init__(self, tell: Callable[[Row], None], check: Callable[[Any], None] | None = None) -> None:
+        self._check = check
         self.arrays: Any = None
         self.source = "none"
         self._tell = tell
@@ -82,6 +86,8 @@ class Recorder:
         """Run a strategy's `start`; nested calls (a subclass calling its parent) belong to the outermost."""
         if self._depth:
             return start(*arguments.args, **arguments.kwargs)
+        if self._check is not None:
+            self._check(strategy)
         self._phase += 1
         self._depth += 1
         try:

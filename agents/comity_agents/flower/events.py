@@ -119,6 +119,14 @@ class Failed:
     error: ComityError
 
 
+# Why a strategy cannot work on sums (secure-aggregation.md section 6).
+REFUSALS = {
+    "single": "the strategy compares single updates, and under encryption nobody sees one; use one that averages",
+    "opaque": "the strategy merges what cannot be averaged; use one that averages arrays",
+    "noise": "clipping and noise on a mean do not bound one party's influence; ask for the term `privacy` instead",
+    "sample": "under encryption every party takes part in every round; fraction_train and fraction_evaluate are 1 or 0",
+}
+
 Event = Ask | Progress | Finished | Failed
 
 
@@ -133,7 +141,7 @@ def event_of(frame: Frame, next_seq: int, node_ids: Collection[int]) -> Event:
         if op == "finished":
             return _finished(frame)
         if op == "failed":
-            return Failed(reported(frame.header.get("code")))
+            return Failed(_refused(frame.header.get("reason")) or reported(frame.header.get("code")))
         raise ComityError(ErrorCode.REPLY_SHAPE, "the ServerApp sent an unknown frame")
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise ComityError(ErrorCode.REPLY_SHAPE, "the ServerApp sent a frame in a form that is not agreed") from error
@@ -212,6 +220,12 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= QUESTIONS_MAX:
         raise ValueError("count")
     return value
+
+
+def _refused(reason: Any) -> ComityError | None:
+    """Return the refusal of a strategy in our own words; a process gives the key alone, never text."""
+    sentence = REFUSALS.get(reason) if isinstance(reason, str) else None
+    return None if sentence is None else ComityError(ErrorCode.STRATEGY_REFUSED, sentence)
 
 
 def reported(code: Any) -> ComityError:

@@ -22,6 +22,7 @@ from comity_agents.flower.compat import SERVER_NODE_ID, set_identity
 from comity_agents.flower.grid import ChannelGrid, RunEndedError
 from comity_agents.flower.host import load, open_channel, report, seed
 from comity_agents.flower.records import content_of
+from comity_agents.flower.strategies import StrategyRefusedError, check_sums
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
 def _serve(channel: Channel, setup: dict[str, Any]) -> None:
     run_id = int(setup["run_id"])
     set_identity(run_id, SERVER_NODE_ID)
-    recorder = Recorder(channel.send)
+    recorder = Recorder(channel.send, check_sums if setup.get("sums") else None)
     install(recorder)
     app, run_config = load(setup, "serverapp")
     grid = ChannelGrid(channel, run_id, setup["node_ids"], int(setup["results_min"]), recorder)
@@ -47,6 +48,10 @@ def _serve(channel: Channel, setup: dict[str, Any]) -> None:
     seed(setup["seed"], "run")
     try:
         app(grid, context)
+    except StrategyRefusedError as error:
+        report("the strategy cannot work on sums")
+        channel.send({"op": "failed", "code": str(ErrorCode.STRATEGY_REFUSED), "reason": error.reason})
+        return
     except RunEndedError as error:
         report("the run cannot go on")
         raise ComityError(error.code) from error

@@ -14,7 +14,7 @@ Frames to and from `client_host` (JSON header, `+ blob` = content in the form of
            | {"op":"reply","id","error":"APP_FAILED"|"APP_SILENT"|"REPLY_SHAPE"}        (the worker lives on)
 
 Frames to and from `server_host`:
-    node   {"op":"setup","app_dir","node_ids","run_id","run_config","seed","results_min"}
+    node   {"op":"setup","app_dir","node_ids","run_id","run_config","seed","results_min","sums"}
     app    {"op":"ready"} | {"op":"failed","code":"APP_INVALID"}
     app    {"op":"ask","seq","dst":[node ids, ascending],"type","group","ttl_s","timeout_s"} + blob
            one frame for each *distinct* content of a push; `seq` counts 0, 1, 2 … over the run and is, with type,
@@ -26,6 +26,7 @@ Frames to and from `server_host`:
            "decode_s","wait_s"},"rounds":[{"phase","round","train","evaluate","server"}]} + blob (one array record; no
            blob if source is none)
            | {"op":"failed","code":"APP_FAILED"|"APP_SILENT"|"PARTICIPANTS_TOO_FEW"|"APP_INVALID"}
+           | {"op":"failed","code":"STRATEGY_REFUSED","reason": a key of `events.REFUSALS`}
 Both hosts end when the node closes the channel.
 """
 
@@ -286,6 +287,7 @@ class ServerAppProcess(_Host):
     Args:
         node_ids: the agreement's fixed list of nodes (`node_number`); the app sees it in ascending order.
         results_min: a question answered with fewer results than this fails the run (never 0).
+        sums: every reply will be one mean, so a strategy that cannot work on it is refused before it asks.
     """
 
     def __init__(
@@ -294,12 +296,14 @@ class ServerAppProcess(_Host):
         *,
         node_ids: tuple[int, ...],
         results_min: int = 1,
+        sums: bool = False,
         blob_bytes_max: int = 4 << 30,
         silence_s_max: float = 24 * 3600.0,
     ) -> None:
         super().__init__("comity_agents.flower.server_host", settings)
         self._node_ids = tuple(sorted(node_ids))
         self._results_min = max(1, results_min)
+        self._sums = sums
         self._blob_bytes_max = blob_bytes_max
         self._silence_s_max = silence_s_max
         self._next_seq = 0
@@ -342,6 +346,7 @@ class ServerAppProcess(_Host):
             **self._common_setup(),
             "node_ids": list(self._node_ids),
             "results_min": self._results_min,
+            "sums": self._sums,
             "seed": run_number(self._settings.run),
         }
 

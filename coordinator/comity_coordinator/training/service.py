@@ -55,7 +55,10 @@ class TrainingService:
         engine: WorkflowEngine,
         feed: Feed,
         clock: Callable[[], str] = instants.now_text,
+        expect_sums: Callable[[], None] = lambda: None,
     ) -> None:
+        """`expect_sums` is called, in any thread, when a run begins whose updates will be summed here."""
+        self._expect_sums = expect_sums
         self._charter_of = charter_of
         self._ledger = ledger
         self._outbox = outbox
@@ -113,6 +116,8 @@ class TrainingService:
             self._outbox.enqueue(conn, org, "run.prepare", body, run=name)
         self._publish(conn, run)
         after_commit(conn, partial(self._engine.run_created, name))
+        if agreement.terms.get("aggregation", "plain") != "plain":
+            after_commit(conn, self._expect_sums)
         return name
 
     # Messages of nodes.

@@ -7,7 +7,7 @@ Rules:
 3. Nothing is kept on disk but uploads and aggregates in the spool. Parties repeat what they said until they are
    answered, so that a coordinator that was started anew picks the session up; a repeated message is answered by what
    was said before.
-4. Worker processes start with the first offer: a coordinator without such runs pays nothing.
+4. Worker processes start with the first run that needs them: a coordinator without such runs pays nothing.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Sums:
         self._tell = tell
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(WAITING_MAX)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._workers: BfvWorkers | None = None
         self._warming: asyncio.Task[None] | None = None
 
@@ -75,8 +76,15 @@ class Sums:
         except asyncio.QueueFull:
             log.warning("sums.busy", sender=message.sender)
 
+    def expect(self) -> None:
+        """Start the workers, from any thread: a run begins that needs them in a moment."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._pool)
+
     async def run(self) -> None:
         """Work until cancelled."""
+        self._loop = asyncio.get_running_loop()
         while True:
             message = await self._inbox.get()
             try:

@@ -122,6 +122,7 @@ class RunHost:
             self._workshop.host_settings(led.run, led.agreement, led.step, "server"),
             node_ids=tuple(sorted(led.node_ids)),
             results_min=led.results_min,
+            sums=str(led.agreement.terms.get("aggregation", "plain")) != "plain",
             blob_bytes_max=self._node.settings.limits.payload_bytes_max,
         )
         await process.start()

@@ -141,6 +141,9 @@ class SumRig(rig_module.Rig):  # type: ignore[misc]
         self.board = SumBoard(self, folder / "spool", workers)
         self.workers = workers
 
+    def payloads(self, org: str) -> SumPayloads:
+        return SumPayloads(self.board, org)
+
     def agree(self, app: Path, *, terms: dict[str, Any] | None = None, **wishes: Any) -> Any:
         # The dummy adds one to each parameter and weighs one example.
         clip = f"{1.01 * wishes.get('config', {}).get('params', 10_000) ** 0.5:.3f}"

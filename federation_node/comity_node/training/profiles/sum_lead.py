@@ -145,7 +145,7 @@ class SumCollector:
         if org not in self._gone and not self._delivered:
             self._gone.add(org)
             if self._driver is not None:
-                self._driver.tell(WorkFailed(ComityError(ErrorCode.UNAVAILABLE, "a party dropped out", org=org)))
+                self._driver.tell(_without(org))
         return []
 
     async def close(self) -> None:
@@ -233,6 +233,8 @@ class SumCollector:
         driver = Driver(state, holder.step, work.perform, refused)
         work.driver = self._driver = driver
         silence = self.exchange.listen(offer, driver.tell)
+        for org in sorted(self._gone.intersection(offer.parties)):  # dropped while the key was made
+            driver.tell(_without(org))
         try:
             await said.say_offer(sealed.ref)
             if offer.lead in offer.parties:
@@ -356,3 +358,7 @@ def _write(blob: Blob, path: str) -> None:
             memory.append(fd, [view])
     finally:
         os.close(fd)
+
+
+def _without(org: str) -> WorkFailed:
+    return WorkFailed(ComityError(ErrorCode.UNAVAILABLE, "a party dropped out", org=org))

@@ -198,11 +198,9 @@ class Part:
     async def _session_of(self, offer: Offer, said: Said, sealed: SealedRef | None, public_key: bytes | None) -> None:
         node = self.node
         begun = node.journal.run(lambda conn: sum_store.begin_session(conn, offer.run, offer.digest, offer.key_id))
-        key, fresh = await asyncio.gather(self._public_key(offer, sealed, public_key), begun)
+        key, _ = await asyncio.gather(self._public_key(offer, sealed, public_key), begun)
         if self._given_up is not None:
             raise self._given_up
-        if not fresh:
-            raise ComityError(ErrorCode.UNAVAILABLE, "this session was begun by a process that is gone")
         previous = None if self.row is None else self.row.released
         state, outputs = contributor.start(
             self.exchange.me,

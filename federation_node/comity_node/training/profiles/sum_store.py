@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Column, Connection, Integer, String, Table, Text, delete, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.events import Release
 from comity_node.journal import metadata
 from comity_policies.documents import OrderHeader
@@ -97,10 +98,20 @@ def drop_file(conn: Connection, order_digest: str) -> str | None:
     return found
 
 
-def begin_session(conn: Connection, run: str, session: str, key_id: str) -> bool:
-    """Record that a session begins here; False if it, or one under its key, began before."""
-    values = upsert(sessions).values(session=session, run=run, key_id=key_id).on_conflict_do_nothing()
-    return bool(conn.execute(values).rowcount)
+def begin_session(conn: Connection, run: str, session: str, key_id: str) -> None:
+    """Record that a session begins here.
+
+    Raises:
+        ComityError: `UNAVAILABLE` if a process that is gone began it, `ORDER_REPLAYED` if another had the same key.
+    """
+    before = conn.execute(
+        select(sessions.c.session).where((sessions.c.session == session) | (sessions.c.key_id == key_id))
+    ).scalar()
+    if before == session:
+        raise ComityError(ErrorCode.UNAVAILABLE, "this session was begun by a process that is gone")
+    if before is not None:
+        raise ComityError(ErrorCode.ORDER_REPLAYED, "a round key is used once")
+    conn.execute(insert(sessions).values(session=session, run=run, key_id=key_id))
 
 
 def next_attempt(conn: Connection, run: str, seq: int) -> int:

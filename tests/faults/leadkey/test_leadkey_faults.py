@@ -1,0 +1,111 @@
+"""Disturbed runs under `lead-key`: whatever dies, is lost, repeated or late, the model is the one of a quiet run."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+
+ROUNDS = 3
+PARAMS = 9_000
+
+
+@pytest.fixture(autouse=True)
+def fixed_secrets(monkeypatch):
+    """The rounding depends on a node's secret and the order; here on the place alone, so that runs can be compared."""
+    monkeypatch.setattr(
+        "comity_node.training.profiles.lead_key.encoder.rounding_key",
+        lambda secret, agreement, digest: b"%32d" % 7,
+    )
+
+
+async def began(rig, dummy, **wishes):
+    config = {"params": PARAMS, "num-server-rounds": ROUNDS}
+    agreement = rig.agree(dummy, rounds=ROUNDS, config=config, **wishes)
+    return agreement, rig.board.prepare(agreement)
+
+
+def sums(rig, run):
+    """How many sums the lead has opened."""
+    return sum(1 for org, kind in rig.board.words if kind == "secagg.aggregate" and org == "hospital-a")
+
+
+def said(rig, kind):
+    return sum(1 for name, body in rig.board.seen if name == "secagg" and kind.encode() in body)
+
+
+async def check_end(rig, agreement, run, dropped=False):
+    finished = await rig.finish(run, 90)
+    assert finished["state"] == "COMPLETED", finished
+    if not dropped:
+        assert all(row["dropped"] == [] for row in finished["manifest"]), finished["manifest"]
+    await rig.until((rig.result("hospital-b", run) / "card.json").exists, 30)
+    with np.load(rig.result("hospital-b", run) / "model.npz") as arrays:
+        whole = np.concatenate([arrays[name].ravel() for name in arrays.files])
+    assert np.abs(whole - ROUNDS).max() < 0.01
+    for org in rig.nodes:
+        assert rig.spent(org, agreement)["rounds"] == ROUNDS
+    return whole
+
+
+@pytest.fixture
+async def quiet(rig, dummy):
+    """The model of an undisturbed run."""
+    agreement, run = await began(rig, dummy)
+    return await check_end(rig, agreement, run)
+
+
+async def crash(rig, victim):
+    node = rig.nodes[victim]
+    await node.crash()
+    await node.up()
+
+
+@pytest.mark.parametrize("victim", ["hospital-a", "hospital-b"])
+@pytest.mark.parametrize(
+    "moment", ["secagg.ready", "secagg.mask-seed", "secagg.commitments-signature", "secagg.linear-digest"]
+)
+async def test_a_crash_repeats_the_same_integers(rig, dummy, quiet, victim, moment):
+    before = said(rig, moment)
+    agreement, run = await began(rig, dummy)
+    await rig.until(lambda: said(rig, moment) > before + 2, 60)
+    await crash(rig, victim)
+    assert np.array_equal(await check_end(rig, agreement, run), quiet)
+
+
+@pytest.mark.parametrize("moment", ["secagg.ready", 'secagg.commitment"', "secagg.commitments-signature"])
+async def test_a_coordinator_that_starts_anew_goes_on(rig, dummy, quiet, moment):
+    before = said(rig, moment)
+    agreement, run = await began(rig, dummy)
+    await rig.until(lambda: said(rig, moment) > before, 60)
+    await rig.board.stop_coordinator()
+    rig.board.start_coordinator()
+    assert np.array_equal(await check_end(rig, agreement, run), quiet)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_lost_messages_are_said_again(rig, dummy, quiet, seed):
+    chance = random.Random(seed)
+    rig.board.drop = lambda kind, sender, receiver: kind.startswith("secagg") and chance.random() < 0.25
+    agreement, run = await began(rig, dummy)
+    assert np.array_equal(await check_end(rig, agreement, run), quiet)
+
+
+async def test_messages_may_come_twice_late_and_in_any_order(rig, dummy, quiet):
+    rig.board.repeat, rig.board.shuffle = 3, random.Random(11)
+    agreement, run = await began(rig, dummy)
+    assert np.array_equal(await check_end(rig, agreement, run), quiet)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_crashes_at_random_moments(rig, dummy, quiet, seed):
+    chance = random.Random(seed)
+    agreement, run = await began(rig, dummy)
+    for _ in range(4):
+        await asyncio.sleep(0.3 + chance.random() * 0.5)
+        if rig.board.finished[run].done():
+            break
+        await crash(rig, chance.choice(sorted(rig.nodes)))
+    assert np.array_equal(await check_end(rig, agreement, run), quiet)
