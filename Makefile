@@ -12,6 +12,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 ARGS ?=
 # Processes that `make test` spreads the tests over.
 JOBS ?= 2
+SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow lint protos bench-rounds bench-secagg faults sandbox opa clean
 
@@ -39,11 +40,11 @@ demo: $(VENV)/.ready sandbox ## Run three hospitals on this machine: negotiate, 
 	@comity demo $(ARGS)
 
 test: $(VENV)/.ready sandbox opa ## Run the tests (unit, property, contract, faults, replay, e2e; ARGS="tests/unit -n 0")
-	@python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+	@python -m pytest -q $(SHARED) $(ARGS)
 
 test-slow: $(VENV)/.ready sandbox opa ## Run what `test` leaves out: long proofs, and 500 examples a property
-	@python -m pytest -q -n $(JOBS) --dist worksteal -m slow $(ARGS)
-	@COMITY_TEST_THOROUGH=1 python -m pytest -q -n $(JOBS) --dist worksteal --timeout 900 -o faulthandler_timeout=600 tests/property $(ARGS)
+	@python -m pytest -q $(SHARED) -m slow $(ARGS)
+	@COMITY_TEST_THOROUGH=1 python -m pytest -q $(SHARED) --timeout 900 -o faulthandler_timeout=600 tests/property $(ARGS)
 
 lint: $(VENV)/.ready ## Check style, types, import contracts, protos and house rules
 	ruff check .

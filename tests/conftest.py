@@ -7,11 +7,15 @@ Logs go through the processors of the product: the pretty tracebacks that struct
 
 Hypothesis repeats the same few examples at every `make test`; with `COMITY_TEST_THOROUGH=1` (`make test-slow`) it looks
 for new ones, many more of them. A test that sets `max_examples` itself keeps its number in both.
+
+Where several processes share the tests, a file at a time, those with the longest ones come first; else units do.
 """
 
 import os
 import sys
+from pathlib import Path
 
+import pytest
 import structlog
 from hypothesis import settings
 
@@ -34,3 +38,13 @@ structlog.configure(
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
 settings.load_profile("thorough" if os.environ.get("COMITY_TEST_THOROUGH") == "1" else "quick")
+
+LONGEST_FIRST = ("e2e", "faults", "contract", "replay", "property", "unit")
+_ROOT = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by layer; within one, the order stays."""
+    layers = LONGEST_FIRST if "PYTEST_XDIST_WORKER" in os.environ else reversed(LONGEST_FIRST)
+    place = {layer: number for number, layer in enumerate(layers)}
+    items.sort(key=lambda item: place.get(item.path.relative_to(_ROOT).parts[0], len(place)))
