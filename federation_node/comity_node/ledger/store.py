@@ -27,6 +27,8 @@ from comity_node.journal import metadata
 HASH_BYTES = 32
 PROOF_HASHES_MAX = 64
 CHECKPOINTS_KEPT = 256
+# Proofs of what this node does not expect yet; one that was pushed out is asked for again.
+UNCLAIMED_KEPT = 4_096
 EXPECTED_KINDS = frozenset(
     {"charter", "proposal", "answer", "agreement", "withdrawal", "ready", "receipt", "run-finished", "run-closed"}
 )
@@ -119,6 +121,9 @@ class LedgerStore:
         """Take a proof; returns what it came to. A proof that does not hold raises an alarm."""
         row = conn.execute(sa.select(_entries).where(_entries.c.digest == proof.digest)).first()
         if row is None:
+            unclaimed = _entries.c.state == EntryState.UNCLAIMED
+            newest = sa.select(_entries.c.digest).where(unclaimed).order_by(_entries.c.changed_at.desc())
+            conn.execute(_entries.delete().where(unclaimed, _entries.c.digest.not_in(newest.limit(UNCLAIMED_KEPT - 1))))
             _write(conn, proof.digest, state=EntryState.UNCLAIMED, **_columns(proof))
             return EntryState.UNCLAIMED
         if row.state == EntryState.EXPECTED:

@@ -16,6 +16,7 @@ from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.bundle import BUNDLE_BYTES_MAX, AppBundle, inspect_app, unpack
 from comity_crypto.sealing import SealedRef, open_bytes, seal_to_bytes
+from comity_node.settings import write_private
 from comity_policies.documents import Proposal
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Padme adds at most 12 %, each sealed chunk 16 bytes.
 SEALED_BYTES_MAX = BUNDLE_BYTES_MAX + BUNDLE_BYTES_MAX // 4
+# Bundles of all apps that this node keeps; their unpacked files take as much again.
+APPS_BYTES_MAX = 4 << 30
 
 
 class AppStore:
@@ -60,7 +63,7 @@ class AppStore:
         scratch = Path(tempfile.mkdtemp(prefix=".unpack-", dir=self._node.settings.apps_folder))
         try:
             unpack(data, scratch / "app")
-            target.with_suffix(".zip").write_bytes(data)
+            write_private(target.with_suffix(".zip"), data)
             (scratch / "app").rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -77,6 +80,7 @@ class AppStore:
             return
         if reference is None:
             raise ComityError(ErrorCode.APP_INVALID, "the proposal brings no app and this node does not hold it")
+        self._check_room()
         ref = SealedRef.from_json(reference)
         if ref.size > SEALED_BYTES_MAX:
             raise ComityError(ErrorCode.TOO_LARGE, "the app", size_bytes=ref.size, limit_bytes=SEALED_BYTES_MAX)
@@ -85,6 +89,21 @@ class AppStore:
             sealed = b"".join([chunk async for chunk in self._node.payloads.get(ref)])
         me = self._node.settings.org
         self.keep(open_bytes(self._node.keys, me, ref, context_of(digest), sealed), digest)
+
+    def holds(self, digest: str) -> bool:
+        """Tell whether this node keeps the app."""
+        return (self._node.settings.apps_folder / ids.sha256_hex(digest)).is_dir()
+
+    def discard(self, digest: str) -> None:
+        """Let go of an app that came with a proposal which was denied."""
+        target = self._node.settings.apps_folder / ids.sha256_hex(digest)
+        shutil.rmtree(target, ignore_errors=True)
+        target.with_suffix(".zip").unlink(missing_ok=True)
+
+    def _check_room(self) -> None:
+        used = sum(path.stat().st_size for path in self._node.settings.apps_folder.glob("*.zip"))
+        if used >= APPS_BYTES_MAX:
+            raise ComityError(ErrorCode.TOO_LARGE, "this node keeps as many apps as it may", limit_bytes=APPS_BYTES_MAX)
 
     async def send(self, digest: str, data: bytes, receivers: Mapping[str, bytes]) -> dict[str, Any]:
         """Keep our own app, seal it to `receivers` and upload it; returns the payload reference."""

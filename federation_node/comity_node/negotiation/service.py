@@ -79,6 +79,8 @@ class NegotiationService:
         proposal = offer.proposal
         if await self._node.journal.run(lambda conn: store.find_answer(conn, proposal.digest)) is not None:
             return
+        app = proposal.steps[0].app.digest
+        held = self.apps.holds(app)
         try:
             await self._node.journal.run(lambda conn: self._node.ledger.check_new(conn, statement))
             await self.apps.receive(proposal, offer.app_payload, message.inline)
@@ -88,6 +90,8 @@ class NegotiationService:
                 model.check_promises(proposal, terms, proposal.asked, charter, self._abilities())
         except ComityError as error:
             decision = _denied(error)
+        if decision.decision == "deny" and not held:
+            await asyncio.to_thread(self.apps.discard, app)
         answer = self._answer(proposal, decision)
 
         def write(conn: Connection) -> None:

@@ -166,7 +166,10 @@ class DatasetCatalogue:
             ComityError: `DATASET_MISSING`, `DATASET_COLUMNS`, `TOO_LARGE`.
         """
         entry = self.get(name)
-        wanted = tuple(sorted(columns)) or entry.columns
+        wanted = tuple(sorted(columns))
+        if not wanted:
+            # None granted is not all granted.
+            raise ComityError(ErrorCode.DATASET_COLUMNS, "no column was granted", dataset=name)
         missing = sorted(set(wanted) - set(entry.columns))
         if missing:
             raise ComityError(ErrorCode.DATASET_COLUMNS, f"no column {missing[0][:64]}", dataset=name)

@@ -18,6 +18,7 @@ from comity_node.context import NodeContext
 from comity_node.training import blobs
 from comity_node.training.blobs import SALT_BYTES, Blob, SealedBlob, order_context
 from comity_node.training.led import LedRun
+from comity_node.training.room import Room
 from comity_node.training.tables import OPEN, QuestionRow
 from comity_policies.documents import OrderHeader
 
@@ -41,10 +42,12 @@ class OrderWriter:
     def __init__(self, node: NodeContext, led: LedRun) -> None:
         self._node = node
         self._led = led
+        self._room = Room(node.settings.payloads_folder, node.settings.limits.payload_store_bytes)
 
     async def write(self, ask: Ask, receivers: tuple[str, ...], number: int, content: Blob) -> Written:
         """Seal and sign; hashing and sealing run side by side. Raises `NOT_A_MEMBER`, `SPOOL_FULL`."""
         led, node, salt = self._led, self._node, secrets.token_bytes(SALT_BYTES)
+        self._room.check()
         charter = node.charters.current()
         if charter is None:
             raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")

@@ -36,6 +36,7 @@ from comity_node.training.ports import Agreements
 from comity_node.training.profiles.base import Profiles, Protected
 from comity_node.training.receipts import Outcome, ReceiptBook
 from comity_node.training.replies import Replies
+from comity_node.training.room import Room
 from comity_node.training.standing import Standing
 from comity_node.training.tables import FINISHED, INLINE_BYTES_MAX, OrderRow
 from comity_node.training.workshop import Workshop
@@ -78,6 +79,7 @@ class Participant:
         self._receipts = receipts
         self._replies = replies
         self._standing = standing
+        self._room = Room(node.settings.payloads_folder, node.settings.limits.payload_store_bytes)
         self._intake = Intake(agreements, node.ledger, self._now)
         self._certificates = Certificates()
         self._execution = Execution(node, workshop, profiles)
@@ -158,6 +160,7 @@ class Participant:
             await self._refuse(order, verdict, agreement)
             raise _Final("refused", verdict.error)
         assert agreement is not None, "check (1) lets no order pass without its agreement"
+        self._room.check()
         began = time.monotonic()
         # The payload comes while the charge goes to disk; nothing of it is used before that.
         fetching = asyncio.create_task(self._content(order, agreement))

@@ -153,7 +153,10 @@ class Results:
         key = charter.member(statement.issuer).keys.statement
         verify_statement(statement, key, kind="result-ack", consortium=self._node.settings.consortium)
         run, org = str(statement.body.get("run")), statement.issuer
-        await self._node.journal.run(lambda conn: store.confirm_result(conn, run, org))
+        file = await self._node.journal.run(lambda conn: store.confirm_result(conn, run, org))
+        if file is not None:
+            path = self._node.settings.payloads_folder / file
+            await asyncio.to_thread(path.unlink, missing_ok=True)
         self._events.tell(run, "copy", org=org)
 
     async def _check(self, statement: Statement) -> Agreement:

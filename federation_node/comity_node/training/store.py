@@ -258,9 +258,15 @@ def unconfirmed_results(conn: Connection) -> list[tuple[ResultRow, list[str]]]:
     return [(found, by_run[found.run]) for found in (ResultRow(*row) for row in rows)]
 
 
-def confirm_result(conn: Connection, run: str, org: str) -> None:
-    """Record that a recipient keeps a result."""
+def confirm_result(conn: Connection, run: str, org: str) -> str | None:
+    """Record that a recipient keeps a result; returns the file of the sealed form once nobody awaits it any more."""
     conn.execute(update(copies).where(copies.c.run == run, copies.c.org == org).values(acked=True))
+    awaited = select(func.count()).select_from(copies).where(copies.c.run == run, copies.c.acked.is_(False))
+    if conn.execute(awaited).scalar_one():
+        return None
+    file = conn.execute(select(results.c.file).where(results.c.run == run)).scalar_one_or_none()
+    conn.execute(update(results).where(results.c.run == run).values(file=None, inline=None))
+    return None if file is None else str(file)
 
 
 def put_event(conn: Connection, run: str, at: str, kind: str, body: str) -> None:

@@ -17,6 +17,7 @@ from comity_node.journal import metadata
 from comity_node.transport.model import Message
 
 OUTBOX_ROWS_MAX = 100_000
+FAILED_KEPT = 256
 
 _outbox = sa.Table(
     "link_outbox",
@@ -110,7 +111,9 @@ def skip_to(conn: Connection, sent_seq: int, received_seq: int) -> None:
 
 
 def failed(conn: Connection, message: Message, error: str) -> None:
-    """Keep a message that no handler could take, for the organisation's admin."""
+    """Keep a message that no handler could take, for the organisation's admin; the newest `FAILED_KEPT` of them."""
+    newest = sa.select(_failed.c.id).order_by(_failed.c.seq.desc()).limit(FAILED_KEPT - 1)
+    conn.execute(_failed.delete().where(_failed.c.id.not_in(newest)))
     conn.execute(_failed.delete().where(_failed.c.id == message.id))
     conn.execute(
         _failed.insert().values(
