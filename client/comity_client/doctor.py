@@ -182,6 +182,20 @@ def _handshake(home: Path, host: str, raw: socket.socket) -> None:
     context.wrap_socket(raw, server_hostname=host).close()
 
 
+def _charter(patient: Patient) -> Iterator[Finding]:
+    if patient.status is None or not patient.status["link"]["connected"]:
+        return
+    version = patient.status["charter_version"]
+    if version is not None:
+        yield Finding("charter", GOOD, f"version {version} is in force, genesis {patient.status['genesis']}")
+    elif typed := patient.setting("genesis", None):
+        fix = "compare it by telephone; if it was mistyped, correct genesis in node.json and restart the node"
+        yield Finding("charter", BAD, f"none here has the digest typed at join, {typed}", fix)
+    else:
+        fix = f"comity genesis show --home {patient.home}, then comity genesis sign DIGEST"
+        yield Finding("charter", WARNING, "not signed by every founder yet", fix)
+
+
 def _clock(patient: Patient) -> Iterator[Finding]:
     """The node compares its clock with the coordinator's heartbeats; without them, with the file system's."""
     link: dict[str, Any] = {} if patient.status is None else dict(patient.status["link"])
@@ -278,6 +292,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     _key_modes,
     _certificate,
     _coordinator,
+    _charter,
     _clock,
     _policy,
     _opa,

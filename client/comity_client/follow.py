@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.documents import News, ProposalView, RunView
+from comity_client.documents import Genesis, News, ProposalView, RunView
 from comity_client.sdk import Node
 
 # The node's local API answers from its journal in milliseconds; people do not see a quarter of a second.
@@ -49,6 +49,14 @@ def waits_of(proposals: Iterable[ProposalView], runs: Iterable[RunView]) -> list
     return found + [wait for view in runs if (wait := _run_wait(view)) is not None]
 
 
+def genesis_waits(found: Genesis) -> list[Wait]:
+    """Return what the genesis charter waits for, while it is a draft."""
+    draft = found["draft"]
+    awaited = tuple(each["org"] for each in draft["members"] if each["org"] not in draft["signed_by"])
+    then = "nothing is proposed before every founder signs: comity genesis show, comity genesis sign"
+    return [Wait("charter", draft["name"], "UNSIGNED", awaited, "", "", then)]
+
+
 def movers(news: News) -> tuple[str, ...]:
     """Return who has the move in a negotiation, sorted; once it ended, who could begin anew.
 
@@ -77,7 +85,7 @@ def ending(news: News) -> str:
 def news_line(news: News) -> str:
     """Return one line about a negotiation that is under way."""
     legs = ", ".join(f"{leg['org']} {leg['state'].lower()}" for leg in news["legs"])
-    awaited = movers(news)
+    awaited = () if news["state"] in ENDED_WITHOUT else movers(news)
     return f"{legs}; awaited: {', '.join(awaited)}" if awaited else legs
 
 

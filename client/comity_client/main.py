@@ -10,12 +10,17 @@ import sys
 from importlib.metadata import entry_points
 
 import typer
+import typer.core
 
 from comity.wire.catalog import row
 from comity.wire.errors import ComityError
+from comity.wire.remedies import remedy
 
 GROUP = "comity.commands"
 EXIT_REFUSED = 2
+HELP_WIDTH_CHARS = 110
+# Plain help keeps the lines of examples, so that they can be copied, and starts quicker.
+typer.core.HAS_RICH = False
 
 
 def build_app() -> typer.Typer:
@@ -25,6 +30,8 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": HELP_WIDTH_CHARS},
         help="Work together across organisations without trust in the middle.",
     )
     for point in sorted(entry_points(group=GROUP), key=lambda each: each.name):
@@ -60,6 +67,7 @@ def _report(error: ComityError) -> None:
     found = row(error.code)
     if "--json" in sys.argv:
         document = {**error.to_json(), "sentence": found.sentence, "move": str(found.move), "retry": found.retry}
+        document["remedy"] = remedy(error.code)
         typer.echo(json.dumps({"error": document}, sort_keys=True), err=False)
         return
     typer.echo(f"{error.code}: {found.sentence}", err=True)
@@ -67,4 +75,4 @@ def _report(error: ComityError) -> None:
         typer.echo(f"  {error.detail}", err=True)
     for key, value in sorted(error.facts.items()):
         typer.echo(f"  {key}: {value}", err=True)
-    typer.echo(f"  Next move: {found.move}.", err=True)
+    typer.echo(f"  Next move: {found.move}. {remedy(error.code)}", err=True)

@@ -24,7 +24,7 @@ group.add_typer(ledger_group, name="ledger")
 def register(app: typer.Typer) -> None:
     """Add the operator's commands to `app`."""
     app.add_typer(group, name="coordinator")
-    app.command("revoke", help="Refuse the transport to an organisation from its next message on.")(revoke_at)
+    app.command("revoke")(revoke_at)
 
 
 @group.command("init")
@@ -39,7 +39,13 @@ def init(
     valid_hours: ValidHours = 24,
     as_json: AsJson = False,
 ) -> None:
-    """Make a coordinator's folder and print the first join token."""
+    """Make a coordinator's folder and print the first join token.
+
+    \b
+    Example:
+      comity coordinator init /srv/comity --consortium health-net --address comity.example.org:7700 \\
+        --first-member hospital-a > token
+    """
     from comity_coordinator import setup
 
     settings = setup.new_settings(
@@ -47,6 +53,8 @@ def init(
     )
     setup.create(settings)
     _print_token(home, first_member, valid_hours, as_json)
+    if not as_json:
+        typer.echo(f"Start it with: comity coordinator up {home}", err=True)
 
 
 @group.command("token")
@@ -56,13 +64,23 @@ def token(
     valid_hours: ValidHours = 24,
     as_json: AsJson = False,
 ) -> None:
-    """Print a join token that the coordinator itself sponsors."""
+    """Print a join token that the coordinator itself sponsors, for the first member or when a token has expired.
+
+    \b
+    Example:
+      comity coordinator token /srv/comity hospital-a > token
+    """
     _print_token(home, org, valid_hours, as_json)
 
 
 @group.command("up")
 def up(home: Home) -> None:
-    """Run the coordinator until it is told to stop (SIGTERM or Ctrl-C)."""
+    """Run the coordinator until it is told to stop (SIGTERM or Ctrl-C).
+
+    \b
+    Example:
+      comity coordinator up /srv/comity
+    """
     from comity.wire import logs
     from comity_coordinator.settings import CoordinatorSettings
 
@@ -72,7 +90,12 @@ def up(home: Home) -> None:
 
 @group.command("members")
 def members(home: Home, as_json: AsJson = False) -> None:
-    """List the enrolled organisations."""
+    """List the enrolled organisations.
+
+    \b
+    Example:
+      comity coordinator members /srv/comity
+    """
     from comity_coordinator import setup
     from comity_coordinator.settings import CoordinatorSettings
 
@@ -92,7 +115,12 @@ def members(home: Home, as_json: AsJson = False) -> None:
 
 @group.command("revoke")
 def revoke(home: Home, org: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
-    """Refuse the transport to an organisation from its next message on; a running coordinator notices at once."""
+    """Refuse the transport to an organisation from its next message on; a running coordinator notices at once.
+
+    \b
+    Example:
+      comity coordinator revoke /srv/comity hospital-c
+    """
     from functools import partial
 
     from comity_coordinator import setup
@@ -105,7 +133,12 @@ def revoke(home: Home, org: Annotated[str, typer.Argument()], as_json: AsJson = 
 
 
 def revoke_at(org: Annotated[str, typer.Argument()], home: HomeOption, as_json: AsJson = False) -> None:
-    """The same with the folder as an option."""
+    """Refuse the transport to an organisation from its next message on: `comity coordinator revoke`, said shorter.
+
+    \b
+    Example:
+      comity revoke hospital-c --home /srv/comity
+    """
     revoke(home, org, as_json)
 
 

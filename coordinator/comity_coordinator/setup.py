@@ -43,6 +43,8 @@ def create(settings: CoordinatorSettings) -> None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (home / FILE).exists():
         raise ComityError(ErrorCode.CONFLICT, "there is a coordinator in this folder already")
+    if (home / "node.json").exists():
+        raise ComityError(ErrorCode.CONFLICT, "this folder is a node's; give the coordinator a folder of its own")
     home.chmod(0o700)
     FileKeyStore(home / "keys").create()
     key_pem, certificate_pem = x509.create_authority(settings.consortium)

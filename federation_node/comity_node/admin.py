@@ -1,6 +1,7 @@
 """Commands of an organisation's admin that work on the node's folder alone, whether the node runs or not.
 
-`comity datasets add|list|remove` and `comity app digest`. The running node reads the catalogue anew at each use.
+`comity datasets add|list|remove` and `comity app digest`; the running node reads the catalogue anew at each use.
+`comity policy reload` tells a running node to use the edited policy.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ DEFAULT_HOME = Path.home() / ".comity"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the groups `datasets` and `app`."""
+    """Add the groups `datasets` and `app`, and `reload` to the group `policy`."""
     datasets = typer.Typer(no_args_is_help=True, help="The datasets that others may ask for by name.")
     datasets.command("add")(add)
     datasets.command("list")(list_all)
     datasets.command("remove")(remove)
     apps = typer.Typer(no_args_is_help=True, help="Flower apps, before they are proposed or reviewed.")
     apps.command("digest")(digest)
+    policy = typer.Typer(no_args_is_help=True, help="Test, check, try and reload an organisation's policies.")
+    policy.command("reload")(reload)
+    app.add_typer(policy, name="policy")
     app.add_typer(datasets, name="datasets")
     app.add_typer(apps, name="app")
 
@@ -54,6 +58,12 @@ def add(
         name, source, classification=classification, owner=owner, format=format, table=table, replace=replace
     )
     found = {"name": entry.name, "records": entry.records, "columns": list(entry.columns)}
+    permitted = _permitted_classes(home)
+    if permitted is not None and classification not in permitted:
+        typer.echo(
+            f"note: your policy keeps {classification} out of shared work; its data_classes are {', '.join(permitted)}",
+            err=True,
+        )
     _show(found, f"{entry.name}: {entry.records} records, {len(entry.columns)} columns", as_json)
 
 
@@ -110,6 +120,28 @@ def digest(
         "files": list(app.files),
     }
     _show(found, f"{app.digest}  {app.publisher}/{app.name} {app.version}", as_json)
+
+
+def reload(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Let the running node decide by the policy folder as it is now; a bundle that does not hold changes nothing.
+
+    \b
+    Example:
+      comity policy test /srv/node/policy && comity policy reload --home /srv/node
+    """
+    from comity_node.local import LocalApi
+
+    found = LocalApi(home).post("/v1/policy/reload", {})
+    _show(found, f"in force: bundle {found['bundle']}", as_json)
+
+
+def _permitted_classes(home: Path) -> list[str] | None:
+    """Return the classifications that the shipped policy lets into shared work; None if data.json cannot be read."""
+    try:
+        found = json.loads((home / "policy" / "data.json").read_bytes())["data_classes"]
+        return [str(each) for each in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _show(document: Any, line: str, as_json: bool) -> None:

@@ -50,7 +50,13 @@ def join(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Join a consortium: make keys here, enrol, write the folder."""
+    """Join a consortium: make keys here, enrol, write the folder. A token is a secret until it is used.
+
+    \b
+    Examples:
+      comity node join - --home /srv/node --title "Hospital A" --owner "A gGmbH" < token
+      comity node join - --home /srv/node --genesis DIGEST < token     (once the genesis is signed)
+    """
     from comity_node.membership import service
 
     text = sys.stdin.readline(65_536) if token == "-" else token  # noqa: S105 - a dash
@@ -62,7 +68,12 @@ def join(
 
 
 def up(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Run the node until it is stopped."""
+    """Run the node until it is stopped (SIGTERM or Ctrl-C); it logs one JSON line an event to standard error.
+
+    \b
+    Example:
+      comity node up --home /srv/node
+    """
     from comity.wire import logs
     from comity_node.app import run_node
 
@@ -71,7 +82,12 @@ def up(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
 
 def rotate(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Replace the TLS key and certificate; a running node dials again."""
+    """Replace the TLS key and certificate; a running node dials again.
+
+    \b
+    Example:
+      comity node rotate --home /srv/node
+    """
     from comity_node.membership import service
 
     serial = asyncio.run(service.rotate(home))
@@ -82,6 +98,10 @@ def recover(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Go on after a backup was restored: every open grant is booked as spent, every open run as ended.
 
     The node must be stopped, and the coordinator reachable. Agreements have to be made anew.
+
+    \b
+    Example:
+      comity node recover --home /srv/node
     """
     from dataclasses import asdict
 
@@ -96,7 +116,12 @@ def recover(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
 
 def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Show who this node is, its link and its charter."""
+    """Show who this node is, its link and its charter.
+
+    \b
+    Example:
+      comity node status --home /srv/node --json
+    """
     _show(_api(home).get("/v1/status"), as_json)
 
 
@@ -106,7 +131,12 @@ def invite(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Sponsor an organisation: print a single-use join token."""
+    """Sponsor an organisation: print a single-use join token, to be handed over on a channel that you trust.
+
+    \b
+    Example:
+      comity invite hospital-b > token
+    """
     invitation = _api(home).post("/v1/invitations", {"org": org, "valid_s": valid_hours * 3_600})
     if as_json:
         _show(invitation, as_json)
@@ -115,8 +145,23 @@ def invite(
 
 
 def genesis_show(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Show the next charter: its digest, and each member's fingerprint to compare by telephone."""
-    found = _api(home).get("/v1/genesis")
+    """Show the next charter: its digest, and each member's fingerprint to compare by telephone.
+
+    Once every founder has signed, show the charter in force.
+
+    \b
+    Example:
+      comity genesis show
+    """
+    from comity.wire.errors import ComityError, ErrorCode
+
+    try:
+        found = _api(home).get("/v1/genesis")
+    except ComityError as error:
+        if error.code is not ErrorCode.NOT_FOUND or not (home / "node.json").exists():
+            raise
+        _show_charter(_api(home).get("/v1/charter"), as_json)
+        return
     if as_json:
         _show(found, as_json)
         return
@@ -125,6 +170,8 @@ def genesis_show(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     for member in draft["members"]:
         mark = "signed" if member["org"] in draft["signed_by"] else "awaited"
         typer.echo(f"  {member['org']:<24} {member['fingerprint']}  {mark}")
+    typer.echo("Compare every line with the other founders, not over the coordinator. Then each of them signs:")
+    typer.echo(f"  comity genesis sign {draft['name']}")
 
 
 def genesis_sign(
@@ -132,8 +179,20 @@ def genesis_sign(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Sign the next charter by its digest."""
-    _show(_api(home).post("/v1/genesis/sign", {"digest": digest}), as_json)
+    """Sign the next charter by its digest.
+
+    \b
+    Example:
+      comity genesis sign xxxx-xxxx-xxxxx-xxxx-xxxx-xxxxx
+    """
+    done = _api(home).post("/v1/genesis/sign", {"digest": digest})
+    if as_json:
+        _show(done, as_json)
+    elif done["final"]:
+        typer.echo(f"signed by everyone: the charter is in force. Newcomers and auditors need the digest {digest}")
+    else:
+        draft = _api(home).get("/v1/genesis")["draft"]
+        typer.echo(f"signed; awaited: {', '.join(draft['awaited'])}")
 
 
 def ledger_export(
@@ -141,9 +200,24 @@ def ledger_export(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Write the whole ledger to a file that `comity ledger verify` checks offline."""
+    """Write the whole ledger to a file that `comity ledger verify` checks offline.
+
+    \b
+    Example:
+      comity ledger export ledger.jsonl
+    """
     size_bytes = _api(home).download("/v1/ledger/export", file)
     _show({"file": str(file), "size_bytes": size_bytes}, as_json)
+
+
+def _show_charter(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _show({"draft": None, "in_force": found["genesis"], "charter": found["charter"]}, as_json)
+        return
+    charter = found["charter"]
+    typer.echo(f"charter {charter['version']} of {charter['consortium']} is in force; genesis {found['genesis']}")
+    for member in charter["members"]:
+        typer.echo(f"  {member['org']:<24} {member['title']}, {member['owner']}")
 
 
 def _api(home: Path) -> Any:

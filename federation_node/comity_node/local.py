@@ -25,7 +25,9 @@ class LocalApi:
         try:
             token = (home / "api.token").read_text().strip()
         except FileNotFoundError as error:
-            raise ComityError(ErrorCode.NOT_FOUND, "no node here yet: run `comity node join TOKEN` first") from error
+            from comity_node.settings import NO_NODE  # heavy to import, needed here only
+
+            raise ComityError(ErrorCode.NOT_FOUND, NO_NODE) from error
         self._socket = home / "api.sock"
         self._headers = {"authorization": f"Bearer {token}"}
 

@@ -18,6 +18,7 @@ from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 
 SETTINGS_BYTES_MAX = 64 * 1024
+NO_NODE = "no node here: name its folder with --home or COMITY_HOME, or make one with `comity node join`"
 LOG_KEY_BYTES = 32
 
 Positive = Annotated[int, Field(gt=0)]
@@ -82,7 +83,7 @@ class NodeSettings(BaseModel):
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise ComityError(ErrorCode.NOT_FOUND, "no node here yet: run `comity node join TOKEN` first") from error
+            raise ComityError(ErrorCode.NOT_FOUND, NO_NODE) from error
         if len(data) > SETTINGS_BYTES_MAX:
             raise ComityError(ErrorCode.TOO_LARGE, "node.json", limit_bytes=SETTINGS_BYTES_MAX)
         try:

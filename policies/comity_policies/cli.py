@@ -27,7 +27,7 @@ StageName = Annotated[Stage, typer.Argument(help="membership, proposal, dispatch
 
 def register(app: typer.Typer) -> None:
     """Add the groups `policy` and `ledger` to the `comity` command."""
-    policy = typer.Typer(no_args_is_help=True, help="Test, check and try an organisation's policies.")
+    policy = typer.Typer(no_args_is_help=True, help="Test, check, try and reload an organisation's policies.")
     policy.command("test")(run_tests)
     policy.command("lint")(lint)
     policy.command("eval")(evaluate)
@@ -44,7 +44,13 @@ def run_tests(
     opa: Annotated[str, typer.Option(help="Also on OPA: a binary, or http(s)://host:port of a server.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Run the bundle's test rules on the embedded engine and, with --opa, on OPA."""
+    """Run the bundle's test rules on the embedded engine and, with --opa, on OPA.
+
+    \b
+    Examples:
+      comity policy test /srv/node/policy
+      comity policy test /srv/node/policy --opa opa
+    """
     from comity_policies import rego_tests
 
     bundle = _bundle(folder)
@@ -66,7 +72,12 @@ def run_tests(
 
 
 def lint(folder: Folder, as_json: AsJson = False) -> None:
-    """Check settings and Rego: everything that a node checks when it loads the bundle."""
+    """Check settings and Rego: everything that a node checks when it loads the bundle.
+
+    \b
+    Example:
+      comity policy lint /srv/node/policy
+    """
     from comity_policies.embedded import EmbeddedEngine
 
     bundle = _bundle(folder)
@@ -84,7 +95,13 @@ def evaluate(
     folder: Annotated[Path, typer.Option(help="The organisation's policy folder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Ask the policies in a folder one question and show the deciding rules."""
+    """Ask the policies in a folder one question and show the deciding rules.
+
+    \b
+    Example:
+      comity policy explain-input proposal > question.json
+      comity policy eval proposal question.json --folder /srv/node/policy
+    """
     from comity_policies.embedded import EmbeddedEngine
 
     question = _read_json(document)
@@ -107,7 +124,12 @@ def explain_input(
     with_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, not an example.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a stage is asked: an example, or the schema. Always JSON."""
+    """Print what a stage is asked: an example, or the schema. Always JSON.
+
+    \b
+    Example:
+      comity policy explain-input dispatch --schema
+    """
     del as_json  # the flag is accepted everywhere; this output is JSON anyway
     _print_json(schema(stage) if with_schema else example(stage))
 
@@ -117,7 +139,13 @@ def build(
     out: Annotated[Path, typer.Argument(help="Where to write the archive for `opa run --server --bundle`.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write the bundle as OPA loads it; its revision is the digest that nodes check."""
+    """Write the bundle as OPA loads it; its revision is the digest that nodes check.
+
+    \b
+    Example:
+      comity policy build /srv/node/policy bundle.tar.gz
+      opa run --server --addr 127.0.0.1:8181 --bundle bundle.tar.gz
+    """
     bundle = _bundle(folder)
     partial = out.with_name(f".{out.name}.partial")
     partial.write_bytes(bundle.archive())
@@ -136,7 +164,12 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a ledger export offline: signatures, certificates, agreements, receipts, the Merkle root."""
+    """Verify a ledger export offline: signatures, certificates, agreements, receipts, the Merkle root.
+
+    \b
+    Example:
+      comity ledger verify ledger.jsonl --genesis xxxx-xxxx-xxxxx-xxxx-xxxx-xxxxx
+    """
     from comity_policies.history import verify_export
 
     report = verify_export(file, genesis or None, independent=independent)

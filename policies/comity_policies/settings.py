@@ -27,13 +27,14 @@ MEANINGS = {
     "uses_max": "the most uses of one agreement",
     "hours": 'null, or {"from": 8, "to": 18}: whole hours in UTC at which work may run',
     "app_digests": "SHA-256 digests of apps that this organisation has reviewed",
-    "app_signers": "signers whose signature on an app counts as a review",
-    "reviewers": "people or organisations whose signature on an app counts as a review",
-    "privacy": 'null, or {"epsilon": "4", "delta": "0.00001"}: the budget asked of every agreement',
-    "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)}",
+    "app_signers": "signers whose signature on an app counts as a review (apps carry none yet: no effect)",
+    "reviewers": "people whose signature on an app counts as a review (no effect yet either)",
+    "privacy": 'null, or {"epsilon": "4", "delta": "0.00001"}: the budget asked of every agreement'
+    " (no node adds noise yet: with a budget every agreement is refused)",
+    "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)} (nodes have the first two)",
     "egress": "kinds of results that may leave, names of metrics that may leave, the largest result in bytes",
     "terms": "further terms that this organisation asks of every agreement",
-    "known_members": "organisation -> key fingerprint that was compared beforehand",
+    "known_members": "organisation -> key fingerprint that was compared beforehand (not asked yet)",
 }
 DATA_CLASSES = ("public", "internal", "pseudonymous", "confidential", "secret")
 

@@ -67,7 +67,7 @@ def purpose(code: Any) -> str:
     if isinstance(code, str) and code.startswith("x-") and len(code) > len("x-"):
         return ids.name(code)
     if code not in PURPOSES:
-        raise malformed("a purpose is a code of the published vocabulary, or starts with x-")
+        raise malformed(f"a purpose is one of {', '.join(PURPOSES)}, or a consortium's own that starts with x-")
     return str(code)
 
 

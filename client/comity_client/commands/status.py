@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from comity.wire.errors import ComityError, ErrorCode
 from comity_client.output import DEFAULT_HOME, Home, Json, print_json, print_table
 
 if TYPE_CHECKING:
     from comity_client.documents import NodeStatus
+    from comity_client.follow import Wait
+    from comity_client.sdk import Node
 
 
 def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
@@ -26,6 +29,8 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     with Node(home) as node:
         state = node.status()
         waits = waits_of(node.proposals(), node.runs())
+        if state["charter_version"] is None and state["link"]["connected"]:
+            waits = _unsigned(node) + waits
     if as_json:
         print_json({"node": state, "waiting": [each.to_json() for each in waits]})
         return
@@ -40,13 +45,27 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     )
 
 
+def _unsigned(node: Node) -> list[Wait]:
+    """Return what the genesis waits for; nothing if it is final elsewhere, which `comity doctor` explains."""
+    from comity_client.follow import genesis_waits
+
+    try:
+        return genesis_waits(node.genesis())
+    except ComityError as error:
+        if error.code is not ErrorCode.NOT_FOUND:
+            raise
+        return []
+
+
 def node_lines(state: NodeStatus) -> list[str]:
     """Return what a person wants to know first about a node."""
     link = state["link"]
     lines = [f"{state['org']} in {state['consortium']}, charter {state['charter_version'] or 'not signed yet'}"]
     if link["connected"]:
         others = ", ".join(org for org in state["connected_orgs"] if org != state["org"]) or "nobody else"
-        lines.append(f"connected since {link['since']}; also there: {others}")
+        away = sorted({*state["members"]} - {*state["connected_orgs"], state["org"]})
+        missing = f"; away: {', '.join(away)}" if away else ""
+        lines.append(f"connected since {link['since']}; also there: {others}{missing}")
     else:
         error = link["error"] or {}
         why = f": {error.get('code')} {error.get('detail', '')}".rstrip() if error else ""

@@ -24,7 +24,8 @@ EXIT_NOT_DONE = 1
 HELP = """Propose a training to other organisations, and follow it.
 
 APP is the folder of a Flower app, as `flwr new` makes it. Each organisation's policy answers; once all required ones
-agree, the rounds run, and the model is fetched with `comity runs result RUN`.
+agree, the rounds run, and the model is fetched with `comity runs result RUN`. An organisation whose answer is a review
+is awaited until its admin lists the app's digest (`comity app digest APP`) in policy/data.json; then propose anew.
 
 \b
 Examples:
@@ -36,14 +37,19 @@ Examples:
 
 def train(
     app: Annotated[Path, typer.Argument(help="Folder of a Flower app.", exists=True, file_okay=False)],
-    purpose: Annotated[str, typer.Option(help="Code of the purpose, such as research.")],
+    purpose: Annotated[str, typer.Option(help="Code of the purpose, such as research; an unknown one lists all.")],
     dataset: Annotated[str, typer.Option(help="Name of the dataset at every organisation.")],
-    partners: Annotated[list[str] | None, typer.Option("--with", help="A required organisation; repeat it.")] = None,
+    partners: Annotated[
+        list[str] | None, typer.Option("--with", help="A required organisation; repeat it. By default all members.")
+    ] = None,
     optional: Annotated[list[str] | None, typer.Option(help="An organisation that may stay out; repeat it.")] = None,
     minimum: Annotated[int | None, typer.Option(min=1, help="The fewest organisations to train with.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default what the app says.")] = None,
     aggregation: Annotated[str | None, typer.Option(help="plain or lead-key; by default lead-key.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="A column to ask for; by default all.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="A column to ask for; repeat it. By default all of your own dataset of that name."),
+    ] = None,
     config: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the app's run config; repeat it.")] = None,
     terms: Annotated[Path | None, typer.Option(help="JSON file with further terms.", dir_okay=False)] = None,
     deadline: Annotated[str, typer.Option(help="How long answers are awaited: 90s, 30m, 24h, 7d.")] = "24h",

@@ -26,7 +26,12 @@ group = typer.Typer(no_args_is_help=True, help="The shared ledger, as this coord
 def export(
     home: Home, file: Annotated[Path, typer.Argument(help="Where to write it.")], as_json: AsJson = False
 ) -> None:
-    """Write the log of the newest checkpoint to FILE, for `comity ledger verify`."""
+    """Write the log of the newest checkpoint to FILE, for `comity ledger verify`.
+
+    \b
+    Example:
+      comity coordinator ledger export /srv/comity ledger.jsonl
+    """
     partial = file.with_name(f".{file.name}.partial")
     try:
         with _opened(home) as (database, ledger, _), partial.open("wb") as target:
@@ -41,7 +46,12 @@ def export(
 
 @group.command("fsck")
 def fsck(home: Home, as_json: AsJson = False) -> None:
-    """Check every invariant of the stored state; exit status 1 if one does not hold. A writer waits meanwhile."""
+    """Check every invariant of the stored state; exit status 1 if one does not hold. A writer waits meanwhile.
+
+    \b
+    Example:
+      comity coordinator ledger fsck /srv/comity
+    """
     from comity_coordinator.fsck import check
 
     with _opened(home) as (database, ledger, log_key):

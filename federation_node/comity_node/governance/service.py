@@ -19,7 +19,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.quorum import message_for
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.context import NodeContext
-from comity_node.governance.store import CHARTER_KIND
+from comity_node.governance.store import CHARTER_KIND, NOT_AS_TYPED
 from comity_node.transport.dial import ask
 from comity_node.transport.model import Message
 from comity_policies.charter import Charter, changes, genesis_name, matches_genesis
@@ -145,6 +145,8 @@ class GovernanceService:
                 raise ComityError(ErrorCode.CHARTER_INVALID, "not a genesis charter")
             if charter.log_public_key != settings.log_key_bytes:
                 raise ComityError(ErrorCode.CHARTER_INVALID, "the draft names another log key than enrolment did")
+            if settings.genesis is not None and not matches_genesis(charter, settings.genesis):
+                raise ComityError(ErrorCode.GENESIS_MISMATCH, NOT_AS_TYPED, draft=genesis_name(charter))
             return
         if charter.version != current.version + 1 or charter.previous != current.digest:
             raise ComityError(ErrorCode.CHARTER_INVALID, "the draft does not follow the charter in force")

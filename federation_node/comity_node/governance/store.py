@@ -25,6 +25,10 @@ from comity_policies.charter import Charter, genesis_name, matches_genesis, veri
 
 GENESIS_VERSION = 1
 CHARTER_KIND = "charter"
+NOT_AS_TYPED = (
+    "not the digest that was typed at join; if that was mistyped, correct `genesis` in node.json (null for a founder)"
+    " and restart the node"
+)
 
 _charters = sa.Table(
     "governance_charters",
@@ -125,7 +129,7 @@ class CharterStore:
         if self._settings.genesis is not None:
             if matches_genesis(charter, self._settings.genesis):
                 return
-            raise ComityError(ErrorCode.GENESIS_MISMATCH, "not the digest that was typed at join")
+            raise ComityError(ErrorCode.GENESIS_MISMATCH, NOT_AS_TYPED)
         query = sa.select(_signatures.c.digest).where(_signatures.c.version == GENESIS_VERSION)
         if charter.digest not in await self._journal.run(lambda conn: set(conn.execute(query).scalars())):
             raise ComityError(ErrorCode.GENESIS_MISMATCH, "this founder did not sign this genesis charter")

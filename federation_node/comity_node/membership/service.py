@@ -170,6 +170,9 @@ async def invite(
 def _make_home(home: Path) -> None:
     if (home / "node.json").exists():
         raise ComityError(ErrorCode.ALREADY_A_MEMBER, "this folder is a node already")
+    if (home / "coordinator.json").exists():
+        # A node in there would take the coordinator's keys for its own.
+        raise ComityError(ErrorCode.CONFLICT, "this folder is a coordinator's; give the node a folder of its own")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

@@ -168,7 +168,7 @@ deny contains {
 review contains {
 	"rule": "proposal.app",
 	"code": "APP_UNREVIEWED",
-	"message": sprintf("app %s is not reviewed and the terms have no privacy budget", [step.app.name]),
+	"message": sprintf("app %s is not reviewed here: %s is not in app_digests", [step.app.name, step.app.digest]),
 } if {
 	some step in input.proposal.steps
 	step.kind == "train"

@@ -131,7 +131,7 @@ CATALOG: dict[E, Row] = {
     E.SUM_MISMATCH: Row("DATA_LOSS", 409, "The encrypted sum does not match its parts.", False, Move.OPERATOR),
     E.PROOF_INVALID: Row("DATA_LOSS", 409, "The Merkle proof does not hold.", False, Move.OPERATOR),
     E.LEDGER_INVALID: Row("DATA_LOSS", 409, "The ledger does not hold.", False, Move.OPERATOR),
-    E.UNAVAILABLE: Row(_GONE, 503, "The service is out of reach.", True, Move.NOBODY),
+    E.UNAVAILABLE: Row(_GONE, 503, "The service is out of reach.", True, Move.CALLER),
     E.BUSY: Row("RESOURCE_EXHAUSTED", 429, "Too much is under way; try again later.", True, Move.NOBODY),
     E.TIMEOUT: Row("DEADLINE_EXCEEDED", 504, "The answer did not come in time.", True, Move.NOBODY),
     E.CONFLICT: Row("ALREADY_EXISTS", 409, "Something else stands under this name.", False, Move.CALLER),
