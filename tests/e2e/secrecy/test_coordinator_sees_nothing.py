@@ -77,7 +77,7 @@ def test_nothing_is_found(spied: Consortium, aggregation: str) -> None:
     assert read["files"] > 100_000
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", ["plain", pytest.param("lead-key", marks=[needs_lead_key, pytest.mark.slow])])
 def test_a_run_without_seals_is_caught(spied: Consortium, aggregation: str) -> None:
     for org in ORGS:
         spied.down(org)
