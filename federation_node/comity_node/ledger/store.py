@@ -27,6 +27,7 @@ from comity_node.journal import metadata
 HASH_BYTES = 32
 PROOF_HASHES_MAX = 64
 CHECKPOINTS_KEPT = 256
+_AT_ONCE = 500
 # Proofs of what this node does not expect yet; one that was pushed out is asked for again.
 UNCLAIMED_KEPT = 4_096
 EXPECTED_KINDS = frozenset(
@@ -148,6 +149,15 @@ class LedgerStore:
         """Return how far the statement `digest` has come, None if nothing is known of it."""
         found = conn.execute(sa.select(_entries.c.state).where(_entries.c.digest == digest)).scalar()
         return None if found is None else EntryState(found)
+
+    def included(self, conn: Connection, digests: Sequence[str]) -> int:
+        """Return how many of these statements are proved to be in the ledger."""
+        total = 0
+        for start in range(0, len(digests), _AT_ONCE):
+            some = _entries.c.digest.in_(digests[start : start + _AT_ONCE])
+            query = sa.select(sa.func.count()).where(some, _entries.c.state == EntryState.INCLUDED)
+            total += int(conn.execute(query).scalar_one())
+        return total
 
     def counts(self, conn: Connection) -> dict[str, int]:
         """Return how many statements are in each state."""

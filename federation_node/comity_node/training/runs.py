@@ -24,6 +24,7 @@ from comity_node.context import NodeContext
 from comity_node.training import enforcement, store
 from comity_node.training.answers import AnswerBook
 from comity_node.training.behind import WriteBehind
+from comity_node.training.closing import Closing
 from comity_node.training.events import RunEvents
 from comity_node.training.lead import RunHost
 from comity_node.training.led import LedRun
@@ -68,9 +69,11 @@ class Runs:
         self._finals = finals
         self._hosts: dict[str, RunHost] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closing = Closing(node, events)
 
     async def start(self) -> None:
         """Take up what the journal says is unfinished."""
+        await self._closing.start()
         for row in await self._node.journal.run(lambda conn: store.list_runs(conn, closed=False)):
             if row.ended_at is not None:
                 continue
@@ -81,6 +84,7 @@ class Runs:
 
     async def stop(self) -> None:
         """End every task; runs stay open in the journal."""
+        await self._closing.stop()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -208,7 +212,7 @@ class Runs:
         for name in files:
             await asyncio.to_thread((self._node.settings.payloads_folder / name).unlink, missing_ok=True)
         await self._workshop.forget(run)
-        self._events.tell(run, "closed", state=state)
+        self._closing.begin(run, state)
 
     # -- work
 

@@ -189,6 +189,19 @@ def unsent_receipts(conn: Connection, limit: int) -> list[tuple[int, bytes]]:
     return [(int(no), bytes(data)) for no, data in conn.execute(query.order_by(receipts.c.no).limit(limit))]
 
 
+def receipts_of(conn: Connection, run: str) -> list[bytes]:
+    """Return the signed receipts of a run."""
+    query = select(receipts.c.statement).where(receipts.c.run == run).order_by(receipts.c.no)
+    return [bytes(data) for data in conn.execute(query).scalars()]
+
+
+def closed_untold(conn: Connection, last_event: str) -> list[tuple[str, str]]:
+    """Return (run, state) of closed runs whose last event is missing."""
+    told = select(events.c.run).where(events.c.run == runs.c.run, events.c.kind == last_event).exists()
+    query = select(runs.c.run, runs.c.state).where(runs.c.closed.is_(True), ~told)
+    return [(str(run), str(state)) for run, state in conn.execute(query.order_by(runs.c.run))]
+
+
 def mark_receipts_sent(conn: Connection, numbers: Sequence[int]) -> None:
     """Record that receipts were handed to the link."""
     conn.execute(update(receipts).where(receipts.c.no.in_(numbers)).values(sent=True))

@@ -31,7 +31,7 @@ from comity_node.context import NodeContext
 from comity_node.journal import Journal
 from comity_node.ledger.store import LedgerStore
 from comity_node.settings import NodeSettings
-from comity_node.training import store
+from comity_node.training import closing, store
 from comity_node.training.ports import FINAL
 from comity_node.training.service import TrainingService
 from comity_node.transport.model import Message
@@ -479,6 +479,12 @@ class Rig:
 
     def spent(self, org: str, agreement: Agreement) -> dict[str, int]:
         return self.nodes[org].read(lambda conn: store.spent(conn, agreement.digest))
+
+
+@pytest.fixture(autouse=True)
+def _no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switchboard keeps no ledger: nobody waits for its proofs."""
+    monkeypatch.setattr(closing, "PROVED_WITHIN_S", 0.1)
 
 
 @pytest.fixture
