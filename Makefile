@@ -44,7 +44,7 @@ test: $(VENV)/.ready sandbox opa ## Run the tests (unit, property, contract, fau
 
 test-slow: $(VENV)/.ready sandbox opa ## Run what `test` leaves out: long proofs, and 500 examples a property
 	@python -m pytest -q $(SHARED) -m slow $(ARGS)
-	@COMITY_TEST_THOROUGH=1 python -m pytest -q $(SHARED) --timeout 900 -o faulthandler_timeout=600 tests/property $(ARGS)
+	@COMITY_TEST_THOROUGH=1 python -m pytest -q $(SHARED) --timeout 600 tests/property $(ARGS)
 
 lint: $(VENV)/.ready ## Check style, types, import contracts, protos and house rules
 	ruff check .

@@ -39,12 +39,20 @@ settings.register_profile("quick", max_examples=40, deadline=None, derandomize=T
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
 settings.load_profile("thorough" if os.environ.get("COMITY_TEST_THOROUGH") == "1" else "quick")
 
+E2E_TIMEOUT_S = 600
 LONGEST_FIRST = ("e2e", "faults", "contract", "replay", "property", "unit")
 _ROOT = Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort by layer; within one, the order stays."""
+    """Sort by layer (within one, the order stays) and give end to end tests their time."""
     layers = LONGEST_FIRST if "PYTEST_XDIST_WORKER" in os.environ else reversed(LONGEST_FIRST)
     place = {layer: number for number, layer in enumerate(layers)}
-    items.sort(key=lambda item: place.get(item.path.relative_to(_ROOT).parts[0], len(place)))
+    items.sort(key=lambda item: place.get(_layer(item), len(place)))
+    for item in items:
+        if _layer(item) == "e2e" and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(E2E_TIMEOUT_S))
+
+
+def _layer(item: pytest.Item) -> str:
+    return item.path.relative_to(_ROOT).parts[0]
