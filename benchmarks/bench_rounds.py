@@ -6,9 +6,9 @@ is left is ours. Writes `benchmarks/out/rounds.json`, a list of rows; prints eac
 
 * `median_s`, `min_s`: from one round's aggregate at the lead to the next one's, by the lead's run events, which carry
   milliseconds. The first round starts the workers and is not in them.
-* `bytes_per_round`: sealed payload bytes through the coordinator: one upload and two downloads of the order, and
-  each of the two replies up and down.
-* `raw_s`, `ratio`: the median of the same bytes over bare streams (`raw_stream.py`), measured just before and after,
+* `bytes_per_round`: payload bytes through the coordinator: one upload and two downloads of the order; `plain`: each of
+  the two replies up and down; `lead-key`: three uploads of ciphertexts and one download of their sum.
+* `raw_s`, `ratio`: the median of as many bytes over bare streams (`raw_stream.py`), measured just before and after,
   and `median_s` as its multiple.
 * `cpu_s`: processor time of all processes per round; unlike the times above it hardly depends on the machine's load.
 * `peak_rss_mb_total`: highest sum of PSS over samples every 50 ms, in a run of its own, since sampling costs time.
@@ -35,6 +35,8 @@ import raw_stream
 
 from comity.wire.errors import ComityError
 from comity_crypto.sealing import sealed_size
+from comity_crypto.secagg.blobs import blob_bytes
+from comity_crypto.secagg.params import AGG_Q16
 
 OUT = Path(__file__).parent / "out"
 PROFILES = ("plain", "lead-key")
@@ -42,6 +44,7 @@ PARAMS = {"plain": (10_000, 1_000_000, 10_000_000), "lead-key": (10_000, 100_000
 TARGETS_S = {("plain", 10_000): 0.05, ("plain", 1_000_000): 0.20, ("plain", 10_000_000): 1.5}
 MEMORY_ROUNDS = 4
 IDLE_S = 5.0
+STREAMS_A_ROUND = 7  # of `raw_stream`: one upload, two downloads, two uploads, two downloads
 _BYTES = 4  # of a float32
 
 
@@ -50,10 +53,20 @@ def rounds_of(params: int) -> int:
     return 60 if params <= 100_000 else 25 if params <= 1_000_000 else 9
 
 
+def bytes_per_round(profile: str, params: int) -> int:
+    """Return the payload bytes that cross the coordinator's edge in one round."""
+    nodes, order = len(cast.ORGS), sealed_size(params * _BYTES)
+    if profile == "plain":
+        return nodes * order + 2 * (nodes - 1) * order
+    uploads = nodes + 1  # every party's ciphertexts in, their sum out to the lead
+    return nodes * order + uploads * blob_bytes(AGG_Q16, AGG_Q16.chunks_for(-(-params // AGG_Q16.values_per_slot)))
+
+
 def measure(rig: cast.Rig, profile: str, params: int, rounds: int, *, with_memory: bool) -> dict[str, Any]:
     """Return one row."""
     load = os.getloadavg()[0]
-    payload = sealed_size(params * _BYTES)
+    total = bytes_per_round(profile, params)
+    payload = total // STREAMS_A_ROUND
     raw = raw_stream.measure(payload, 6)
     with effort.Effort(rig.cast.pids().values()) as spent:
         outcome = rig.train(profile, params, rounds)
@@ -67,7 +80,7 @@ def measure(rig: cast.Rig, profile: str, params: int, rounds: int, *, with_memor
         "rounds": rounds,
         "median_s": round(statistics.median(times), 4),
         "min_s": round(min(times), 4),
-        "bytes_per_round": payload * (1 + 2 * (len(cast.ORGS) - 1) + len(cast.ORGS) - 1),
+        "bytes_per_round": total,
         "raw_s": round(statistics.median(raw), 4),
         "ratio": round(statistics.median(times) / statistics.median(raw), 1),
         "cpu_s": round(sum(cpu.values()) / (rounds - 1), 4),
