@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,6 +85,7 @@ def up(home: Home) -> None:
     from comity.wire import logs
     from comity_coordinator.settings import CoordinatorSettings
 
+    os.umask(0o077)  # whatever this process and its children write is the operator's alone
     logs.configure()
     asyncio.run(_serve(CoordinatorSettings.load(home)))
 

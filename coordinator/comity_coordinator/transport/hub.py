@@ -117,10 +117,6 @@ class Hub:
         """Let `parties_of(conn, run)` say who may exchange messages of a run; an empty set is an unknown run."""
         self._parties_of = parties_of
 
-    def forget_run(self, run: str) -> None:
-        """Ask again who the parties of `run` are: it ended or lost a party."""
-        self._runs.pop(run, None)
-
     def drop(self, org: str, reason: ComityError) -> None:
         """End the stream of `org`, if one is open."""
         session = self._sessions.get(org)
@@ -214,7 +210,7 @@ class Hub:
             receiver = self._sessions.get(org)
             if receiver is None or not await self._may_receive(receiver):
                 continue
-            if not receiver.queue.offer(frame):
+            if not receiver.queue.offer(frame, session.org):
                 full.append(org)
         if full:
             session.refuse(message.id, ComityError(ErrorCode.BUSY, organisations=",".join(full)))

@@ -1,15 +1,16 @@
 """One open stream: what waits to be sent, what waits to be committed, and why it ended.
 
 Rules
-1. Both queues are bounded. Relayed frames are offered and refused when there is no room; durable ones wait, because
-   they are safe in the database; control frames (acks, refusals, presence) have a reserve of their own.
+1. Both queues are bounded. Relayed frames are offered and refused when there is no room, and no sender gets more than
+   its share of the room: a member that floods a slow node keeps nobody else from reaching it. Durable frames wait,
+   because they are safe in the database; control frames (acks, refusals, presence) have a reserve of their own.
 2. A session ends once, with one reason.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class HubLimits:
 
     queue_frames: int = 1_024
     queue_bytes: int = 48 << 20
+    sender_share: int = 2
+    """One sender may fill the queue's room divided by this."""
     control_frames: int = 4_096
     inbound_messages: int = 256
     batch_messages: int = 32
@@ -38,8 +41,10 @@ class SendQueue:
 
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[tuple[bytes, str]] = deque()
         self._size_bytes = 0
+        self._of_sender: Counter[str] = Counter()
+        self._bytes_of_sender: Counter[str] = Counter()
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -51,12 +56,19 @@ class SendQueue:
         fits = self._size_bytes + size_bytes <= self._limits.queue_bytes
         return fits and len(self._frames) < self._limits.queue_frames
 
-    def offer(self, frame: bytes) -> bool:
-        """Add `frame` if there is room; say whether."""
-        if not self.has_room(len(frame)):
+    def offer(self, frame: bytes, sender: str = "") -> bool:
+        """Add `frame` if there is room, for a member's frame within the share of this `sender`; say whether."""
+        if not self.has_room(len(frame)) or (sender and not self._in_share(len(frame), sender)):
             return False
-        self._add(frame)
+        self._add(frame, sender)
         return True
+
+    def _in_share(self, size_bytes: int, sender: str) -> bool:
+        frames, share = self._of_sender[sender], self._limits.sender_share
+        if not frames:
+            return True
+        total_bytes = self._bytes_of_sender[sender] + size_bytes
+        return frames * share < self._limits.queue_frames and total_bytes * share <= self._limits.queue_bytes
 
     async def put(self, frame: bytes) -> None:
         """Add `frame` as soon as there is room; the stream's lease bounds the wait."""
@@ -80,14 +92,20 @@ class SendQueue:
         while not self._frames:
             self._filled.clear()
             await self._filled.wait()
-        frame = self._frames.popleft()
+        frame, sender = self._frames.popleft()
         self._size_bytes -= len(frame)
+        if sender:
+            self._of_sender[sender] -= 1
+            self._bytes_of_sender[sender] -= len(frame)
         self._drained.set()
         return frame
 
-    def _add(self, frame: bytes) -> None:
-        self._frames.append(frame)
+    def _add(self, frame: bytes, sender: str = "") -> None:
+        self._frames.append((frame, sender))
         self._size_bytes += len(frame)
+        if sender:
+            self._of_sender[sender] += 1
+            self._bytes_of_sender[sender] += len(frame)
         self._filled.set()
 
 

@@ -134,3 +134,16 @@ def test_one_process_for_each_folder(tmp_path: Path) -> None:
         pass
     with setup.sole_process(tmp_path):
         pass
+
+
+async def test_no_sender_takes_all_the_room_of_another_node() -> None:
+    queue = SendQueue(HubLimits(queue_frames=8, queue_bytes=100, sender_share=2))
+    assert [queue.offer(b"x", "flooder") for _ in range(6)] == [True] * 4 + [False] * 2
+    assert queue.offer(b"y", "lead")
+    assert await queue.get() == b"x"
+    assert queue.offer(b"x", "flooder")  # what was sent makes room again
+    assert not queue.offer(b"x", "flooder")
+    large = SendQueue(HubLimits(queue_frames=8, queue_bytes=100, sender_share=2))
+    assert large.offer(b"x" * 80, "lead")  # one frame always passes
+    assert not large.offer(b"x", "lead")
+    assert large.offer(b"x" * 20, "other")
