@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event
@@ -154,6 +155,7 @@ def open_database(url: str) -> Database:
         return Database(create_engine(url, isolation_level="SERIALIZABLE", pool_pre_ping=True))
     if not parsed.database or parsed.database == ":memory:":
         raise ComityError(ErrorCode.UNSUPPORTED, "SQLite needs a file")
+    Path(parsed.database).touch(mode=0o600)  # the files that SQLite puts beside it take its mode
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

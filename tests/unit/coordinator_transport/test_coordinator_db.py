@@ -131,3 +131,8 @@ async def test_run_leaves_the_event_loop_free(database: Database) -> None:
 
     names = await database.run(lambda conn: threading.current_thread().name)
     assert names.startswith("comity-db")
+
+
+def test_the_files_are_their_owners_alone(database: Database, tmp_path: Path) -> None:
+    _count(database)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("test.db*")} == {0o600}
