@@ -123,6 +123,7 @@ def startup(given: argparse.Namespace) -> dict[str, Any]:
         }
         return {
             "ready_s": {name: round(took, 2) for name, took in rig.ready_s.items()},
+            "ready_cpu_s": {name: round(took, 2) for name, took in rig.ready_cpu_s.items()},
             "idle_pss_mb": {name: round(size / 1e6, 1) for name, size in idle.items()},
             "targets": {"coordinator_ready_s": 3.0, "node_ready_s": 2.0, "node_idle_pss_mb": 150.0},
             "load": round(load, 2),

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import effort
+
 from comity.wire.errors import ComityError, ErrorCode
 from comity_client.commands.doctor import comity_command
 from comity_client.demo.cast import Cast, free_port
@@ -54,6 +56,7 @@ class Rig:
         self.cast = Cast(folder, comity_command())
         self.nodes: dict[str, Node] = {}
         self.ready_s: dict[str, float] = {}
+        self.ready_cpu_s: dict[str, float] = {}
         self.app: dict[str, Any] = {}
         self._folder = folder
 
@@ -70,7 +73,7 @@ class Rig:
         begun = time.monotonic()
         cast.start("coordinator", "coordinator", "up", str(home))
         self.until("coordinator", (home / "ready.json").exists)
-        self.ready_s["coordinator"] = time.monotonic() - begun
+        self._ready("coordinator", begun)
         self._join(LEAD, made["token"])
         self._up(LEAD)
         for org in ORGS[1:]:
@@ -136,6 +139,10 @@ class Rig:
                 raise RuntimeError(f"{name} was not ready after {timeout_s:.0f} s")
             time.sleep(look_s)
 
+    def _ready(self, name: str, begun: float) -> None:
+        self.ready_s[name] = time.monotonic() - begun
+        self.ready_cpu_s[name] = effort.spent(self.cast.pids()[name])
+
     def _join(self, org: str, token: str) -> None:
         home = self._folder / org
         self.cast.run(org, "node", "join", "-", "--home", str(home), "--json", secret=f"{token}\n")
@@ -146,7 +153,7 @@ class Rig:
         self.cast.start(org, "node", "up", "--home", str(home))
         node = self.nodes[org] = Node(home)
         self.until(org, lambda: bool(node.status()["link"]["connected"]))
-        self.ready_s[org] = time.monotonic() - begun
+        self._ready(org, begun)
         data = home / "patients.csv"
         data.write_text("x,y\n" + "".join(f"{row},{row % 2}\n" for row in range(ROWS)))
         node.add_dataset(DATASET, str(data), "pseudonymous")

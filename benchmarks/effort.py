@@ -51,6 +51,11 @@ class Effort:
             self._stop.wait(SAMPLE_EVERY_S)
 
 
+def spent(root: int) -> float:
+    """Return the processor seconds of a process and its descendants so far."""
+    return sum(_seconds(pid) for pid in memory.family([root]))
+
+
 def _seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
