@@ -21,7 +21,7 @@ from comity_client.main import build_app
 
 DOCS = Path(__file__).resolve().parent
 WIDTH_CHARS = 100
-GENERATED = "<!-- Written by docs/generate.py; `make lint` and the tests check that it is current. -->"
+GENERATED = "<!-- Written by docs/generate.py; tests/unit/docs checks that it is current. -->"
 ERRORS_HEAD = """# Errors
 
 Every refusal that crosses a process or an organisation is one of these. The `comity` command prints the code, its

@@ -90,7 +90,9 @@ class CoordinatorSettings(BaseSettings):
             raise ComityError(ErrorCode.NOT_FOUND, "no coordinator here; run `comity coordinator init`") from error
         try:
             value = json.loads(data)
-            return cls(**{**value, "home": home.resolve()})
+            found = cls(**{**value, "home": home.resolve()})
+            # The folder that was asked for wins over COMITY_COORDINATOR_HOME, which is for commands without one.
+            return found.model_copy(update={"home": home.resolve()})
         except ValidationError as error:
             wrong = ", ".join(".".join(str(part) for part in each["loc"]) for each in error.errors())
             raise ComityError(ErrorCode.MALFORMED, f"{FILE}: {wrong}") from error

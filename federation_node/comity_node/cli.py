@@ -170,7 +170,7 @@ def genesis_show(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     for member in draft["members"]:
         mark = "signed" if member["org"] in draft["signed_by"] else "awaited"
         typer.echo(f"  {member['org']:<24} {member['fingerprint']}  {mark}")
-    typer.echo("Compare every line with the other founders, not over the coordinator. Then each of them signs:")
+    typer.echo("Compare every line with the other members, not over the coordinator. Then each of them signs:")
     typer.echo(f"  comity genesis sign {draft['name']}")
 
 
@@ -189,7 +189,8 @@ def genesis_sign(
     if as_json:
         _show(done, as_json)
     elif done["final"]:
-        typer.echo(f"signed by everyone: the charter is in force. Newcomers and auditors need the digest {digest}")
+        name = _api(home).get("/v1/charter")["genesis"]
+        typer.echo(f"signed; the charter is in force. Newcomers and auditors need the genesis digest {name}")
     else:
         draft = _api(home).get("/v1/genesis")["draft"]
         typer.echo(f"signed; awaited: {', '.join(draft['awaited'])}")

@@ -19,7 +19,7 @@ REMEDIES: dict[E, str] = {
     E.TOKEN_USED: "The sponsor runs `comity invite ORG` again (for the first member: `comity coordinator token`).",
     E.NOT_A_MEMBER: "Compare with `comity genesis show`: only an organisation under the signed charter takes part.",
     E.ALREADY_A_MEMBER: "Nothing to do if it was you; else tell the sponsor: the id is taken.",
-    E.REVOKED: "Talk to the operator: who was revoked joins again with a new token.",
+    E.REVOKED: "Talk to the operator. There is no way back under the same id yet.",
     E.CERTIFICATE_INVALID: "Run `comity node rotate`; `comity doctor` shows the certificate's dates and the clock.",
     E.SIGNATURE_INVALID: "Nothing was taken. Sign with the keys that the charter in force names.",
     E.POSSESSION_UNPROVEN: "Join with keys that this node made itself: `comity node join` in an empty folder.",
