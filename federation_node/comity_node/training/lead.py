@@ -95,6 +95,10 @@ class RunHost:
         """Journal that the run was cancelled; the caller has ended `run`."""
         await self._end(Ending(CANCELLED, error, None))
 
+    async def fail(self, error: ComityError) -> None:
+        """Journal that the run failed here; `run` has ended with `error`."""
+        await self._end(Ending(FAILED, error, None))
+
     async def _to_its_end(self) -> Ending:
         deaths = 0
         while True:  # bounded by RESTARTS_MAX between two new questions, and those by the agreement's rounds

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from comity.wire import instants
+from comity.wire import catalog, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
@@ -38,6 +38,7 @@ from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, TrainStep
 
+LEAD_TRIED_MAX = 300
 PREPARE_AGAIN_S = 10.0
 
 log = structlog.get_logger("comity.node.training")
@@ -284,17 +285,31 @@ class Runs:
             self._events.tell(run, "state", state=READY)
 
     async def _lead(self, row: RunRow) -> None:
+        """Lead a run to its end. What goes wrong here ends it by name: nobody waits for a lead that gave up."""
         stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
         agreement = stored.agreement
         led = LedRun(row.run, agreement, _step_of(agreement, row.lead), self._node.settings.org, row.agreement)
-        profile = profile_of(self._profiles, agreement)
-        book = AnswerBook(self._node, row.run, self._behind, self._events, profile.confirmed)
-        host = RunHost(self._node, led, self._workshop, self._participant, profile, book, self._finals)
-        self._hosts[row.run] = host
-        try:
-            await host.run()
-        finally:
-            del self._hosts[row.run]
+        for _ in range(LEAD_TRIED_MAX):
+            profile = profile_of(self._profiles, agreement)
+            book = AnswerBook(self._node, row.run, self._behind, self._events, profile.confirmed)
+            host = RunHost(self._node, led, self._workshop, self._participant, profile, book, self._finals)
+            self._hosts[row.run] = host
+            try:
+                await host.run()
+                return
+            except ComityError as error:
+                log.error("run.lead", run=row.run, error=str(error))
+                failure = error
+                if catalog.row(error.code).retry:
+                    await asyncio.sleep(PREPARE_AGAIN_S)
+                    continue
+            except Exception as error:  # a defect of ours ends this run, not the node, and not in silence
+                log.error("run.lead", run=row.run, exc_info=error)
+                failure = ComityError(ErrorCode.INTERNAL, "the lead's node failed inside")
+            finally:
+                del self._hosts[row.run]
+            break
+        await host.fail(failure)
 
     def _now(self) -> str:
         return instants.to_text(self._node.clock())

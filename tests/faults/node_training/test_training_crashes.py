@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import sqlite3
 
 import numpy as np
 import pytest
@@ -80,6 +81,21 @@ async def test_a_serverapp_that_always_dies_ends_the_run(rig, dummy, monkeypatch
     assert finished["state"] == "FAILED"
     assert finished["error"]["code"] == "WORKER_DIED"
     assert len(killed) >= 3
+
+
+async def test_a_lead_that_cannot_go_on_says_so(rig, dummy):
+    """A record that a disk damaged: the run ends by name, instead of leaving everybody waiting for its lead."""
+    _, run = await began(rig, dummy)
+    await rig.until(lambda: in_round(rig, run, 3))
+    node = rig.nodes["hospital-a"]
+    await node.crash()
+    journal = sqlite3.connect(node.home / "journal.db")
+    journal.execute("UPDATE training_answers SET reference = '{' WHERE seq = 0")
+    journal.commit()
+    journal.close()
+    await node.up()
+    finished = await rig.finish(run)
+    assert (finished["state"], finished["error"]["code"]) == ("FAILED", "INTERNAL")
 
 
 async def test_a_crashed_party_takes_its_order_up_again(rig, dummy):
