@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,8 @@ class Endpoint:
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
         """Turn what httpx raises into the catalogue's errors."""
-        # httpcore leaves its socket to the garbage collector when there is nothing to connect to.
-        if self.uds is not None and not self.uds.exists():
+        # httpcore leaves its socket to the garbage collector when there is nobody to connect to.
+        if self.uds is not None and _nobody_at(self.uds):
             raise ComityError(ErrorCode.UNAVAILABLE, f"nobody answers: {self.hint}")
         try:
             yield
@@ -70,6 +71,19 @@ class Endpoint:
             raise ComityError(ErrorCode.TIMEOUT, "no answer in time") from error
         except httpx.TransportError as error:
             raise ComityError(ErrorCode.UNAVAILABLE, f"nobody answers: {self.hint}") from error
+
+
+def _nobody_at(path: Path) -> bool:
+    """Whether no process listens at a Unix socket: it is missing, or its process was killed and left it behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:
+            return False  # whatever it is, the request itself names it
+    return False
 
 
 def timeouts(read_s: float) -> httpx.Timeout:

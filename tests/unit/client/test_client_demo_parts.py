@@ -72,6 +72,8 @@ def test_processes_are_stopped_and_leave_nothing(tmp_path: Path) -> None:
     cast.start("one", str(tmp_path))
     cast.start("two", str(tmp_path))
     assert set(cast.pids()) == {"one", "two"}
+    for name in cast.pids():  # a process that has not come to its first line may not show its command yet
+        cast.until(name, lambda name=name: "up" in cast.log(name).read_text(), 10)
     assert set(leftovers(tmp_path)) == set(cast.pids().values())
     assert cast.stop() == []
     assert leftovers(tmp_path) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,19 @@ def test_a_wrong_token_is_told(served: Any) -> None:
         node.status()
     assert caught.value.code is ErrorCode.UNAUTHENTICATED
     assert "another" not in str(caught.value)
+
+
+def test_a_socket_that_a_killed_process_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "api.token").write_text("t\n")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "api.sock"))
+    with Node(tmp_path) as node:
+        for _ in range(3):
+            with pytest.raises(ComityError) as caught:
+                node.status()
+            assert caught.value.code is ErrorCode.UNAVAILABLE
+    del caught
+    gc.collect()  # nothing unclosed comes to light
 
 
 def test_nobody_there(tmp_path: Path) -> None:
