@@ -155,15 +155,17 @@ class Runs:
         body = message.document()
         run = str(body.get("run"))
         code, detail = str(body.get("code", ErrorCode.RUN_CANCELLED)), str(body.get("reason", ""))
-        await self.cancel(run, ComityError.from_json({"code": code, "detail": detail, "facts": {}}))
+        await self.cancel(run, ComityError.from_json({"code": code, "detail": detail, "facts": {}}), told=True)
 
-    async def cancel(self, run: str, error: ComityError) -> None:
-        """Stop a run here and, if this node leads it, tell everyone how it ended."""
+    async def cancel(self, run: str, error: ComityError, *, told: bool = False) -> None:
+        """Stop a run here and, if this node leads it, tell everyone how it ended; `told`: the coordinator knows."""
         host = self._hosts.get(run)
         await self._stop_work(run)
         await self._participant.cancel(run)
         await self._forget_sums(run)
         await self._workshop.close(run)
+        if host is None and not told:
+            host = await self._waiting_host(run)
         if host is not None:
             await host.cancel(error)
             return
@@ -286,14 +288,8 @@ class Runs:
 
     async def _lead(self, row: RunRow) -> None:
         """Lead a run to its end. What goes wrong here ends it by name: nobody waits for a lead that gave up."""
-        stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
-        agreement = stored.agreement
-        led = LedRun(row.run, agreement, _step_of(agreement, row.lead), self._node.settings.org, row.agreement)
         for _ in range(LEAD_TRIED_MAX):
-            profile = profile_of(self._profiles, agreement)
-            book = AnswerBook(self._node, row.run, self._behind, self._events, profile.confirmed)
-            host = RunHost(self._node, led, self._workshop, self._participant, profile, book, self._finals)
-            self._hosts[row.run] = host
+            host = self._hosts[row.run] = await self._host_of(row)
             try:
                 await host.run()
                 return
@@ -310,6 +306,22 @@ class Runs:
                 del self._hosts[row.run]
             break
         await host.fail(failure)
+
+    async def _waiting_host(self, run: str) -> RunHost | None:
+        """Return a host for a run of ours that never started: the others wait at its barrier until they are told."""
+        row = await self._node.journal.run(lambda conn: store.find_run(conn, run))
+        if row is None or row.ended_at is not None or row.lead != self._node.settings.org:
+            return None
+        return await self._host_of(row)
+
+    async def _host_of(self, row: RunRow) -> RunHost:
+        """Return a new host for a run of ours. Raises `UNSUPPORTED` if its profile is not here."""
+        stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
+        agreement = stored.agreement
+        led = LedRun(row.run, agreement, _step_of(agreement, row.lead), self._node.settings.org, row.agreement)
+        profile = profile_of(self._profiles, agreement)
+        book = AnswerBook(self._node, row.run, self._behind, self._events, profile.confirmed)
+        return RunHost(self._node, led, self._workshop, self._participant, profile, book, self._finals)
 
     def _now(self) -> str:
         return instants.to_text(self._node.clock())
