@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,16 +331,18 @@ class Consortium:
 
     def until(self, condition: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
         """Return the first true value of `condition`; a node that is away or does not know yet is asked again."""
-        end = time.monotonic() + timeout_s
-        last: ComityError | None = None
+        end, last = time.monotonic() + timeout_s, ""
         while True:
-            try:
-                if value := condition():
-                    return value
-            except ComityError as error:
-                if error.code not in (ErrorCode.UNAVAILABLE, ErrorCode.NOT_FOUND, ErrorCode.TIMEOUT):
-                    raise
-                last = error
+            with warnings.catch_warnings():
+                # httpcore leaves the socket of a refused connection to the collector; here nodes are killed on purpose.
+                warnings.simplefilter("ignore", ResourceWarning)
+                try:
+                    if value := condition():
+                        return value
+                except ComityError as error:
+                    if error.code not in (ErrorCode.UNAVAILABLE, ErrorCode.NOT_FOUND, ErrorCode.TIMEOUT):
+                        raise
+                    last = str(error)
             if time.monotonic() > end:
                 raise NotInTime(f"not within {timeout_s:.0f} s: {what} ({last})\n{self.who_waits()}")
             time.sleep(LOOK_AGAIN_S)
