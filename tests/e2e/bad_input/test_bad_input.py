@@ -96,7 +96,6 @@ def test_a_certificate_of_another_authority(bad: Consortium) -> None:
     bad.start("hospital-d")
     status = bad.until(lambda: _away(bad, "hospital-d"), "hospital-d cannot connect")
     assert "not connected" in status
-    print(status)
     assert "CERTIFICATE_INVALID" in status or "UNAVAILABLE" in status, status
     bad.down("hospital-d")
     store.store_tls(*good)
@@ -192,7 +191,10 @@ def test_an_app_that_does_not_import(bad: Consortium) -> None:
 # -- data
 
 
-@pytest.mark.parametrize(("change", "code"), [("missing", "DATASET_MISSING"), ("columns", "DATASET_COLUMNS")])
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [("missing", "DATASET_MISSING"), pytest.param("columns", "DATASET_COLUMNS", marks=pytest.mark.slow)],
+)
 def test_a_dataset_that_changed(bad: Consortium, change: str, code: str) -> None:
     with _bad_data(bad, change):
         run = started(bad, wish(f"dataset {change}"))
