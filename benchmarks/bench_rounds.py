@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the cast's files and logs; stays")
     parser.add_argument("--startup", action="store_true", help="measure start and rest instead")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whoever stops us stops the cast with us
     OUT.mkdir(exist_ok=True)
     if given.startup:
         found = startup(given)
