@@ -79,7 +79,7 @@ async def test_weighted_means_reach_the_app_and_no_text_does(rig, make_app):
     _, run = asked(rig, make_app())
     finished = await rig.finish(run)
     assert finished["state"] == "COMPLETED", finished
-    await rig.until((rig.result("hospital-b", run) / "model.npz").exists)
+    await rig.until((rig.result("hospital-b", run) / "card.json").exists)  # written last: then the model is whole
     x = np.linspace(-1, 1, 2_000, dtype=np.float32)
     parts = [np.random.default_rng(place).standard_normal(2_000).astype(np.float32) for place in range(3)]
     wanted = x + np.average(parts, axis=0, weights=[10, 20, 30])
