@@ -1,4 +1,4 @@
-"""A folder is a node's or a coordinator's, never both: a node in there would take the coordinator's keys for its own."""
+"""A folder is a node's or a coordinator's, never both: a node there would take the coordinator's keys for its own."""
 
 from __future__ import annotations
 
