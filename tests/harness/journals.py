@@ -1,4 +1,4 @@
-"""What a node has written down, read beside it: read-only, from its journal and the logs of its apps.
+"""What nodes and coordinator have written down, read beside them: read-only, from databases and logs of apps.
 
 The tables are those of `comity_node.training.tables`; the lines are those that `tests/faults/tally` prints.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FINISHED = "finished"
+JOURNAL = "journal.db"
+LEDGER = "comity.db"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Execution:
 def orders(home: Path, run: str = "") -> list[Order]:
     """Return a node's orders, of one run if it is named."""
     query = "select run, seq, digest, word, state, outcome from training_orders where ? in ('', run) order by run, seq"
-    with _journal(home) as journal:
+    with _database(home / JOURNAL) as journal:
         return [Order(*row) for row in journal.execute(query, (run,))]
 
 
@@ -49,18 +51,24 @@ def finished(home: Path) -> frozenset[str]:
 
 def spent(home: Path, agreement: str) -> dict[str, int]:
     """Return what a node has charged of an agreement's grant, by field."""
-    with _journal(home) as journal:
+    with _database(home / JOURNAL) as journal:
         rows = journal.execute("select field, spent from training_grants where agreement = ?", (agreement,))
         return {field: int(amount) for field, amount in rows}
 
 
 def unsent(home: Path) -> int:
     """Return how many receipts and messages a node still has to hand in."""
-    with _journal(home) as journal:
+    with _database(home / JOURNAL) as journal:
         waiting = 0
         for query in ("select count(*) from training_receipts where not sent", "select count(*) from link_outbox"):
             waiting += int(journal.execute(query).fetchone()[0])
         return waiting
+
+
+def unordered(home: Path) -> int:
+    """Return how many statements of the coordinator's ledger have no index yet."""
+    with _database(home / LEDGER) as ledger:
+        return int(ledger.execute("select count(*) from ledger_pending").fetchone()[0])
 
 
 def executions(home: Path, run: str) -> list[Execution]:
@@ -77,8 +85,8 @@ def executions(home: Path, run: str) -> list[Execution]:
 
 
 @contextmanager
-def _journal(home: Path) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(f"file:{home / 'journal.db'}?mode=ro", uri=True, timeout=10)
+def _database(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
     try:
         yield connection
     finally:

@@ -20,7 +20,7 @@ from comity_coordinator.ledger.service import Ledger
 
 FLUSH_EVERY_S = 0.05
 # Without a wake-up: statements of another replica whose sequencer has died.
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S = 1.0
 RETRY_S = 1.0
 
 _log = structlog.get_logger("comity.sequencer")

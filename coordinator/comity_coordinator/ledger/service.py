@@ -36,7 +36,7 @@ BATCH_MAX = 256
 PAGE_MAX = 256
 # A page must fit into one gRPC message (4 MiB) with room for its frame.
 PAGE_BYTES_MAX = 3 << 20
-LEASE_S = 10
+LEASE_S = 3
 PROOFS_AT_ONCE_MAX = 64
 EXPORT_FORMAT = "comity-ledger-export/1"
 

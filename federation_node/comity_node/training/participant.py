@@ -290,6 +290,8 @@ class Participant:
             late = Outcome("failed", str(refusal.code), None, 0, outcome.duration_s)
             await self._finish(order, verdict, late, None, refusal)
             raise _Final("failed", refusal) from refusal
+        if protected is not None and protected.stored is not None:
+            protected.stored()
         if not own and reply is not None:
             await self._replies.send(header.lead, header.run, order.digest, reply, protected)
 

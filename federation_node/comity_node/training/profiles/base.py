@@ -10,7 +10,7 @@ What a collector yields is recorded by `recall` in the lead's journal and rebuil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +80,7 @@ class Protected:
     """What leaves: the reply's payload and digest, and the bytes, inline or as a file of the payload folder.
 
     For the lead's own part, which stays, `payload` is None and `file` or `inline` hold the plain content. `charged`
-    says that the grant was charged when the bytes left.
+    says that the grant was charged when the bytes left. `stored` is called once the order's end is on disk.
     """
 
     payload: dict[str, Any] | None
@@ -90,6 +90,7 @@ class Protected:
     file: str | None
     size_bytes: int
     charged: bool = False
+    stored: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from comity_crypto.secagg.messages import Offer
 from comity_crypto.secagg.params import CONTRIBUTORS_MAX, CONTRIBUTORS_MIN
 from comity_crypto.secagg.workers import BfvWorkers
 from comity_node.context import NodeContext
-from comity_node.training import blobs
+from comity_node.training import blobs, store
 from comity_node.training.blobs import Blob
 from comity_node.training.enforcement import step_of, word_of
 from comity_node.training.ports import FINAL, Agreements
@@ -42,7 +42,7 @@ from comity_node.training.profiles.sum_form import Formed, Plan
 from comity_node.training.profiles.sum_lead import SumCollector, recalled
 from comity_node.training.profiles.sum_part import Part, Values
 from comity_node.training.profiles.sum_store import PartRow
-from comity_node.training.tables import AnswerRow
+from comity_node.training.tables import FINISHED, AnswerRow
 from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, OrderHeader
 
@@ -134,7 +134,7 @@ class LeadKeyProfile:
         return Measured(formed.clipped, False, formed, facts)
 
     async def protect(self, outgoing: Outgoing, measured: Measured) -> Protected:
-        """Let the values into the sum and wait until they are in it. Raises `TIMEOUT`."""
+        """Let the values into the sum and wait until it lacks our last word only. Raises `TIMEOUT`."""
         part, order = self._parts[outgoing.order_digest], outgoing.order
         if isinstance(measured.state, Formed):
             formed, facts = measured.state, measured.facts or {}
@@ -145,10 +145,10 @@ class LeadKeyProfile:
             assert part.row is not None, "only what was released needs no new values"
             shape = part.row.shape.encode()
         left_s = (instants.parse(order.reply_by) - self._node.clock()).total_seconds()
-        upload = await part.finished(max(0.0, left_s) + SLACK_S)
+        upload = await part.summed(max(0.0, left_s) + SLACK_S)
         if outgoing.own:
-            return Protected(None, upload, upload, shape, None, len(shape), charged=True)
-        return await self._named(order, shape, upload)
+            return Protected(None, upload, upload, shape, None, len(shape), charged=True, stored=part.stored)
+        return await self._named(part, shape, upload)
 
     async def end(self, order_digest: str, error: ComityError) -> None:
         """An order came to no result: unless it comes again, its part gives up."""
@@ -238,25 +238,33 @@ class LeadKeyProfile:
     async def _from_journal(self, order_digest: str) -> Part | None:
         """Make the part of an order that ended here in an earlier process: its sum was lost at the lead."""
 
-        def look(conn: Connection) -> tuple[PartRow, Agreement] | None:
+        def look(conn: Connection) -> tuple[PartRow, Agreement, bool] | None:
             row = sum_store.find_part(conn, order_digest)
             if row is None or row.file is None:
                 return None
-            stored = self._agreements.find(conn, row.header.agreement)
-            return (row, stored.agreement) if stored.state == FINAL else None
+            stored, order = self._agreements.find(conn, row.header.agreement), store.find_order(conn, row.run, row.seq)
+            ended = order is not None and order.digest == order_digest and order.state == FINISHED
+            return (row, stored.agreement, ended) if stored.state == FINAL else None
 
         found = await self._node.journal.run(look)
         if found is None:
             return None
-        row, agreement = found
-        return await self._make(agreement, row.header, order_digest, row.chunks, row)
+        row, agreement, ended = found
+        return await self._make(agreement, row.header, order_digest, row.chunks, row, ended=ended)
 
     async def _make(
-        self, agreement: Agreement, order: OrderHeader, order_digest: str, chunks: int, row: PartRow | None
+        self,
+        agreement: Agreement,
+        order: OrderHeader,
+        order_digest: str,
+        chunks: int,
+        row: PartRow | None,
+        *,
+        ended: bool = False,
     ) -> Part:
         """Make an order's part; one offer that came before is taken up."""
         limits = limits_for(step_of(agreement, order).reply_timeout_s)
-        part = Part(self._exchange, agreement, order, order_digest, chunks, limits, row)
+        part = Part(self._exchange, agreement, order, order_digest, chunks, limits, row, ended=ended)
         if row is not None:
             await part.restore()
         self._parts[order_digest] = part
@@ -268,9 +276,9 @@ class LeadKeyProfile:
                 log.warning("sum.offer", run=order.run, error=str(error))
         return part
 
-    async def _named(self, order: OrderHeader, shape: bytes, upload: str) -> Protected:
+    async def _named(self, part: Part, shape: bytes, upload: str) -> Protected:
         """Seal the names of the numbers to the lead."""
-        node = self._node
+        node, order = self._node, part.order
         charter = node.charters.current()
         if charter is None:
             raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")
@@ -281,8 +289,9 @@ class LeadKeyProfile:
             sealed = await blobs.seal(blob, node.settings.payloads_folder, keys, context, fsync=False)
         finally:
             blob.close()
+        ref = sealed.ref
         return Protected(
-            sealed.ref.to_json(), sealed.ref.digest, upload, sealed.inline, sealed.file, sealed.ref.size, charged=True
+            ref.to_json(), ref.digest, upload, sealed.inline, sealed.file, ref.size, charged=True, stored=part.stored
         )
 
 

@@ -6,7 +6,9 @@ Rules:
    `Abort`: the key to its boxes is gone.
 3. The slots are on disk, and release and charge in one transaction, before the first byte leaves. From then on this
    order is answered with these integers to this roster, or not at all; a restarted node reads them and trains no more.
-4. The slots' file goes when the lead has confirmed, or the run is closed.
+4. Without this party's last word nobody opens the sum, and it is said only when the order's end is on disk: whoever
+   dies before is asked again, and no sum is opened that lacks a receipt.
+5. The slots' file goes when the lead has confirmed, or the run is closed.
 """
 
 from __future__ import annotations
@@ -99,7 +101,10 @@ class Part:
         chunks: int,
         limits: Limits,
         row: PartRow | None,
+        *,
+        ended: bool = False,
     ) -> None:
+        """`row` is what an earlier process released, `ended` whether it wrote down the order's end too."""
         self.order = order
         self.row = row
         self.exchange = exchange
@@ -115,7 +120,10 @@ class Part:
         self._session: asyncio.Task[None] | None = None
         self._driver: Driver[ContributorState] | None = None
         self._said: Said | None = None
-        self._done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._summed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._stored = asyncio.Event()
+        if ended:
+            self._stored.set()
 
     def offered(self, offer: Offer, sealed: SealedRef | None, public_key: bytes | None = None) -> None:
         """Take up an offer of the order's lead.
@@ -140,13 +148,26 @@ class Part:
         if self._driver is not None:
             self._driver.tell(ValuesReady(self._values.digest))
 
-    async def finished(self, timeout_s: float) -> str:
-        """Wait until a session went to its end here; returns the digest of the upload. Raises `TIMEOUT`."""
+    async def summed(self, timeout_s: float) -> str:
+        """Wait until a sum lacks our last word only; returns the digest of the upload. Raises `TIMEOUT`.
+
+        The word is said after `stored`.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(self._done)
+                return await asyncio.shield(self._summed)
         except TimeoutError as error:
             raise ComityError(ErrorCode.TIMEOUT, "the secure sum did not come to its end") from error
+
+    def stored(self) -> None:
+        """The order's end is on disk."""
+        self._stored.set()
+
+    async def tell_end(self, upload_digest: str) -> None:
+        """Let the order end, and wait until that is on disk."""
+        if not self._summed.done():
+            self._summed.set_result(upload_digest)
+        await self._stored.wait()
 
     def give_up(self, error: ComityError) -> None:
         """Nothing will be added: tell the session, if there is one, and any that is offered later."""
@@ -164,8 +185,8 @@ class Part:
             await asyncio.gather(self._saving, return_exceptions=True)
         if self._said is not None:
             self._said.end()
-        if not self._done.done():
-            self._done.cancel()
+        if not self._summed.done():
+            self._summed.cancel()
 
     # -- sessions
 
@@ -224,8 +245,6 @@ class Part:
             ended = await driver.run(outputs)
             if isinstance(ended, Failed):
                 log.warning("sum.failed", run=offer.run, round=self.order.round, error=str(ended.error))
-            elif not self._done.done() and driver.state.upload is not None:
-                self._done.set_result(driver.state.upload.digest)
         finally:
             silence()
             self._driver = None
@@ -355,6 +374,7 @@ class _Work:
     async def _linear_digest(self, job: StartDigest) -> Event:
         workers = self._part.exchange.workers
         values = await workers.digest(AGG_Q16, BlobKind.UPLOAD, self._offer.chunks, job.challenge, self._fd)
+        await self._part.tell_end(job.digest)
         return DigestReady(values)
 
 
