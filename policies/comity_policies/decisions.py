@@ -12,17 +12,30 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies.documents import DECISIONS, REASONS_MAX, Reason
-from comity_policies.term_rows import malformed
+from comity_policies.term_rows import malformed, text_of, whole_number
 from comity_policies.terms import Terms
 
-__all__ = ["Decision", "Reason", "Stage", "example", "input_digest", "parse_result", "schema", "validate_input"]
+__all__ = [
+    "Decision",
+    "Reason",
+    "Result",
+    "ReviewNeed",
+    "Stage",
+    "example",
+    "input_digest",
+    "parse_result",
+    "schema",
+    "validate_input",
+]
 
 NO_DIGEST = "0" * 64
+APPROVALS_MAX = 5
+ROLE_CHARS_MAX = 64
 _NO_TERMS = Terms()
 _SCHEMAS = Path(__file__).parent / "schemas"
 
@@ -37,6 +50,42 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ReviewNeed:
+    """Who has to look where a decision is `review`: a role, and how many different people of it (1 to 5)."""
+
+    role: str = "reviewer"
+    approvals: int = 1
+
+    def __post_init__(self) -> None:
+        if not text_of(self.role, ROLE_CHARS_MAX) or not self.role.isprintable():
+            raise malformed("a role is one line of text")
+        whole_number(self.approvals, 1, APPROVALS_MAX)
+
+    @classmethod
+    def from_json(cls, value: Any) -> ReviewNeed:
+        """Read what a policy or a log says. Raises `MALFORMED`."""
+        if not isinstance(value, dict) or set(value) != {"role", "approvals"}:
+            raise malformed("review has exactly role and approvals")
+        return cls(value["role"], value["approvals"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the one spelling."""
+        return {"role": self.role, "approvals": self.approvals}
+
+
+class Result(NamedTuple):
+    """What a rule's `result` says."""
+
+    decision: str
+    reasons: tuple[Reason, ...]
+    terms: Terms
+    review: ReviewNeed
+
+
+_ONE_REVIEWER = ReviewNeed()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """One decision, with what is needed to find it again: digests of bundle and input, engine, microseconds taken."""
 
@@ -47,6 +96,7 @@ class Decision:
     input_digest: str = NO_DIGEST
     engine: str = ""
     duration_us: int = 0
+    review: ReviewNeed = _ONE_REVIEWER
 
     @property
     def allowed(self) -> bool:
@@ -90,13 +140,14 @@ class Decision:
             "input_digest": self.input_digest,
             "engine": self.engine,
             "duration_us": self.duration_us,
+            "review": self.review.to_json(),
         }
 
 
-def parse_result(value: Any) -> tuple[str, tuple[Reason, ...], Terms]:
-    """Return decision, reasons and terms of a rule's `result`. Raises `MALFORMED` for any other form."""
-    if not isinstance(value, dict) or set(value) != {"decision", "reasons", "terms"}:
-        raise malformed("a result has exactly decision, reasons and terms")
+def parse_result(value: Any) -> Result:
+    """Return what a rule's `result` says; without `review`, one reviewer. Raises `MALFORMED` for any other form."""
+    if not isinstance(value, dict) or set(value) - {"review"} != {"decision", "reasons", "terms"}:
+        raise malformed("a result has exactly decision, reasons and terms, and may have review")
     if value["decision"] not in DECISIONS:
         raise malformed("a decision is allow, deny or review")
     reasons = value["reasons"]
@@ -104,7 +155,12 @@ def parse_result(value: Any) -> tuple[str, tuple[Reason, ...], Terms]:
         raise malformed(f"reasons are a list of at most {REASONS_MAX}")
     if value["decision"] != "allow" and not reasons:
         raise malformed("a denial or a review gives a reason")
-    return value["decision"], tuple(Reason.from_json(each) for each in reasons), Terms.parse(_whole(value["terms"]))
+    return Result(
+        value["decision"],
+        tuple(Reason.from_json(each) for each in reasons),
+        Terms.parse(_whole(value["terms"])),
+        ReviewNeed.from_json(_whole(value["review"])) if "review" in value else _ONE_REVIEWER,
+    )
 
 
 def _whole(value: Any) -> Any:

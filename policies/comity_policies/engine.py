@@ -94,9 +94,11 @@ def decide_with(
     digest = NO_DIGEST
     try:
         digest = input_digest(stage, document)
-        decision, reasons, terms = parse_result(evaluate(stage, document))
+        found = parse_result(evaluate(stage, document))
         duration_us = (time.perf_counter_ns() - started_ns) // 1000
-        return Decision(decision, reasons, terms, bundle, digest, engine, duration_us)
+        return Decision(
+            found.decision, found.reasons, found.terms, bundle, digest, engine, duration_us, found.review
+        )
     except ComityError as error:
         code = error.code if error.code.startswith("POLICY_") else ErrorCode.POLICY_ERROR
         message = error.detail or "the policy could not be evaluated"

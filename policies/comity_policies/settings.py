@@ -11,10 +11,12 @@ from typing import Any
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
+from comity_policies.decisions import ReviewNeed
 from comity_policies.term_rows import malformed, one_of, text_of, whole_number
 from comity_policies.terms import AGGREGATION, EGRESS_KINDS, TABLE, Terms, org, purpose
 
 LIST_MAX = 4096
+ISSUERS_MAX = 16
 
 # Key -> what it means, for the README beside the file. The order is the order of the file.
 MEANINGS = {
@@ -34,8 +36,11 @@ MEANINGS = {
     "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)} (nodes have the first two)",
     "egress": "kinds of results that may leave, names of metrics that may leave, the largest result in bytes",
     "terms": "further terms that this organisation asks of every agreement",
-    "known_members": "organisation -> key fingerprint that was compared beforehand (not asked yet)",
+    "known_members": "organisation -> key fingerprint that was compared beforehand",
+    "reviews": "who looks where a policy says review: a role, and how many different people of it (1 to 5)",
+    "access": "role -> users, or group:NAME; issuers that may vouch for users. Who holds api.token has every role",
 }
+ROLES = ("admin", "proposer", "reviewer", "auditor")
 DATA_CLASSES = ("public", "internal", "pseudonymous", "confidential", "secret")
 
 
@@ -58,6 +63,8 @@ def defaults(organisation: str) -> dict[str, Any]:
         "egress": {"kinds": ["aggregate", "model", "statistic"], "metrics": ["*"], "size_bytes_max": 1 << 28},
         "terms": {},
         "known_members": {},
+        "reviews": {"role": "reviewer", "approvals": 1},
+        "access": {"roles": {role: [] for role in ROLES}, "issuers": {}},
     }
 
 
@@ -125,6 +132,27 @@ def _known(value: Any) -> None:
         text_of(fingerprint)
 
 
+def _reviews(value: Any) -> None:
+    need = ReviewNeed.from_json(value)
+    one_of(ROLES)(need.role)
+
+
+def _access(value: Any) -> None:
+    if not isinstance(value, Mapping) or set(value) != {"roles", "issuers"}:
+        raise malformed("an object of roles and issuers")
+    roles, issuers = value["roles"], value["issuers"]
+    if not isinstance(roles, Mapping) or set(roles) != set(ROLES):
+        raise malformed(f"roles names exactly {', '.join(ROLES)}")
+    for users in roles.values():
+        _list_of(text_of)(users)
+    if not isinstance(issuers, Mapping) or len(issuers) > ISSUERS_MAX:
+        raise malformed(f"issuers is an object of at most {ISSUERS_MAX}")
+    for name, facts in issuers.items():
+        text_of(name)
+        if not isinstance(facts, Mapping) or len(facts) > ISSUERS_MAX:
+            raise malformed("each issuer is an object")
+
+
 def _count(low: int, high: int) -> Callable[[Any], Any]:
     return lambda value: whole_number(value, low, high)
 
@@ -146,4 +174,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "egress": _egress,
     "terms": Terms.parse,
     "known_members": _known,
+    "reviews": _reviews,
+    "access": _access,
 }

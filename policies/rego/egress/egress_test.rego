@@ -16,6 +16,7 @@ settings := {
 	"egress": {"kinds": ["model"], "metrics": ["accuracy"], "size_bytes_max": 1000},
 	"terms": {},
 	"known_members": {"hospital-d": "right"},
+	"reviews": {"role": "reviewer", "approvals": 1},
 }
 
 good := {

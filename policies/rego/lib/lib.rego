@@ -10,12 +10,23 @@ package comity.lib
 # METADATA
 # scope: rule
 # title: The answer of a stage
-# description: A denial beats a review, a review beats a permission. Reasons come sorted, as sets have no order.
+# description: |
+#   A denial beats a review, a review beats a permission. Reasons come sorted, as sets have no order. A reason of a
+#   review may carry `approvals`: the largest number asked for holds, and never less than the settings say.
 answer(denials, reviews, terms) := {"decision": "deny", "reasons": sort(denials), "terms": {}} if {
 	count(denials) > 0
-} else := {"decision": "review", "reasons": sort(reviews), "terms": terms} if {
+} else := {
+	"decision": "review",
+	"reasons": sort(plain(reviews)),
+	"terms": terms,
+	"review": {"role": data.settings.reviews.role, "approvals": approvals(reviews)},
+} if {
 	count(reviews) > 0
 } else := {"decision": "allow", "reasons": [], "terms": terms}
+
+plain(reviews) := {object.remove(reason, ["approvals"]) | some reason in reviews}
+
+approvals(reviews) := max({data.settings.reviews.approvals} | {reason.approvals | some reason in reviews})
 
 # METADATA
 # scope: rule
@@ -34,6 +45,8 @@ settings_complete if {
 	is_array(data.settings.egress.kinds)
 	is_array(data.settings.egress.metrics)
 	data.settings.aggregation in ladder
+	is_string(data.settings.reviews.role)
+	is_number(data.settings.reviews.approvals)
 	settings_optional
 }
 

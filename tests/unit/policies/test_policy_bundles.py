@@ -12,7 +12,7 @@ import pytest
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies import bundle as bundles
 from comity_policies.bundle import Bundle, shipped_folder, write_defaults
-from comity_policies.decisions import Decision, Stage, example, parse_result, schema, validate_input
+from comity_policies.decisions import Decision, ReviewNeed, Stage, example, parse_result, schema, validate_input
 from comity_policies.engine import PolicySettings, open_engine
 from comity_policies.settings import defaults
 
@@ -114,6 +114,10 @@ def test_stages_need_defaults(folder: Path, tmp_path: Path) -> None:
         ("proposers", ["Hospital A"]),
         ("terms", {"nonsense": 1}),
         ("purpose", ["research"]),
+        ("reviews", {"role": "boss", "approvals": 1}),
+        ("reviews", {"role": "reviewer", "approvals": 0}),
+        ("access", {"roles": {"admin": []}, "issuers": {}}),
+        ("access", {"roles": dict.fromkeys(("admin", "proposer", "reviewer", "auditor"), "all"), "issuers": {}}),
     ],
 )
 def test_odd_settings_name_their_key(folder: Path, key: str, value: Any) -> None:
@@ -181,7 +185,10 @@ REASON = {"rule": "r", "code": "C", "message": "m"}
 
 
 def test_results_have_one_form() -> None:
-    assert parse_result(GOOD)[2]["rounds"] == 3
+    assert parse_result(GOOD).terms["rounds"] == 3
+    assert parse_result(GOOD).review == ReviewNeed("reviewer", 1)
+    four_eyes = {**GOOD, "review": {"role": "admin", "approvals": 2.0}}
+    assert parse_result(four_eyes).review == ReviewNeed("admin", 2)
     for bad in (
         None,
         True,
@@ -197,13 +204,19 @@ def test_results_have_one_form() -> None:
         {**GOOD, "decision": "deny"},
         {**GOOD, "terms": None},
         {**GOOD, "terms": {"rounds": 3.5}},
+        {**GOOD, "review": None},
+        {**GOOD, "review": {"role": "reviewer"}},
+        {**GOOD, "review": {"role": "", "approvals": 1}},
+        {**GOOD, "review": {"role": "reviewer", "approvals": 0}},
+        {**GOOD, "review": {"role": "reviewer", "approvals": 6}},
+        {**GOOD, "review": {"role": "reviewer", "approvals": 1, "more": 1}},
     ):
         with pytest.raises(ComityError):
             parse_result(bad)
 
 
 def test_refusals_name_the_rule() -> None:
-    _, reasons, terms = parse_result({**GOOD, "decision": "deny", "reasons": [REASON]})
+    _, reasons, terms, _ = parse_result({**GOOD, "decision": "deny", "reasons": [REASON]})
     error = Decision("deny", reasons, terms).to_error()
     assert (error.code, error.facts["rule"]) == (ErrorCode.POLICY_DENIED, "r")
     assert Decision("review", reasons, terms).to_error().code == ErrorCode.REVIEW_NEEDED
