@@ -9,6 +9,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies.charter import (
+    Adopted,
     Charter,
     QuorumRule,
     changes,
@@ -19,6 +20,7 @@ from comity_policies.charter import (
 )
 
 ALL = ("hospital-a", "hospital-b", "hospital-c")
+END = Adopted("coordinator.example/hospitals", 7, "0e" * 32)
 
 
 def _next(world: Any, **values: Any) -> Charter:
@@ -94,7 +96,7 @@ def test_kinds_of_change(world: Any) -> None:
     renamed = replace(world.charter.members[0], owner="somebody else")
     assert changes(world.charter, _next(world, members=(rotated, *world.charter.members[1:]))) == ("rotate-key",)
     assert changes(world.charter, _next(world, members=(renamed, *world.charter.members[1:]))) == ("change-charter",)
-    assert changes(world.charter, _next(world, log_name="other.example/log")) == ("change-coordinator",)
+    assert changes(world.charter, _next(world, log_name="other.example/log", adopted=END)) == ("change-coordinator",)
 
 
 @pytest.mark.parametrize(
