@@ -2,7 +2,7 @@
 
 Rules:
 1. it binds loopback and nothing else: what needs an organisation's key or shows its metrics belongs to its own node;
-2. everything is read-only except the operator's own `revoke`.
+2. everything is read-only except the operator's own `revoke`: the operator has no member's right (`authorisation`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fastapi.responses import StreamingResponse
 from comity.wire import http_api
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.http_api import QuietServer, Status
+from comity_coordinator.authorisation import OPERATING, ROUTES
 from comity_coordinator.feed import Feed
 
 HEARTBEAT_S = 15.0
@@ -39,7 +40,8 @@ def build_api(token: str, routers: Sequence[APIRouter], status: Status, feed: Fe
             raise ComityError(ErrorCode.BUSY, "too many watchers")
         return StreamingResponse(_stream(feed), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-    return http_api.build_api("Comity coordinator", token, [changes, *routers], status)
+    authenticate = http_api.holder_of(token, OPERATING, "this API needs the token in api.token")
+    return http_api.build_api("Comity coordinator", authenticate, ROUTES, [changes, *routers], status)
 
 
 async def _stream(feed: Feed) -> AsyncIterator[bytes]:

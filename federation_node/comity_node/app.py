@@ -20,7 +20,9 @@ import structlog
 
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.http_api import holder_of
 from comity_crypto.keystore import FileKeyStore
+from comity_node.access.model import LOCAL
 from comity_node.context import NodeContext, Service
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
@@ -34,10 +36,11 @@ from comity_node.transport.link import Link
 from comity_node.transport.payloads import Payloads
 
 # Built in this order and stopped in the other: `service.build(node)` if there is one, `api.router(node)` likewise.
-CAPABILITIES = ("membership", "governance", "ledger", "policy", "negotiation", "training")
+CAPABILITIES = ("access", "membership", "governance", "ledger", "policy", "negotiation", "training")
 READY_TIMEOUT_S = 10.0
 TOKEN_CHARS_MIN = 32
 STOP_TIMEOUT_S = 5.0
+NO_TOKEN = "this API needs the token in api.token"  # noqa: S105 - a sentence
 log = structlog.get_logger("comity.node")
 
 
@@ -90,7 +93,8 @@ class Node:
             stack.callback(node.policy.close)
             stack.push_async_callback(node.dialer.close)
             stack.push_async_callback(node.payloads.close)
-            api = build_api(token, [_router(name, node) for name in CAPABILITIES], self.status)
+            routers = [_router(name, node) for name in CAPABILITIES]
+            api = build_api(holder_of(token, LOCAL, NO_TOKEN), routers, self.status)
             for service in self._services:
                 stack.push_async_callback(service.stop)
                 await service.start()
@@ -161,7 +165,7 @@ async def _run(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
 
 
 def _build(name: str, node: NodeContext) -> Service | None:
-    if name in ("membership", "policy"):
+    if name in ("access", "membership", "policy"):
         return None  # they act only when a person asks
     service: Service = import_module(f"comity_node.{name}.service").build(node)
     return service

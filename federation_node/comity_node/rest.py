@@ -2,7 +2,7 @@
 
 Rules:
 1. The socket is 0600 from its first moment; a path that is too long for a socket is refused with a sentence.
-2. Errors and the token are as in `comity.wire.http_api`.
+2. Errors and the gate are as in `comity.wire.http_api`; `access.rows` says which roles each route asks for.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI
 
 from comity.wire import http_api
+from comity.wire.authorisation import Rows
 from comity.wire.errors import ComityError, ErrorCode
-from comity.wire.http_api import QuietServer, Status
+from comity.wire.http_api import Authenticate, QuietServer, Status
+from comity_node.access.rows import ROUTES
 
 SOCKET_PATH_BYTES_MAX = 100
 SHUTDOWN_GRACE_S = 3
 CONNECTIONS_MAX = 64
 
 
-def build_api(token: str, routers: Sequence[APIRouter], status: Status) -> FastAPI:
+def build_api(
+    authenticate: Authenticate, routers: Sequence[APIRouter], status: Status, rows: Rows = ROUTES
+) -> FastAPI:
     """Return the API of `routers`; `status` gives the answer of `/v1/status`."""
-    return http_api.build_api("Comity node", token, routers, status)
+    return http_api.build_api("Comity node", authenticate, rows, routers, status)
 
 
 class LocalServer:

@@ -19,8 +19,6 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR, parse_spiffe
 from comity_crypto import x509
 
-JOIN = "join"
-ORG = "org"
 _PEERS_KEPT = 1_024
 
 

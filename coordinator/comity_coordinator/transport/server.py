@@ -1,9 +1,10 @@
 """The one port: TLS 1.3, client certificates required, grants by service, errors from the catalogue.
 
 Rules
-1. Every handler is wrapped, whoever adds its service: a service without a grant here is closed to all.
-2. A join certificate may call EnrolmentService; an organisation's certificate everything else, and only while the
-   organisation is enrolled, not revoked, and the certificate is its current one.
+1. Every handler is wrapped, whoever adds its service: a method without a row in `authorisation.METHODS` is closed to
+   all.
+2. An organisation's certificate counts only while the organisation is enrolled, not revoked, and the certificate is
+   its current one.
 3. Unary calls have a deadline of ours. Nothing but catalogue errors leaves.
 4. A server that lets TLS 1.2 in refuses to start (`comity/__init__.py` sets the rule).
 """
@@ -24,20 +25,13 @@ from sqlalchemy.exc import DBAPIError
 
 from comity.wire import grpc_errors, pieces
 from comity.wire.errors import ComityError, ErrorCode
-from comity_coordinator.transport.identity import JOIN, ORG, Peer, PeerReader, set_current_peer
+from comity_coordinator.authorisation import METHODS, ORG
+from comity_coordinator.transport.identity import Peer, PeerReader, set_current_peer
 
 UNARY_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 3_600.0
 MESSAGE_BYTES_MAX = 4 << 20
 PROBE_TIMEOUT_S = 5.0
-
-GRANTS: dict[str, str] = {
-    "comity.v1.EnrolmentService": JOIN,
-    "comity.v1.ExchangeService": ORG,
-    "comity.v1.PayloadService": ORG,
-    "comity.v1.MembershipService": ORG,
-    "comity.v1.LedgerReadService": ORG,
-}
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -85,7 +79,7 @@ class Edge(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(handler_call_details.method)
-        grant = GRANTS.get(method.removeprefix("/").rpartition("/")[0])
+        grant = METHODS.get(method)
         if handler.unary_unary is not None:
             run = self._wrap(handler.unary_unary, grant, UNARY_TIMEOUT_S)
             return grpc.unary_unary_rpc_method_handler(run, handler.request_deserializer, handler.response_serializer)
@@ -108,7 +102,7 @@ class Edge(grpc.aio.ServerInterceptor):
             try:
                 peer = self._reader.read(context)
                 if peer.role != grant:
-                    raise ComityError(ErrorCode.FORBIDDEN, "this certificate does not grant this service")
+                    raise ComityError(ErrorCode.FORBIDDEN, "this certificate does not grant this method")
                 if peer.role == ORG:
                     await self._admit(peer)
                 set_current_peer(peer)

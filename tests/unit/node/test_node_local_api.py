@@ -11,13 +11,18 @@ import httpx
 import pytest
 from fastapi import APIRouter
 
+from comity.wire.authorisation import PUBLIC
 from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.http_api import holder_of
+from comity_node.access.model import LOCAL, ROLES
 from comity_node.app import locked
 from comity_node.local import LocalApi
 from comity_node.rest import LocalServer, build_api
 from comity_node.settings import NodeSettings, write_private
 
 TOKEN = "t" * 43
+ROWS = {("GET", path): ROLES for path in ("/v1/status", "/v1/refused", "/v1/broken", "/v1/typed")}
+ROWS[("GET", "/v1/live")] = PUBLIC
 
 
 @pytest.fixture
@@ -42,7 +47,8 @@ async def home():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         (path / "api.token").write_text(TOKEN + "\n")
-        server = LocalServer(build_api(TOKEN, [routes], status), path / "api.sock")
+        api = build_api(holder_of(TOKEN, LOCAL, "the token is needed"), [routes], status, ROWS)
+        server = LocalServer(api, path / "api.sock")
         task = asyncio.create_task(server.run())
         await asyncio.wait_for(server.ready(), 5)
         yield path
@@ -108,7 +114,7 @@ def test_a_node_that_does_not_run_is_named(tmp_path) -> None:
 
 def test_a_long_path_is_refused_with_a_sentence(tmp_path) -> None:
     with pytest.raises(ComityError, match="too long a path"):
-        LocalServer(build_api(TOKEN, [], lambda: None), tmp_path / ("x" * 120))
+        LocalServer(build_api(holder_of(TOKEN, LOCAL, ""), [], lambda: None), tmp_path / ("x" * 120))
 
 
 def test_one_process_a_home(tmp_path) -> None:
