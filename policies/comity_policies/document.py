@@ -18,6 +18,8 @@ from comity_policies.term_rows import malformed, text_of
 from comity_policies.terms import PARTIES_MAX, Terms, org
 
 TITLE_CHARS_MAX = 200
+# Fields that hold terms, in whatever document they stand.
+_TERMS = frozenset({"terms", "bounds"})
 
 
 def fields_of(value: Any, cls: type[Any]) -> dict[str, Any]:
@@ -54,8 +56,8 @@ class Part:
                 given[name] = inner.from_json(given[name])
             else:
                 given[name] = tuple(inner.from_json(each) for each in items_of(given[name], most))
-        if "terms" in given:
-            given["terms"] = Terms.parse(given["terms"])
+        for name in _TERMS & set(given):
+            given[name] = Terms.parse(given[name])
         document = cls(**given)
         if canonical.canonical(document.to_json()) != canonical.canonical(value):
             raise malformed(f"{cls.__name__} is not in its one spelling")

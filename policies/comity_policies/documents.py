@@ -6,7 +6,7 @@ The rules that all of them share stand at the head of `document.py`. Source: neg
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -23,16 +23,18 @@ from comity_policies.document import (
 )
 from comity_policies.orders import MESSAGE_TYPES, OUTCOMES, ROUNDS_MAX, OrderHeader, Receipt, ReplyHeader
 from comity_policies.term_rows import column, malformed, text_of, whole_number
-from comity_policies.terms import PARTIES_MAX, Terms, conforms, org, purpose
+from comity_policies.terms import PARTIES_MAX, Terms, conforms, meet, org, purpose
 
 __all__ = [
     "DECISIONS",
     "GRANTS",
     "MESSAGE_TYPES",
     "OUTCOMES",
+    "SIGNING_S_MAX",
     "Agreement",
     "Answer",
     "AppRef",
+    "CounterAcceptance",
     "DatasetAsk",
     "Document",
     "OrderHeader",
@@ -42,6 +44,7 @@ __all__ = [
     "ReplyHeader",
     "TrainStep",
     "run_id",
+    "takes",
 ]
 
 STEPS_MAX = 16
@@ -53,6 +56,10 @@ RUN_CONFIG_TEXT_MAX = 4096
 APP_BYTES_MAX = 64 << 20
 REASONS_MAX = 64
 DECISIONS = ("allow", "deny", "review")
+# Which stricter terms the proposer takes without being asked: all of them, none, those within the proposal's bounds.
+ACCEPTS = ("any", "none", "within")
+# A negotiation that joins at its deadline still has to be signed; nobody signs later than this after the deadline.
+SIGNING_S_MAX = 3600
 GRANTS = ("uses", "rounds", "releases", "egress_bytes")
 
 
@@ -127,7 +134,10 @@ class TrainStep(Document):
 
 @dataclass(frozen=True, slots=True)
 class Proposal(Document):
-    """One workflow asked of required and optional organisations. Immutable: a change is a new revision."""
+    """One workflow asked of required and optional organisations. Immutable: a change is a new revision.
+
+    `accepts` and `bounds` say how far the proposer takes stricter terms without being asked (`takes`).
+    """
 
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {
         "steps": (TrainStep, STEPS_MAX),
@@ -149,6 +159,8 @@ class Proposal(Document):
     deadline: str
     uses: int = 1
     start: str = "auto"
+    accepts: str = "any"
+    bounds: Terms = field(default_factory=Terms)
 
     def __post_init__(self) -> None:
         name_of(self.proposal_id)
@@ -159,6 +171,9 @@ class Proposal(Document):
         line_of(self.title)
         whole_number(self.uses, 1, 10_000)
         choice_of(self.start, ("auto", "manual"))
+        choice_of(self.accepts, ACCEPTS)
+        if (self.accepts == "within") != bool(self.bounds):
+            raise malformed("bounds go with accepts within, and with nothing else")
         self._fix(
             steps=tuple(items_of(self.steps, STEPS_MAX)),
             datasets=tuple(sorted(items_of(self.datasets, DATASETS_MAX), key=lambda ask: ask.key)),
@@ -187,6 +202,10 @@ class Proposal(Document):
     def asked(self) -> tuple[str, ...]:
         """All required and optional organisations, sorted."""
         return tuple(sorted({*self.required, *self.optional}))
+
+    def takes(self, offered: Terms) -> bool:
+        """Tell whether the proposer takes the terms that an organisation offers without being asked."""
+        return takes(self.terms, self.accepts, self.bounds, offered)
 
     def step(self, step_id: str) -> TrainStep:
         """Return the step called `step_id`. Raises `ORDER_MISMATCH`."""
@@ -233,6 +252,22 @@ class Answer(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class CounterAcceptance(Document):
+    """The proposer's word that it takes the stricter terms in one organisation's answer (digest of its statement)."""
+
+    proposal_id: str
+    proposal: str
+    org: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        name_of(self.proposal_id)
+        org(self.org)
+        for each in (self.proposal, self.answer):
+            digest_of(each)
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement(Document):
     """A proposal revision, its parties and the meet of all their terms; every party signs the digest."""
 
@@ -270,6 +305,17 @@ class Agreement(Document):
         limits = {name: int(terms[name]) for name in GRANTS if name in terms}
         asked = {"uses": proposal.uses, "rounds": proposal.uses * sum(step.rounds for step in proposal.steps)}
         return limits | {name: min(limit, limits.get(name, limit)) for name, limit in asked.items()}
+
+
+def takes(asked: Terms, accepts: str, bounds: Terms, offered: Terms) -> bool:
+    """Tell whether whoever asked for `asked` takes `offered` without another word (negotiation.md section 4).
+
+    Terms that the proposal meets already are no counter-offer. `bounds` are the strictest that `within` takes: offers
+    that are each within them are within them together, since `meet` is a lattice's.
+    """
+    if accepts == "any" or not conforms(asked, offered):
+        return True
+    return accepts == "within" and not conforms(meet(asked, bounds), offered)
 
 
 def run_id(agreement_digest: str, use: int) -> str:

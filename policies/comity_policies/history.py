@@ -8,7 +8,7 @@ Numbered obligations, the same numbers in code, reports and errors:
 4. signatures: every statement is signed by its issuer under the charter in force at its place; the coordinator signs
    charters, agreements and run endings, and nothing else;
 5. agreements: every party signed; each party's own signed answer allows the very proposal; the terms are at least as
-   strict as each answer's and the proposal's;
+   strict as each answer's and the proposal's; what goes beyond the proposer's bounds rests on the proposer's word;
 6. receipts: each belongs to a known agreement, run and step, comes from a party, exceeds no grant, and no party
    executed one order twice or wrote two receipts under one number;
 7. runs: whoever is ready, finishes or withdraws may; a run's ending rests on the lead's own statement and on as many
@@ -222,7 +222,7 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
     if statement.kind == "agreement":
         _enter_agreement(history, index, statement)
         return
-    number = 6 if statement.kind == "receipt" else 7
+    number = {"receipt": 6, "counter-acceptance": 5}.get(statement.kind, 7)
     with _Obligation(number, index):
         history.held[number] += history.runs.enter(statement)
 
@@ -266,6 +266,7 @@ def _enter_agreement(history: _History, index: int, statement: Statement) -> Non
         for org in agreement.parties:
             if history.charter.member(org).keys != made_under.member(org).keys:
                 raise ComityError(ErrorCode.AGREEMENT_INVALID, "a party's key was replaced before this entry", org=org)
+        history.runs.check_accepted(agreement, answers)
         history.runs.add(agreement)
         history.held[5] += 1
     _independent(history, index, certificate, "agreement", made_under)

@@ -6,12 +6,13 @@ Runs are named by agreement and use: run id = `run-` and 26 hexadecimal characte
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
-from comity_policies.documents import Agreement, Answer, Proposal, Receipt, run_id
+from comity_policies.documents import Agreement, Answer, CounterAcceptance, Proposal, Receipt, run_id
 
 ENDINGS = ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED")
 
@@ -20,6 +21,10 @@ ENDINGS = ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED")
 class RunBook:
     """Agreements, their runs, and what was said about them so far."""
 
+    # By digest: who proposed what, who answered which proposal, and the answers that a proposer took by its word.
+    proposers: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    accepted: set[str] = field(default_factory=set)
     agreements: dict[str, Agreement] = field(default_factory=dict)
     runs: dict[str, Agreement] = field(default_factory=dict)
     receipts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -36,6 +41,18 @@ class RunBook:
         for use in range(1, agreement.limits["uses"] + 1):  # bounded: a proposal has at most 10,000 uses
             self.runs[run_id(agreement.digest, use)] = agreement
 
+    def check_accepted(self, agreement: Agreement, answers: Sequence[Statement]) -> None:
+        """Check that the proposer took each counter-offer, by its bounds or by its word before the agreement.
+
+        Raises:
+            ComityError: `AGREEMENT_INVALID`.
+        """
+        proposal = agreement.proposal
+        for each in answers:
+            taken = each.issuer == proposal.proposer or proposal.takes(Answer.from_json(each.body).terms)
+            if not taken and each.digest not in self.accepted:
+                raise ComityError(ErrorCode.AGREEMENT_INVALID, f"the proposer never took the terms of {each.issuer}")
+
     def enter(self, statement: Statement) -> int:
         """Check one statement; return 1 if its kind is known here, 0 if it only had to be signed.
 
@@ -45,6 +62,7 @@ class RunBook:
         checks = {
             "proposal": self._proposal,
             "answer": self._answer,
+            "counter-acceptance": self._counter_accepted,
             "receipt": self._receipt,
             "ready": self._ready,
             "withdrawal": self._withdrawal,
@@ -59,11 +77,21 @@ class RunBook:
 
     def _proposal(self, statement: Statement) -> None:
         body = {key: value for key, value in statement.body.items() if key != "app_payload"}
-        if Proposal.from_json(body).proposer != statement.issuer:
+        proposal = Proposal.from_json(body)
+        if proposal.proposer != statement.issuer:
             raise _broken("a proposal is stated by its proposer")
+        self.proposers[proposal.digest] = proposal.proposer
 
     def _answer(self, statement: Statement) -> None:
-        Answer.from_json(statement.body)
+        self.answers[statement.digest] = (statement.issuer, Answer.from_json(statement.body).proposal_digest)
+
+    def _counter_accepted(self, statement: Statement) -> None:
+        taken = CounterAcceptance.from_json(statement.body)
+        if self.proposers.get(taken.proposal) != statement.issuer:
+            raise _broken("a counter-offer is accepted by the proposer")
+        if self.answers.get(taken.answer) != (taken.org, taken.proposal):
+            raise _broken("the answer that was accepted is not that organisation's", org=taken.org)
+        self.accepted.add(taken.answer)
 
     def _receipt(self, statement: Statement) -> None:
         receipt, org = Receipt.from_json(statement.body), statement.issuer

@@ -35,7 +35,18 @@ from comity_policies.term_rows import (
     one_of,
 )
 
-__all__ = ["AGGREGATION", "PURPOSES", "TABLE", "Peers", "Privacy", "Terms", "conforms", "meet", "meet_all"]
+__all__ = [
+    "AGGREGATION",
+    "PURPOSES",
+    "TABLE",
+    "Peers",
+    "Privacy",
+    "Terms",
+    "conforms",
+    "difference",
+    "meet",
+    "meet_all",
+]
 
 # The vocabulary of purposes. A consortium's own codes start with `x-`.
 PURPOSES = (
@@ -180,6 +191,18 @@ def meet(a: Terms, b: Terms) -> Terms:
 def conforms(a: Terms, b: Terms) -> list[str]:
     """Return the fields in which `a` is weaker than `b`; empty means that `a` is at least as strict as `b`."""
     return [field for field, wanted in b.items() if not TABLE[field].conforms(a.get(field), wanted)]
+
+
+def difference(asked: Terms, offered: Terms) -> list[dict[str, Any]]:
+    """Return where `offered` goes beyond `asked`: rows of `field`, `asked` (None if absent) and `offered`, as JSON."""
+    return [
+        {
+            "field": field,
+            "asked": TABLE[field].to_json(asked[field]) if field in asked else None,
+            "offered": TABLE[field].to_json(offered[field]),
+        }
+        for field in conforms(asked, offered)
+    ]
 
 
 def meet_all(

@@ -64,5 +64,8 @@ def _detail(conn: Connection, proposal_id: str) -> dict[str, Any]:
         "terms": record.negotiation.meet.to_json(),
         "agreement_state": row.state if row else None,
         "agreement_statement": (row.statement or None) if row else None,
+        "accepts": record.negotiation.accepts,
+        "bounds": record.negotiation.bounds.to_json(),
+        "superseded": [_summary(each) for each in store.superseded(conn, proposal_id)],
         "withdrawal": canonical.parse(row.withdrawal.encode()) if row and row.withdrawal else None,
     }

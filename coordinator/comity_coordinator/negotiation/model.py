@@ -9,7 +9,10 @@ Rules, in this order:
 4. the legs join once every required leg is ACCEPTED, the minimum is reached and no optional leg can still answer; the
    join carries one meet of all terms;
 5. an optional party that clashes, withdraws or does not sign in time costs a new digest without it; a required one, or
-   the minimum out of reach, ends everything; each leg keeps whose move it was.
+   the minimum out of reach, ends everything; each leg keeps whose move it was;
+6. stricter terms than the proposer takes unasked wait for the proposer's word, on that very answer; a new revision ends
+   this one;
+7. every wait has an end: answers until the deadline, signatures at most `SIGNING_S_MAX` seconds longer.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.negotiation.moves import with_moves
 from comity_coordinator.negotiation.states import (
     COORDINATOR_MOVE,
     JOINED,
@@ -37,12 +41,14 @@ from comity_coordinator.negotiation.states import (
     Negotiation,
     Phase,
     Signed,
+    Superseded,
     Withdrew,
 )
-from comity_policies.documents import Reason
-from comity_policies.terms import Terms, conforms, meet, meet_all
+from comity_policies.documents import SIGNING_S_MAX, Reason, takes
+from comity_policies.terms import Terms, meet, meet_all
 
 __all__ = [
+    "ANSWERS_MAX",
     "JOINED",
     "OPEN",
     "SIGNING_S",
@@ -59,6 +65,7 @@ __all__ = [
     "Negotiation",
     "Phase",
     "Signed",
+    "Superseded",
     "Withdrew",
     "open_negotiation",
     "step",
@@ -66,6 +73,10 @@ __all__ = [
 
 # A party that was asked at the deadline itself still needs time to check and sign.
 SIGNING_S = 600
+# Each answer is an entry of the ledger and news to everyone: one organisation must not fill both.
+ANSWERS_MAX = 16
+# Ends that say more to a latecomer than that its event does not fit.
+_SPEAKING = frozenset({ErrorCode.DEADLINE_PASSED, ErrorCode.WITHDRAWN, ErrorCode.SUPERSEDED})
 
 
 def open_negotiation(
@@ -79,6 +90,8 @@ def open_negotiation(
     deadline: str,
     terms: Terms,
     now: str,
+    accepts: str = "any",
+    bounds: Terms | None = None,
 ) -> Negotiation:
     """Return a negotiation in which everyone has been asked.
 
@@ -92,7 +105,7 @@ def open_negotiation(
     if deadline <= now:
         raise ComityError(ErrorCode.DEADLINE_PASSED)
     legs = {org: Leg(org, org in required, LegState.REQUESTED, now) for org in sorted(named)}
-    return _with_moves(
+    return with_moves(
         Negotiation(
             proposal_id,
             revision,
@@ -103,6 +116,8 @@ def open_negotiation(
             legs,
             Phase.ANSWERING,
             deadline,
+            accepts=accepts,
+            bounds=bounds or Terms(),
         )
     )
 
@@ -112,7 +127,9 @@ def step(negotiation: Negotiation, event: Event, now: str) -> Negotiation:
 
     Raises:
         ComityError: `ILLEGAL_EVENT` if the event does not fit the state; `DEADLINE_PASSED` if it comes too late;
-            `NOT_A_MEMBER` if its organisation has no leg; `AGREEMENT_INVALID` if it names another agreement.
+            `NOT_A_MEMBER` if its organisation has no leg; `AGREEMENT_INVALID` if it names another agreement;
+            `SUPERSEDED` if a newer revision took this one's place; `CONFLICT` if it accepts another answer than the
+            newest; `BUSY` beyond `ANSWERS_MAX` answers of one organisation.
     """
     if isinstance(event, DeadlinePassed):
         return _deadline(negotiation, now)
@@ -128,6 +145,8 @@ def step(negotiation: Negotiation, event: Event, now: str) -> Negotiation:
         return _finalized(negotiation, now)
     if isinstance(event, CharterChanged):
         return _charter_changed(negotiation, now)
+    if isinstance(event, Superseded):
+        return _superseded(negotiation, event, now)
     return _withdrew(negotiation, event, now)
 
 
@@ -142,7 +161,7 @@ def _illegal(negotiation: Negotiation, detail: str) -> ComityError:
     """The refusal of an event that came too late says so, if it was the deadline that closed the door."""
     ended = negotiation.ended
     if ended is not None:
-        code = ended.code if ended.code in (ErrorCode.DEADLINE_PASSED, ErrorCode.WITHDRAWN) else ErrorCode.ILLEGAL_EVENT
+        code = ended.code if ended.code in _SPEAKING else ErrorCode.ILLEGAL_EVENT
         return ComityError(code, f"the negotiation has ended: {ended.detail}")
     return ComityError(ErrorCode.ILLEGAL_EVENT, detail)
 
@@ -163,22 +182,29 @@ def _answered(negotiation: Negotiation, event: Answered, now: str) -> Negotiatio
         raise _illegal(negotiation, f"the leg of {event.org} is {leg.state}")
     if now > negotiation.deadline:
         raise ComityError(ErrorCode.DEADLINE_PASSED)
+    if leg.answers >= ANSWERS_MAX:
+        raise ComityError(ErrorCode.BUSY, f"{event.org} has answered too often", limit=ANSWERS_MAX)
+    leg = replace(leg, answers=leg.answers + 1)
     if event.decision == "review":
-        return _with_moves(_put(negotiation, _moved(leg, leg.state, now, reasons=event.reasons, answer=event.digest)))
+        return with_moves(_put(negotiation, _moved(leg, leg.state, now, reasons=event.reasons, answer=event.digest)))
     if event.decision == "deny":
         ended = _moved(leg, LegState.TERMINATED, now, reasons=event.reasons, answer=event.digest, move=leg.org)
         return _after_loss(_put(negotiation, ended), ended, ErrorCode.POLICY_DENIED, f"{leg.org} denied it", now)
     if event.decision != "allow":
         raise ComityError(ErrorCode.MALFORMED, "a decision is allow, deny or review")
-    # Terms that the proposal already meets are an acceptance; stricter ones are a counter-offer (section 4).
-    counter = bool(conforms(negotiation.terms, event.terms)) and not negotiation.auto_accept
-    state = LegState.OFFERED if counter else LegState.ACCEPTED
+    # Terms that the proposal already meets are an acceptance; stricter ones are a counter-offer (section 4). What the
+    # proposer's own policy adds to its own proposal needs no second word.
+    own = event.org == negotiation.proposer
+    taken = own or takes(negotiation.terms, negotiation.accepts, negotiation.bounds, event.terms)
+    state = LegState.ACCEPTED if taken else LegState.OFFERED
     accepted = _moved(leg, state, now, reasons=event.reasons, terms=event.terms, answer=event.digest)
     return _join_if_ready(_put(negotiation, accepted), now, at_deadline=False)
 
 
 def _counter_accepted(negotiation: Negotiation, event: CounterAccepted, now: str) -> Negotiation:
     leg = _leg(negotiation, event.org)
+    if leg.answer != event.answer and leg.state is not LegState.TERMINATED:
+        raise ComityError(ErrorCode.CONFLICT, f"this is not the newest answer of {event.org}", answer=leg.answer)
     if leg.state in JOINED:
         return negotiation
     if negotiation.phase is not Phase.ANSWERING or leg.state is not LegState.OFFERED:
@@ -211,7 +237,7 @@ def _signed(negotiation: Negotiation, event: Signed, now: str) -> Negotiation:
     parties = [after.legs[org] for org in after.parties]
     if all(each.state is LegState.AGREED for each in parties):
         after = _put(after, *(_moved(each, LegState.VERIFIED, now) for each in parties), phase=Phase.VERIFIED)
-    return _with_moves(after)
+    return with_moves(after)
 
 
 def _finalized(negotiation: Negotiation, now: str) -> Negotiation:
@@ -220,13 +246,22 @@ def _finalized(negotiation: Negotiation, now: str) -> Negotiation:
     if negotiation.phase is not Phase.VERIFIED:
         raise _illegal(negotiation, "not every party has signed")
     legs = (_moved(negotiation.legs[org], LegState.FINALIZED, now) for org in negotiation.parties)
-    return _with_moves(_put(negotiation, *legs, phase=Phase.FINALIZED))
+    return with_moves(_put(negotiation, *legs, phase=Phase.FINALIZED))
 
 
 def _charter_changed(negotiation: Negotiation, now: str) -> Negotiation:
     if negotiation.phase is not Phase.SIGNING:
         return negotiation
     return _rejoin(negotiation, ErrorCode.CHARTER_INVALID, "another charter is in force", COORDINATOR_MOVE, now)
+
+
+def _superseded(negotiation: Negotiation, event: Superseded, now: str) -> Negotiation:
+    if negotiation.phase is Phase.TERMINATED:
+        return negotiation
+    if negotiation.phase is not Phase.ANSWERING and negotiation.phase is not Phase.SIGNING:
+        raise ComityError(ErrorCode.ILLEGAL_EVENT, "an agreement is not revised: withdraw, and propose anew")
+    detail = f"revision {event.revision} took its place"
+    return _terminate(negotiation, ErrorCode.SUPERSEDED, detail, negotiation.proposer, now)
 
 
 def _withdrew(negotiation: Negotiation, event: Withdrew, now: str) -> Negotiation:
@@ -286,8 +321,8 @@ def _join_if_ready(negotiation: Negotiation, now: str, *, at_deadline: bool) -> 
     if not waiting and enough:
         return _join(negotiation, now)
     if not at_deadline:
-        return _with_moves(negotiation)
-    moves = _with_moves(negotiation)
+        return with_moves(negotiation)
+    moves = with_moves(negotiation)
     whose = ",".join(sorted({moves.legs[leg.org].move for leg in waiting}))
     if not enough or any(leg.required for leg in waiting):
         return _terminate(negotiation, ErrorCode.DEADLINE_PASSED, f"{whose} did not answer in time", whose, now)
@@ -314,14 +349,23 @@ def _join(negotiation: Negotiation, now: str) -> Negotiation:
             gone = _moved(leg, LegState.TERMINATED, now, move=leg.org, reasons=(reason,))
             negotiation = _put(negotiation, gone)
             continue
-        window = instants.to_text(instants.parse(now) + timedelta(seconds=SIGNING_S))
-        until = max(negotiation.deadline, window)
-        return _with_moves(
+        until = _signing_until(negotiation.deadline, now)
+        if until <= now:
+            late = "signatures took too long"
+            return _terminate(negotiation, ErrorCode.DEADLINE_PASSED, late, ",".join(negotiation.parties), now)
+        return with_moves(
             replace(
                 negotiation, phase=Phase.SIGNING, until=until, attempt=negotiation.attempt + 1, agreement="", meet=total
             )
         )
     raise AssertionError("each turn drops one leg")
+
+
+def _signing_until(deadline: str, now: str) -> str:
+    """Until when signatures are awaited: parties refuse to sign later than `SIGNING_S_MAX` after the deadline."""
+    latest = instants.to_text(instants.parse(deadline) + timedelta(seconds=SIGNING_S_MAX))
+    window = instants.to_text(instants.parse(now) + timedelta(seconds=SIGNING_S))
+    return min(latest, max(deadline, window))
 
 
 def _is_optional(negotiation: Negotiation, org: str) -> bool:
@@ -331,31 +375,8 @@ def _is_optional(negotiation: Negotiation, org: str) -> bool:
 
 def _terminate(negotiation: Negotiation, code: ErrorCode, detail: str, move: str, now: str) -> Negotiation:
     ended = Ended(code, detail, move, now)
-    before = _with_moves(negotiation)
+    before = with_moves(negotiation)
     gone = (
         _moved(leg, LegState.TERMINATED, now) for leg in before.legs.values() if leg.state is not LegState.TERMINATED
     )
     return _put(before, *gone, phase=Phase.TERMINATED, ended=ended, agreement="")
-
-
-def _with_moves(negotiation: Negotiation) -> Negotiation:
-    """Say on every living leg whose move it is."""
-    legs = negotiation.legs.values()
-    mine = {LegState.REQUESTED} if negotiation.phase is Phase.ANSWERING else {LegState.ACCEPTED}
-    awaited = {leg.org for leg in legs if leg.state in mine}
-    if any(leg.state is LegState.OFFERED for leg in legs):
-        awaited.add(negotiation.proposer)
-    others = ",".join(sorted(awaited))
-
-    def move(leg: Leg) -> str:
-        if leg.state in mine:
-            return leg.org
-        if leg.state is LegState.OFFERED:
-            return negotiation.proposer
-        if leg.state in (LegState.ACCEPTED, LegState.AGREED):
-            return others
-        if leg.state is LegState.VERIFIED:
-            return COORDINATOR_MOVE
-        return leg.move if leg.state is LegState.TERMINATED else ""
-
-    return _put(negotiation, *(replace(leg, move=move(leg)) for leg in legs))

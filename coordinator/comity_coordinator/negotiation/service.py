@@ -4,12 +4,14 @@ Rules, in this order:
 1. a message is judged whole (form, membership, signature, state) before anything is written;
 2. state, ledger entry and messages to others commit together, in the transaction that takes the message;
 3. the agreement that everybody signs is made here from the answers, and every node checks it against its own;
-4. a charter that changed since the draft costs a new draft: signatures count under one charter only.
+4. a charter that changed since the draft costs a new draft: signatures count under one charter only;
+5. a newer revision of a proposal ends the older one in the transaction that opens it; a final agreement is not revised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -32,7 +34,7 @@ from comity_crypto.quorum import bls_verify, make_certificate, message_for, veri
 from comity_crypto.sealing import SealedRef
 from comity_crypto.statements import Statement
 from comity_policies.charter import Charter
-from comity_policies.documents import Agreement, Answer, Proposal
+from comity_policies.documents import Agreement, Answer, CounterAcceptance, Proposal
 
 PROPOSAL_BYTES_MAX = 192 << 10
 # All answers together travel with the agreement, which is one statement of at most 1 MiB.
@@ -85,15 +87,17 @@ class NegotiationService:
         """Take the message kinds of negotiation."""
         self._outbox.register("proposal.submit", self.submit)
         self._outbox.register("proposal.answer", self.answer)
+        self._outbox.register("counter.accept", self.accept_counter)
         self._outbox.register("agreement.signature", self.signature)
         self._outbox.register("withdrawal", self.withdrawal)
 
     def submit(self, conn: Connection, org: str, message: Message) -> None:
-        """Open a negotiation: offers go to everyone who is asked.
+        """Open a negotiation: offers go to everyone who is asked. A newer revision ends the one before.
 
         Raises:
-            ComityError: `CONFLICT` if the id names another proposal; `NOT_A_MEMBER` if it asks strangers;
-                `UNSUPPORTED` for several leads; `DEADLINE_PASSED`; `BUSY`; what `inbound.statement` raises.
+            ComityError: `CONFLICT` if the id names another proposal; `ILLEGAL_EVENT` if the revision before led to an
+                agreement; `NOT_A_MEMBER` if it asks strangers; `UNSUPPORTED` for several leads; `DEADLINE_PASSED`;
+                `BUSY`; what `inbound.statement` raises.
         """
         charter = inbound.charter(conn, self._charter_of)
         said = inbound.statement(charter, org, message, "proposal", PROPOSAL_BYTES_MAX)
@@ -103,8 +107,9 @@ class NegotiationService:
         now = self._clock()
         if store.by_proposal_digest(conn, proposal.digest) is not None:
             return
-        if store.by_id(conn, proposal.proposal_id) is not None:
-            raise ComityError(ErrorCode.CONFLICT, "another proposal has this id; a revision needs an id of its own")
+        before = store.by_id(conn, proposal.proposal_id)
+        if before is not None:
+            self._supersede(conn, before, org, proposal)
         self._check_proposal(conn, charter, org, proposal, now)
         if payload is not None:
             _check_receivers(SealedRef.from_json(payload), proposal)
@@ -118,13 +123,15 @@ class NegotiationService:
             deadline=proposal.deadline,
             terms=proposal.terms,
             now=now,
+            accepts=proposal.accepts,
+            bounds=proposal.bounds,
         )
         self._ledger.append(conn, said)
         store.create(conn, store.Record(negotiation, proposal.digest, said.digest, now))
         for asked in proposal.asked:
             self._outbox.enqueue(conn, asked, "offer", {"proposal": said.to_json(), "app_payload": payload})
         self._tell(conn, negotiation)
-        after_commit(conn, partial(self._engine.negotiation_opened, proposal.proposal_id, negotiation.until))
+        after_commit(conn, partial(self._engine.negotiation_opened, _subject(negotiation), negotiation.until))
 
     def answer(self, conn: Connection, org: str, message: Message) -> None:
         """Take an organisation's signed answer.
@@ -144,6 +151,22 @@ class NegotiationService:
         event = model.Answered(org, answer.decision, answer.terms, answer.reasons, said.digest)
         self._apply(conn, record, event, charter, said)
 
+    def accept_counter(self, conn: Connection, org: str, message: Message) -> None:
+        """Take the proposer's word that it takes an organisation's stricter terms.
+
+        Raises:
+            ComityError: `NOT_FOUND`; `FORBIDDEN` if it is not the proposer's; what the model and `inbound` raise.
+        """
+        charter = inbound.charter(conn, self._charter_of)
+        said = inbound.statement(charter, org, message, "counter-acceptance", SMALL_BYTES_MAX)
+        taken = CounterAcceptance.from_json(said.body)
+        record = store.by_proposal_digest(conn, taken.proposal)
+        if record is None or record.negotiation.proposal_id != taken.proposal_id:
+            raise ComityError(ErrorCode.NOT_FOUND, "no such proposal is being negotiated")
+        if record.negotiation.proposer != org:
+            raise ComityError(ErrorCode.FORBIDDEN, "only the proposer accepts a counter-offer")
+        self._apply(conn, record, model.CounterAccepted(taken.org, taken.answer), charter, said)
+
     def signature(self, conn: Connection, org: str, message: Message) -> None:
         """Take a party's signature over the agreement; with the last one it becomes final.
 
@@ -162,7 +185,9 @@ class NegotiationService:
         bls = from_base64(body["bls"], what="signature", size_bytes=BLS_BYTES)
         if not bls_verify(charter.member(org).keys.certificate, message_for("agreement", digest), bls):
             raise ComityError(ErrorCode.SIGNATURE_INVALID, "the signature over the agreement does not hold")
-        if record.negotiation.phase is Phase.SIGNING and _agreement(row).charter_digest != charter.digest:
+        # Of the draft being signed only: a stale one must not cost everybody's signatures.
+        newest = record.negotiation.phase is Phase.SIGNING and record.negotiation.agreement == digest
+        if newest and _agreement(row).charter_digest != charter.digest:
             self._apply(conn, record, model.CharterChanged(), charter)
             return
         after = model.step(record.negotiation, model.Signed(org, digest), self._clock())
@@ -182,10 +207,12 @@ class NegotiationService:
         """
         charter = inbound.charter(conn, self._charter_of)
         said = inbound.statement(charter, org, message, "withdrawal", SMALL_BYTES_MAX)
-        body = inbound.body_of(said, "agreement", "proposal_id", "reason")
+        body = inbound.body_of(said, "agreement", "proposal_id", "reason", optional=("proposal",))
         reason = inbound.text(body["reason"], REASON_CHARS_MAX, "a reason")
         record = self._record(conn, inbound.text(body["proposal_id"], 128, "a proposal's id"))
         negotiation = record.negotiation
+        if body.get("proposal", record.proposal_digest) != record.proposal_digest:
+            raise ComityError(ErrorCode.SUPERSEDED, "a newer revision is being negotiated")
         if body["agreement"] not in (None, negotiation.agreement):
             raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the proposal led to another agreement, or to none")
         if negotiation.phase is not Phase.FINALIZED:
@@ -209,7 +236,7 @@ class NegotiationService:
 
     def on_deadline(self, conn: Connection, subject_id: str) -> str | None:
         """Judge the deadline of a proposal; return the next one."""
-        record = store.by_id(conn, subject_id)
+        record = _of_subject(conn, subject_id)
         if record is None or record.negotiation.phase not in model.OPEN:
             return None
         self._apply(conn, record, model.DeadlinePassed(), inbound.charter(conn, self._charter_of))
@@ -217,12 +244,12 @@ class NegotiationService:
 
     def deadline_of(self, conn: Connection, subject_id: str) -> str | None:
         """Return until when answers or signatures are awaited."""
-        record = store.by_id(conn, subject_id)
+        record = _of_subject(conn, subject_id)
         return record.negotiation.until if record and record.negotiation.phase in model.OPEN else None
 
     def open_deadlines(self, conn: Connection) -> list[tuple[str, str]]:
-        """Return (proposal id, deadline) of all open negotiations."""
-        return store.open_until(conn)
+        """Return (subject, deadline) of all open negotiations."""
+        return [(_subject_of(proposal, revision), until) for proposal, revision, until in store.open_until(conn)]
 
     # Inside.
 
@@ -231,6 +258,20 @@ class NegotiationService:
         if record is None:
             raise ComityError(ErrorCode.NOT_FOUND, "no such proposal is being negotiated")
         return record
+
+    def _supersede(self, conn: Connection, before: store.Record, org: str, proposal: Proposal) -> None:
+        old = before.negotiation
+        if old.proposer != org or proposal.revision <= old.revision:
+            raise ComityError(
+                ErrorCode.CONFLICT, "another proposal has this id, or this revision", revision=old.revision
+            )
+        now = self._clock()
+        after = model.step(old, model.Superseded(proposal.revision), now)
+        store.supersede(conn, replace(before, negotiation=after))
+        store.void_drafts(conn, old.proposal_id, now)
+        if after is not old:
+            self._tell(conn, after)
+            after_commit(conn, partial(self._engine.negotiation_ended, _subject(old)))
 
     def _check_proposal(self, conn: Connection, charter: Charter, org: str, proposal: Proposal, now: str) -> None:
         if proposal.proposer != org or proposal.consortium != self._consortium:
@@ -265,7 +306,7 @@ class NegotiationService:
         store.save(conn, after)
         self._tell(conn, after)
         if after.phase is Phase.TERMINATED:
-            after_commit(conn, partial(self._engine.negotiation_ended, after.proposal_id))
+            after_commit(conn, partial(self._engine.negotiation_ended, _subject(after)))
 
     def _draft(self, conn: Connection, record: store.Record, after: Negotiation, charter: Charter) -> Negotiation:
         said = self._ledger.statement(conn, record.statement)
@@ -306,7 +347,7 @@ class NegotiationService:
         for org in agreement.parties:
             self._outbox.enqueue(conn, org, "agreement.final", {"statement": said.to_json()})
         self._agreements.agreement_final(conn, agreement)
-        after_commit(conn, partial(self._engine.negotiation_ended, verified.proposal_id))
+        after_commit(conn, partial(self._engine.negotiation_ended, _subject(verified)))
         return model.step(verified, model.Finalized(), now)
 
     def _answers(self, conn: Connection, negotiation: Negotiation) -> list[Statement]:
@@ -318,6 +359,21 @@ class NegotiationService:
             self._outbox.enqueue(conn, org, "negotiation.update", update)
         event = {"kind": "negotiation", "id": negotiation.proposal_id, "state": update["state"]}
         after_commit(conn, partial(self._feed.publish, event))
+
+
+def _subject(negotiation: Negotiation) -> str:
+    return _subject_of(negotiation.proposal_id, negotiation.revision)
+
+
+def _subject_of(proposal_id: str, revision: int) -> str:
+    """Return what the workflow engine knows a revision by; no proposal's id holds the sign between the two."""
+    return proposal_id if revision == 1 else f"{proposal_id}~{revision}"
+
+
+def _of_subject(conn: Connection, subject: str) -> store.Record | None:
+    """Return the negotiation of a subject while its revision is the newest."""
+    record = store.by_id(conn, subject.partition("~")[0])
+    return record if record is not None and _subject(record.negotiation) == subject else None
 
 
 def _agreement(row: store.AgreementRow) -> Agreement:

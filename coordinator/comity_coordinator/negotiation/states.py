@@ -45,7 +45,8 @@ class Leg:
     """One organisation's side.
 
     `since` is the instant of the last change. `move` names who can bring the leg on, comma-separated and sorted; on a
-    TERMINATED leg it stays as it was when the leg ended. `answer` is the digest of the answer's statement.
+    TERMINATED leg it stays as it was when the leg ended. `answer` is the digest of the newest answer's statement,
+    `answers` how many were taken (an organisation answers again after a `review`).
     """
 
     org: str
@@ -56,6 +57,7 @@ class Leg:
     reasons: tuple[Reason, ...] = ()
     terms: Terms = field(default_factory=Terms)
     answer: str = ""
+    answers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,8 @@ class Negotiation:
     """All legs of one proposal.
 
     `attempt` counts the agreements drafted so far; `agreement` is the digest being signed, empty until it is drafted.
-    `until` is the instant at which `DeadlinePassed` takes effect. `auto_accept`: stricter terms need no word of the
-    proposer, whose own node still checks the meet before it signs if it takes part.
+    `until` is the instant at which `DeadlinePassed` takes effect. `accepts` and `bounds` are the proposal's: how far
+    stricter terms need no word of the proposer, whose own node still checks the meet before it signs.
     """
 
     proposal_id: str
@@ -91,7 +93,8 @@ class Negotiation:
     meet: Terms = field(default_factory=Terms)
     conflict: tuple[str, str] | None = None
     ended: Ended | None = None
-    auto_accept: bool = True
+    accepts: str = "any"
+    bounds: Terms = field(default_factory=Terms)
 
     @property
     def parties(self) -> tuple[str, ...]:
@@ -112,9 +115,10 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class CounterAccepted:
-    """The proposer takes the stricter terms of `org`."""
+    """The proposer takes the stricter terms that `org` asked for in the answer with this digest."""
 
     org: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +156,20 @@ class Withdrew:
 
 
 @dataclass(frozen=True, slots=True)
+class Superseded:
+    """The proposer put `revision` in this one's place."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeadlinePassed:
     """The timer rang; early or late rings are harmless."""
 
 
-Event = Answered | CounterAccepted | Drafted | Signed | Finalized | CharterChanged | Withdrew | DeadlinePassed
+Event = (
+    Answered | CounterAccepted | Drafted | Signed | Finalized | CharterChanged | Withdrew | Superseded | DeadlinePassed
+)
 
 
 def to_json(negotiation: Negotiation) -> dict[str, Any]:
@@ -176,10 +189,9 @@ def to_json(negotiation: Negotiation) -> dict[str, Any]:
         "agreement": negotiation.agreement,
         "meet": negotiation.meet.to_json(),
         "conflict": list(negotiation.conflict) if negotiation.conflict else None,
-        "ended": {"code": str(ended.code), "detail": ended.detail, "move": ended.move, "at": ended.at}
-        if ended
-        else None,
-        "auto_accept": negotiation.auto_accept,
+        "ended": ended_json(ended) if ended else None,
+        "accepts": negotiation.accepts,
+        "bounds": negotiation.bounds.to_json(),
     }
 
 
@@ -201,7 +213,8 @@ def from_json(value: dict[str, Any]) -> Negotiation:
         meet=Terms.parse(value["meet"]),
         conflict=(conflict[0], conflict[1]) if conflict else None,
         ended=Ended(ErrorCode(ended["code"]), ended["detail"], ended["move"], ended["at"]) if ended else None,
-        auto_accept=value["auto_accept"],
+        accepts=value["accepts"],
+        bounds=Terms.parse(value["bounds"]),
     )
 
 
@@ -220,6 +233,7 @@ def _leg_json(leg: Leg) -> dict[str, Any]:
         "reasons": [reason.to_json() for reason in leg.reasons],
         "terms": leg.terms.to_json(),
         "answer": leg.answer,
+        "answers": leg.answers,
     }
 
 
@@ -233,4 +247,5 @@ def _leg_of(value: dict[str, Any]) -> Leg:
         reasons=tuple(Reason.from_json(reason) for reason in value["reasons"]),
         terms=Terms.parse(value["terms"]),
         answer=value["answer"],
+        answers=value["answers"],
     )

@@ -39,6 +39,18 @@ negotiations = Table(
     Index("negotiations_phase", "phase", "until"),
     Index("negotiations_opened", "opened_at", "proposal_id"),
 )
+# Revisions that a newer one has taken the place of, each as it ended.
+revisions = Table(
+    "negotiation_revisions",
+    metadata,
+    Column("proposal_digest", String(64), primary_key=True),
+    Column("proposal_id", String(128), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("statement", String(64), nullable=False),
+    Column("opened_at", String(20), nullable=False),
+    Column("document", Text, nullable=False),
+    Index("negotiation_revisions_proposal", "proposal_id", "revision"),
+)
 agreements = Table(
     "negotiation_agreements",
     metadata,
@@ -59,6 +71,7 @@ signatures = Table(
     Column("signature", LargeBinary(96), nullable=False),
 )
 
+REVISIONS_SHOWN_MAX = 50
 DRAFT, FINAL, WITHDRAWN, VOID = "draft", "final", "withdrawn", "void"
 
 
@@ -84,6 +97,7 @@ class AgreementRow:
     withdrawal: str
 
 
+_PAST = (revisions.c.document, revisions.c.proposal_digest, revisions.c.statement, revisions.c.opened_at)
 _COLUMNS = (negotiations.c.document, negotiations.c.proposal_digest, negotiations.c.statement, negotiations.c.opened_at)
 
 
@@ -113,6 +127,29 @@ def create(conn: Connection, record: Record) -> None:
     )
 
 
+def supersede(conn: Connection, record: Record) -> None:
+    """Put a revision as it ended behind a newer one, which takes its row."""
+    negotiation = record.negotiation
+    conn.execute(delete(negotiations).where(negotiations.c.proposal_id == negotiation.proposal_id))
+    conn.execute(
+        insert(revisions).values(
+            proposal_digest=record.proposal_digest,
+            proposal_id=negotiation.proposal_id,
+            revision=negotiation.revision,
+            statement=record.statement,
+            opened_at=record.opened_at,
+            document=_text(negotiation),
+        )
+    )
+
+
+def superseded(conn: Connection, proposal_id: str) -> list[Record]:
+    """Return the earlier revisions of a proposal, the newest `REVISIONS_SHOWN_MAX` of them, oldest first."""
+    query = select(*_PAST).where(revisions.c.proposal_id == proposal_id)
+    rows = conn.execute(query.order_by(revisions.c.revision.desc()).limit(REVISIONS_SHOWN_MAX)).all()
+    return [_record(*row) for row in reversed(rows)]
+
+
 def save(conn: Connection, negotiation: Negotiation) -> None:
     """Write a negotiation's new state."""
     conn.execute(
@@ -129,8 +166,10 @@ def by_id(conn: Connection, proposal_id: str) -> Record | None:
 
 
 def by_proposal_digest(conn: Connection, digest: str) -> Record | None:
-    """Return the negotiation of the proposal with this digest."""
+    """Return the negotiation of the proposal revision with this digest, also of one that was superseded."""
     row = conn.execute(select(*_COLUMNS).where(negotiations.c.proposal_digest == digest)).first()
+    if row is None:
+        row = conn.execute(select(*_PAST).where(revisions.c.proposal_digest == digest)).first()
     return None if row is None else _record(*row)
 
 
@@ -142,12 +181,12 @@ def listed(conn: Connection, after: str, limit: int, open_only: bool) -> list[Re
     return [_record(*row) for row in conn.execute(query.order_by(negotiations.c.proposal_id).limit(limit))]
 
 
-def open_until(conn: Connection) -> list[tuple[str, str]]:
-    """Return (proposal id, deadline) of all open negotiations."""
-    query = select(negotiations.c.proposal_id, negotiations.c.until).where(
+def open_until(conn: Connection) -> list[tuple[str, int, str]]:
+    """Return (proposal id, revision, deadline) of all open negotiations."""
+    query = select(negotiations.c.proposal_id, negotiations.c.revision, negotiations.c.until).where(
         negotiations.c.phase.in_([str(phase) for phase in OPEN])
     )
-    return [(row[0], row[1]) for row in conn.execute(query)]
+    return [(row[0], row[1], row[2]) for row in conn.execute(query)]
 
 
 def open_count(conn: Connection, proposer: str, limit: int) -> int:
@@ -158,13 +197,18 @@ def open_count(conn: Connection, proposer: str, limit: int) -> int:
     return len(conn.execute(query.limit(limit)).all())
 
 
-def put_agreement(conn: Connection, digest: str, proposal_id: str, document: str, now: str) -> None:
-    """Write a draft; earlier drafts of the proposal and their signatures are void."""
+def void_drafts(conn: Connection, proposal_id: str, now: str) -> None:
+    """Drafts of the proposal and their signatures count no more."""
     old = select(agreements.c.digest).where(agreements.c.proposal_id == proposal_id, agreements.c.state == DRAFT)
     stale = [row[0] for row in conn.execute(old)]
     if stale:
         conn.execute(update(agreements).where(agreements.c.digest.in_(stale)).values(state=VOID, changed_at=now))
         conn.execute(delete(signatures).where(signatures.c.agreement.in_(stale)))
+
+
+def put_agreement(conn: Connection, digest: str, proposal_id: str, document: str, now: str) -> None:
+    """Write a draft; earlier drafts of the proposal are void."""
+    void_drafts(conn, proposal_id, now)
     conn.execute(
         insert(agreements).values(
             digest=digest,

@@ -31,7 +31,18 @@ _AT_ONCE = 500
 # Proofs of what this node does not expect yet; one that was pushed out is asked for again.
 UNCLAIMED_KEPT = 4_096
 EXPECTED_KINDS = frozenset(
-    {"charter", "proposal", "answer", "agreement", "withdrawal", "ready", "receipt", "run-finished", "run-closed"}
+    {
+        "charter",
+        "proposal",
+        "answer",
+        "counter-acceptance",
+        "agreement",
+        "withdrawal",
+        "ready",
+        "receipt",
+        "run-finished",
+        "run-closed",
+    }
 )
 
 # Marks of the journal.

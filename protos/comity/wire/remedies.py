@@ -35,6 +35,7 @@ REMEDIES: dict[E, str] = {
     E.AGREEMENT_UNKNOWN: "Compare the digest with `comity proposals list`.",
     E.AGREEMENT_INVALID: "Nothing was signed. Propose anew; if it happens again, verify the ledger.",
     E.WITHDRAWN: "Ask the party that withdrew for its reason (`comity proposals show PROPOSAL`), then propose anew.",
+    E.SUPERSEDED: "Look at the newer revision: `comity proposals show PROPOSAL`.",
     E.POLICY_DENIED: "Propose what the named rule permits, or ask that organisation to change its policy.",
     E.POLICY_UNDEFINED: "Run `comity policy eval` with the input: no rule gives an answer.",
     E.POLICY_ERROR: "Run `comity policy lint` and `comity policy test`.",

@@ -33,9 +33,9 @@ class NegotiationMachine(RuleBasedStateMachine):
         required=st.sets(orgs, min_size=1, max_size=3),
         proposer=orgs,
         minimum=st.integers(1, 4),
-        auto=st.booleans(),
+        accepts=st.sampled_from(["any", "none", "within"]),
     )
-    def begin(self, required, proposer, minimum, auto):
+    def begin(self, required, proposer, minimum, accepts):
         self.clock = START
         self.count = 0
         self.seen = []
@@ -50,8 +50,10 @@ class NegotiationMachine(RuleBasedStateMachine):
             deadline=instants.to_text(START + timedelta(seconds=1000)),
             terms=Terms.parse({"rounds": 10}),
             now=self.now,
+            accepts=accepts,
+            bounds=Terms.parse({"rounds": 4} if accepts == "within" else {}),
         )
-        self.state = states.from_json({**states.to_json(negotiation), "auto_accept": auto})
+        self.state = states.from_json(states.to_json(negotiation))
 
     @property
     def now(self):
@@ -83,7 +85,8 @@ class NegotiationMachine(RuleBasedStateMachine):
             refusal = error
         if refusal is not None:
             assert not isinstance(event, model.DeadlinePassed | model.Drafted)
-            assert refusal.code in (ErrorCode.ILLEGAL_EVENT, ErrorCode.WITHDRAWN, ErrorCode.DEADLINE_PASSED)
+            ends = (ErrorCode.ILLEGAL_EVENT, ErrorCode.WITHDRAWN, ErrorCode.DEADLINE_PASSED, ErrorCode.SUPERSEDED)
+            assert refusal.code in ends
             assert after.phase is Phase.TERMINATED
 
     def check_move(self, before, after):
@@ -122,9 +125,15 @@ class NegotiationMachine(RuleBasedStateMachine):
     def again(self, data):
         self.take(data.draw(st.sampled_from(self.seen)))
 
-    @rule(org=orgs)
-    def accept_counter(self, org):
-        self.take(model.CounterAccepted(org))
+    @rule(org=orgs, stale=st.booleans())
+    def accept_counter(self, org, stale):
+        self.take(model.CounterAccepted(org, "ab" * 32 if stale else self.state.legs[org].answer))
+
+    @precondition(lambda self: self.count > 2)
+    @rule(really=st.integers(0, 5))
+    def revise(self, really):
+        if not really:
+            self.take(model.Superseded(2))
 
     @rule(org=orgs, stale=st.booleans())
     def sign(self, org, stale):
