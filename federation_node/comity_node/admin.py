@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from comity_node.policy import cli as policy_cli
+
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, nothing else.")]
 Name = Annotated[str, typer.Argument(help="How agreements name the dataset.")]
@@ -28,6 +30,7 @@ def register(app: typer.Typer) -> None:
     apps.command("digest")(digest)
     policy = typer.Typer(no_args_is_help=True, help="Test, check, try and reload an organisation's policies.")
     policy.command("reload")(reload)
+    policy_cli.register(policy)
     app.add_typer(policy, name="policy")
     app.add_typer(datasets, name="datasets")
     app.add_typer(apps, name="app")

@@ -20,15 +20,17 @@ import structlog
 
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity.wire.http_api import holder_of
 from comity_crypto.keystore import FileKeyStore
-from comity_node.access.model import LOCAL
+from comity_node.access.service import AccessService
 from comity_node.context import NodeContext, Service
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
 from comity_node.ledger.store import LedgerStore
+from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.engine import ReloadablePolicy
-from comity_node.rest import LocalServer, build_api
+from comity_node.policy.log import DecisionLog
+from comity_node.policy.recorded import RecordedPolicy
+from comity_node.rest import LocalServer, PortServer, build_api
 from comity_node.settings import NodeSettings
 from comity_node.transport import store as link_store
 from comity_node.transport.dial import Dialer
@@ -36,11 +38,10 @@ from comity_node.transport.link import Link
 from comity_node.transport.payloads import Payloads
 
 # Built in this order and stopped in the other: `service.build(node)` if there is one, `api.router(node)` likewise.
-CAPABILITIES = ("access", "membership", "governance", "ledger", "policy", "negotiation", "training")
+CAPABILITIES = ("access", "membership", "governance", "ledger", "policy", "reviews", "negotiation", "training")
 READY_TIMEOUT_S = 10.0
 TOKEN_CHARS_MIN = 32
 STOP_TIMEOUT_S = 5.0
-NO_TOKEN = "this API needs the token in api.token"  # noqa: S105 - a sentence
 log = structlog.get_logger("comity.node")
 
 
@@ -52,8 +53,13 @@ class Node:
         settings.make_folders()
         self._keystore = FileKeyStore(settings.keys_folder)
         keys = self._keystore.load()
-        policy = ReloadablePolicy(settings)
+        own_policy = ReloadablePolicy(settings, lambda: keys.public.statement)
         journal = Journal.open(settings.journal_file)
+        charters = CharterStore(settings, journal)
+        self._consortium_policy = ConsortiumPolicy(settings, charters.current)
+        policy = RecordedPolicy(
+            own_policy, self._consortium_policy, DecisionLog(settings.decisions_file, settings.decision_log)
+        )
         ledger = LedgerStore()
         isolation = settings.isolation if settings.isolation != "best" else _best_isolation()
         link = Link(
@@ -67,16 +73,20 @@ class Node:
             link=link,
             dialer=Dialer(settings.coordinator, self._keystore),
             payloads=Payloads(settings.coordinator, self._keystore),
-            charters=CharterStore(settings, journal),
+            charters=charters,
             ledger=ledger,
             policy=policy,
             clock=instants.now,
         )
+        self._access = AccessService(journal, own_policy, instants.now, settings.oidc_resolved)
+        self.context.services.add(self._access)
         self._started_at = instants.now_text()
         self._isolation = isolation
+        self._listening = ""
         self._services = [service for name in CAPABILITIES if (service := _build(name, self.context)) is not None]
         journal.create_all()
         self.context.charters.load()
+        self._consortium_policy.load(journal)
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Work until SIGTERM or SIGINT; `on_ready` is called once the local API answers and the link dials.
@@ -94,7 +104,7 @@ class Node:
             stack.push_async_callback(node.dialer.close)
             stack.push_async_callback(node.payloads.close)
             routers = [_router(name, node) for name in CAPABILITIES]
-            api = build_api(holder_of(token, LOCAL, NO_TOKEN), routers, self.status)
+            api = build_api(self._access.over_socket(token), routers, self.status)
             for service in self._services:
                 stack.push_async_callback(service.stop)
                 await service.start()
@@ -103,12 +113,27 @@ class Node:
             stack.push_async_callback(_finish, serving, server.stop)
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await server.ready()
+            ends = [serving, stop, *await self._serve_people(stack, routers)]
             linking = asyncio.create_task(node.link.run())
             stack.push_async_callback(_finish, linking, linking.cancel)
             log.info("node.ready", org=node.settings.org, consortium=node.settings.consortium)
             on_ready()
-            await asyncio.wait([serving, linking, stop], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*ends, linking], return_when=asyncio.FIRST_COMPLETED)
             log.info("node.stopping", asked=stop.done())
+
+    async def _serve_people(self, stack: contextlib.AsyncExitStack, routers: list[Any]) -> list[asyncio.Task[Any]]:
+        """Serve the port for people, if the settings name one; returns the task that serves it."""
+        wanted = self.context.settings.listen
+        if wanted is None:
+            return []
+        server = PortServer(build_api(self._access.over_port, routers, self.status), wanted, self.context.settings.home)
+        serving = asyncio.create_task(server.run())
+        stack.push_async_callback(_finish, serving, server.stop)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await server.ready()
+        self._listening = server.address
+        log.info("node.listening", address=server.address)
+        return [serving]
 
     async def status(self) -> dict[str, Any]:
         """Return the node's state for people."""
@@ -132,6 +157,7 @@ class Node:
             },
             "policy": {"engine": node.policy.name, "bundle": node.policy.bundle_digest},
             "isolation": self._isolation,
+            "listen": self._listening or None,
             "started_at": self._started_at,
             "pid": os.getpid(),
         }

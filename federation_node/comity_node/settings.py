@@ -39,6 +39,49 @@ class Limits(BaseModel):
     payload_store_bytes: Positive = 20 << 30
 
 
+class DecisionLogLimits(BaseModel):
+    """How much of the decision log is kept; the oldest goes first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows_max: Positive = 100_000
+    days_max: Positive = 400
+    size_bytes_max: Positive = 1 << 30
+
+
+class OidcSettings(BaseModel):
+    """The identity provider whose ID tokens count here; `docs/access.md` explains each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = Field(max_length=2048)
+    audience: str = Field(max_length=512)
+    """What a token must be made for; also the client id of `comity login` unless `client_id` is given."""
+    client_id: str | None = None
+    jwks_url: str | None = None
+    """Where the issuer's keys are; by default what its discovery document names."""
+    scope: str = "openid"
+    user_claim: str = "sub"
+    groups_claim: str = "groups"
+    ca_file: Path | None = None
+    """Authorities that vouch for the issuer's server; by default the well-known ones."""
+    lifetime_max_s: Positive = 86_400
+    """The longest life of a token that is accepted."""
+
+
+class ListenSettings(BaseModel):
+    """A port for people of this organisation, TLS 1.3: tokens and OIDC only, `api.token` is refused there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str
+    """host:port to bind; port 0 takes a free one."""
+    certificate: Path
+    """PEM chain; a relative path is below the node's home."""
+    key: Path
+    """PEM key, 0600."""
+
+
 class NodeSettings(BaseModel):
     """One node's settings; `home` is where they were read from and is not part of the file."""
 
@@ -58,8 +101,15 @@ class NodeSettings(BaseModel):
     isolation: Literal["process", "sandbox", "container", "best"] = "best"
     engine: Literal["embedded", "opa"] = "embedded"
     opa_url: str | None = None
+    consortium_opa_url: str | None = None
+    """With engine opa, the server that holds the consortium's bundle; by default the embedded engine asks it."""
+    require_signed_bundle: bool = False
+    """Whether only a policy folder that `comity policy sign` has signed as it is may decide."""
+    decision_log: DecisionLogLimits = DecisionLogLimits()
     aggregation: Literal["plain", "lead-key"] = "lead-key"
     limits: Limits = Limits()
+    oidc: OidcSettings | None = None
+    listen: ListenSettings | None = None
 
     @field_validator("org")
     @classmethod
@@ -116,6 +166,16 @@ class NodeSettings(BaseModel):
         return self.home / "policy"
 
     @property
+    def consortium_policy_file(self) -> Path:
+        """The consortium's bundle, as `comity policy adopt` keeps it."""
+        return self.policy_folder / "consortium" / "bundle.tar.gz"
+
+    @property
+    def decisions_file(self) -> Path:
+        """The decision log's database."""
+        return self.home / "decisions.db"
+
+    @property
     def datasets_file(self) -> Path:
         """The dataset catalogue."""
         return self.home / "datasets.json"
@@ -154,6 +214,13 @@ class NodeSettings(BaseModel):
     def token_file(self) -> Path:
         """The local API's bearer token, 0600."""
         return self.home / "api.token"
+
+    @property
+    def oidc_resolved(self) -> OidcSettings | None:
+        """The identity provider, its files named in full."""
+        if self.oidc is None or self.oidc.ca_file is None:
+            return self.oidc
+        return self.oidc.model_copy(update={"ca_file": self.home / self.oidc.ca_file})
 
     def make_folders(self) -> None:
         """Create the home and the folders below it, 0700 each."""

@@ -29,6 +29,8 @@ from comity_policies import portable, settings
 FILES_MAX = 128
 MODULE_BYTES_MAX = 256 << 10
 DATA_BYTES_MAX = 1 << 20
+SIGNATURE_FILE = ".signature"
+SIGNATURE_BYTES_MAX = 4096
 ROOTS = ("comity", "settings")
 _OWN = "own"
 
@@ -82,9 +84,13 @@ class Bundle:
         """The base document: `data` in Rego."""
         return {"settings": dict(self.settings)}
 
-    def archive(self) -> bytes:
-        """Return the bundle as OPA reads it: a deterministic tar.gz whose revision is the digest."""
+    def archive(self, signature: bytes | None = None) -> bytes:
+        """Return the bundle as OPA reads it: a deterministic tar.gz whose revision is the digest.
+
+        `signature` is the organisation's (`bundle_signature.py`), which OPA passes over.
+        """
         files = {
+            **({} if signature is None else {SIGNATURE_FILE: signature}),
             ".manifest": json.dumps({"revision": self.digest, "roots": list(ROOTS), "rego_version": 1}).encode(),
             "data.json": canonical.canonical(self.data),
             **{name: text.encode() for name, text in self.modules.items()},
@@ -144,7 +150,7 @@ def _read_rego(folder: Path, prefix: str) -> dict[str, str]:
     for path in _rego_files(folder):
         name = prefix + path.relative_to(folder).as_posix()
         try:
-            texts[name] = _read(path, MODULE_BYTES_MAX).decode("utf-8")
+            texts[name] = read_bounded(path, MODULE_BYTES_MAX).decode("utf-8")
         except UnicodeDecodeError:
             raise portable.refuse(f"{name} is not UTF-8") from None
     return texts
@@ -163,12 +169,13 @@ def _read_settings(path: Path) -> Any:
     if not path.exists():
         raise portable.refuse("data.json is missing; `comity node join` writes one")
     try:
-        return json.loads(_read(path, DATA_BYTES_MAX))
+        return json.loads(read_bounded(path, DATA_BYTES_MAX))
     except (ValueError, RecursionError):
         raise portable.refuse("data.json is not JSON") from None
 
 
-def _read(path: Path, bytes_max: int) -> bytes:
+def read_bounded(path: Path, bytes_max: int) -> bytes:
+    """Return the content of a file that is no link and not too large. Raises `BUNDLE_INVALID`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:

@@ -146,9 +146,12 @@ def build(
       comity policy build /srv/node/policy bundle.tar.gz
       opa run --server --addr 127.0.0.1:8181 --bundle bundle.tar.gz
     """
-    bundle = _bundle(folder)
+    from comity_policies.bundle import SIGNATURE_BYTES_MAX, SIGNATURE_FILE, read_bounded
+
+    bundle, signature = _bundle(folder), folder / SIGNATURE_FILE
+    signed = read_bounded(signature, SIGNATURE_BYTES_MAX) if signature.exists() else None
     partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(bundle.archive())
+    partial.write_bytes(bundle.archive(signed))
     partial.replace(out)
     if as_json:
         _print_json({"bundle": bundle.digest, "file": str(out)})

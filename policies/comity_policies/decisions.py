@@ -8,7 +8,7 @@ Rules:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies.documents import DECISIONS, REASONS_MAX, Reason
 from comity_policies.term_rows import malformed, text_of, whole_number
-from comity_policies.terms import Terms
+from comity_policies.terms import Terms, meet
 
 __all__ = [
     "Decision",
@@ -30,6 +30,7 @@ __all__ = [
     "input_digest",
     "parse_result",
     "schema",
+    "stricter",
     "validate_input",
 ]
 
@@ -160,6 +161,30 @@ def parse_result(value: Any) -> Result:
         tuple(Reason.from_json(each) for each in reasons),
         Terms.parse(_whole(value["terms"])),
         ReviewNeed.from_json(_whole(value["review"])) if "review" in value else _ONE_REVIEWER,
+    )
+
+
+def stricter(a: Decision, b: Decision) -> Decision:
+    """Return the stricter of two decisions about one question: deny before review before allow.
+
+    Terms meet, reasons of the deciding kind are joined (`a` first), a review needs as many people as either asks for.
+    Digests and engine stay those of `a`; durations add up.
+    """
+    order = ("allow", "review", "deny")
+    decision = max(a.decision, b.decision, key=order.index)
+    reasons = tuple(dict.fromkeys(reason for each in (a, b) if each.decision == decision for reason in each.reasons))
+    review = a.review
+    if b.decision == "review":
+        role = a.review.role if a.decision == "review" else b.review.role
+        most = max(each.review.approvals for each in (a, b) if each.decision == "review")
+        review = ReviewNeed(role, most)
+    return replace(
+        a,
+        decision=decision,
+        reasons=reasons[:REASONS_MAX],
+        terms=Terms() if decision == "deny" else meet(a.terms, b.terms),
+        duration_us=a.duration_us + b.duration_us,
+        review=review,
     )
 
 

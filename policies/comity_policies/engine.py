@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_policies.access import RolePolicy
 from comity_policies.bundle import Bundle, shipped_folder
 from comity_policies.decisions import NO_DIGEST, Decision, Stage, input_digest, parse_result
 
@@ -65,13 +66,18 @@ class PolicySettings:
     opa_ca: Path | None = None
 
 
-def open_engine(settings: PolicySettings) -> PolicyEngine:
-    """Load the bundle and open the engine that the settings name.
+class OpenedEngine(PolicyEngine, RolePolicy, Protocol):
+    """An engine that decides about work and knows the roles of people."""
+
+
+def open_engine(settings: PolicySettings, bundle: Bundle | None = None) -> OpenedEngine:
+    """Open the engine that the settings name over `bundle`, by default the one in the settings' folder.
 
     Raises:
         ComityError: `BUNDLE_INVALID` if the bundle cannot be used, or the engine is not there.
     """
-    bundle = Bundle.load(shipped_folder(), settings.folder)
+    if bundle is None:
+        bundle = Bundle.load(shipped_folder(), settings.folder)
     if settings.engine == "embedded":
         from comity_policies.embedded import EmbeddedEngine
 
@@ -96,9 +102,7 @@ def decide_with(
         digest = input_digest(stage, document)
         found = parse_result(evaluate(stage, document))
         duration_us = (time.perf_counter_ns() - started_ns) // 1000
-        return Decision(
-            found.decision, found.reasons, found.terms, bundle, digest, engine, duration_us, found.review
-        )
+        return Decision(found.decision, found.reasons, found.terms, bundle, digest, engine, duration_us, found.review)
     except ComityError as error:
         code = error.code if error.code.startswith("POLICY_") else ErrorCode.POLICY_ERROR
         message = error.detail or "the policy could not be evaluated"

@@ -14,7 +14,6 @@ from comity_node.access.model import ADMIN, AUDITOR, PROPOSER, REVIEWER, ROLES
 
 _ADMIN = frozenset({ADMIN})
 _PROPOSER = frozenset({PROPOSER})
-_REVIEWER = frozenset({REVIEWER})
 
 ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/live"): PUBLIC,
@@ -22,6 +21,10 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/openapi.json"): SIGNED_IN,
     # access
     ("GET", "/v1/access/me"): SIGNED_IN,
+    ("GET", "/v1/access/login"): PUBLIC,
+    ("POST", "/v1/access/tokens"): _ADMIN,
+    ("GET", "/v1/access/tokens"): frozenset({ADMIN, AUDITOR}),
+    ("POST", "/v1/access/tokens/{token_id}/revoke"): _ADMIN,
     # membership and transport
     ("POST", "/v1/invitations"): _ADMIN,
     ("POST", "/v1/link/redial"): _ADMIN,
@@ -35,6 +38,9 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     # policy
     ("GET", "/v1/policy"): ROLES,
     ("POST", "/v1/policy/reload"): _ADMIN,
+    ("POST", "/v1/policy/consortium"): _ADMIN,
+    ("GET", "/v1/policy/decisions"): frozenset({ADMIN, AUDITOR}),
+    ("GET", "/v1/policy/decisions/{name}"): frozenset({ADMIN, AUDITOR}),
     # negotiation
     ("POST", "/v1/proposals"): _PROPOSER,
     ("GET", "/v1/proposals"): ROLES,
@@ -42,11 +48,13 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/agreements"): ROLES,
     ("POST", "/v1/withdrawals"): frozenset({ADMIN, PROPOSER}),
     # reviews
-    ("GET", "/v1/reviews"): ROLES,
-    ("GET", "/v1/reviews/{id}"): ROLES,
-    ("POST", "/v1/reviews/{id}/votes"): frozenset({ADMIN, REVIEWER}),  # the item's own role is asked besides
+    # Anybody may have been delegated to: the item's own role or a delegation is asked in reviews/service.py.
+    ("GET", "/v1/reviews"): SIGNED_IN,
+    ("GET", "/v1/reviews/{id}"): SIGNED_IN,
+    ("POST", "/v1/reviews/{id}/votes"): SIGNED_IN,
     ("GET", "/v1/delegations"): ROLES,
     ("POST", "/v1/delegations"): frozenset({ADMIN, REVIEWER}),
+    ("DELETE", "/v1/delegations/{id}"): frozenset({ADMIN, REVIEWER}),
     # training
     ("GET", "/v1/datasets"): ROLES,
     ("POST", "/v1/datasets"): _ADMIN,

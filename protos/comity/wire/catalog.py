@@ -78,6 +78,9 @@ CATALOG: dict[E, Row] = {
         _DENY, 503, "The policy engine was too slow, which counts as a denial.", True, Move.ORG_ADMIN
     ),
     E.BUNDLE_INVALID: Row(_PRE, 409, "The policy bundle cannot be used.", False, Move.ORG_ADMIN),
+    E.BUNDLE_STALE: Row(
+        _PRE, 409, "The organisation does not hold the policy bundle that the charter names.", True, Move.ORG_ADMIN
+    ),
     E.REVIEW_NEEDED: Row(_PRE, 409, "A person of the organisation has to decide.", True, Move.OTHER_ORG),
     E.ORDER_NOT_LEAD: Row(
         _DENY, 403, "The order does not come from the lead that the agreement names.", False, Move.CALLER
