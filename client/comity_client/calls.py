@@ -171,6 +171,37 @@ def _cancel(run: str, reason: str) -> Call[doc.RunView]:
     return Call("POST", f"/v1/runs/{segment(run)}/cancel", {"reason": reason})
 
 
+def _reviews(state: str = "open") -> Call[list[doc.ReviewLine]]:
+    """Return what waits for people, newest first; `all` for what was decided too."""
+    return Call("GET", "/v1/reviews", query={"state": state})
+
+
+def _review(name: str) -> Call[doc.ReviewView]:
+    """Return one item whole."""
+    return Call("GET", f"/v1/reviews/{segment(name)}")
+
+
+def _vote(name: str, decision: str, document: str, reason: str = "") -> Call[doc.ReviewView]:
+    """Approve or deny an item; `document` is the digest of what was shown."""
+    body = {"decision": decision, "document": document, "reason": reason}
+    return Call("POST", f"/v1/reviews/{segment(name)}/votes", body)
+
+
+def _delegations() -> Call[list[dict[str, str]]]:
+    """Return who decides for whom, now or later."""
+    return Call("GET", "/v1/delegations")
+
+
+def _delegate(receiver: str, until: str, role: str = "reviewer", giver: str = "") -> Call[dict[str, str]]:
+    """Let another user decide for a time."""
+    return Call("POST", "/v1/delegations", {"receiver": receiver, "until": until, "role": role, "giver": giver})
+
+
+def _end_delegation(name: str) -> Call[dict[str, str]]:
+    """Take a delegation back."""
+    return Call("DELETE", f"/v1/delegations/{segment(name)}")
+
+
 def _reload_policy() -> Call[dict[str, Any]]:
     """Load the organisation's policy folder again; a bundle that cannot be used changes nothing."""
     return Call("POST", "/v1/policy/reload")
@@ -245,6 +276,12 @@ class NodeRoutes:
     run = Route(_run)
     card = Route(_card)
     cancel = Route(_cancel)
+    reviews = Route(_reviews)
+    review = Route(_review)
+    vote = Route(_vote)
+    delegations = Route(_delegations)
+    delegate = Route(_delegate)
+    end_delegation = Route(_end_delegation)
     reload_policy = Route(_reload_policy)
     ledger = Route(_ledger)
 

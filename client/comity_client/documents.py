@@ -158,6 +158,38 @@ class RunEvent(TypedDict, total=False):
     kind: str
 
 
+class ReviewLine(TypedDict):
+    """What waits for people, without its document; `missing` approvals, not by `not_by`; `yours` if you may decide."""
+
+    id: str
+    stage: str
+    subject: str
+    title: str
+    state: str
+    role: str
+    approvals: int
+    missing: int
+    not_by: str
+    yours: bool
+    asked_at: str
+    until: str
+    then: str
+    run: str
+    proposal: str
+    reasons: list[dict[str, str]]
+    document_digest: str
+    decided_at: str
+    why: str
+
+
+class ReviewView(ReviewLine):
+    """One item whole: what is shown is what a vote decides."""
+
+    document: dict[str, Any]
+    votes: list[dict[str, str]]
+    events: list[dict[str, Any]]
+
+
 class TrainWish(TypedDict, total=False):
     """What `propose` takes; `app`, `purpose` and `dataset` are needed, the node fills in the rest."""
 
