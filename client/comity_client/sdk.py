@@ -41,8 +41,9 @@ def node_endpoint(home: Path) -> Endpoint:
 class Node(NodeRoutes, SyncTransport):
     """The local API of the node in `home`. Every method raises `ComityError` and nothing else for a failure."""
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(node_endpoint(home))
+    def __init__(self, home: Path, endpoint: Endpoint | None = None) -> None:
+        """`endpoint` is where the node answers, if not at the socket in `home` (`comity_client.where.remote`)."""
+        super().__init__(endpoint or node_endpoint(home))
         self.home = home
 
     def events(self, run: str, after: int = 0, timeout_s: float = WATCH_TIMEOUT_S) -> Iterator[RunEvent]:
@@ -77,8 +78,9 @@ class Node(NodeRoutes, SyncTransport):
 class AsyncNode(NodeRoutes, AsyncTransport):
     """As `Node`, for asyncio."""
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(node_endpoint(home))
+    def __init__(self, home: Path, endpoint: Endpoint | None = None) -> None:
+        """`endpoint` is where the node answers, if not at the socket in `home` (`comity_client.where.remote`)."""
+        super().__init__(endpoint or node_endpoint(home))
         self.home = home
 
     async def events(self, run: str, after: int = 0, timeout_s: float = WATCH_TIMEOUT_S) -> AsyncIterator[RunEvent]:

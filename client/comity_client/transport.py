@@ -13,8 +13,9 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -32,31 +33,50 @@ EVENT_SILENCE_S = 60.0
 ANSWER_BYTES_MAX = 64 << 20
 EVENT_BYTES_MAX = 1 << 20
 DOWNLOAD_BYTES_MAX = 8 << 30
-TOKEN_BYTES_MAX = 4096
+TOKEN_BYTES_MAX = 16 << 10  # an ID token with many groups is the largest
 _PROBLEM = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server answers: a Unix socket (`uds`) or a loopback URL, and the file that holds the token.
+    """Where a server answers: a Unix socket (`uds`) or a URL, and the file that holds the token, if one is needed.
 
-    `hint` is what to try when nobody answers there.
+    `hint` is what to try when nobody answers there; `ca` what the certificate of an https URL is checked against.
     """
 
     url: str
     uds: Path | None
-    token_file: Path
+    token_file: Path | None
     hint: str
+    ca: Path | None = None
+
+    def with_token(self, token_file: Path) -> Endpoint:
+        """Return the same place with credentials from `token_file`."""
+        return replace(self, token_file=token_file)
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """Return how the server's certificate is checked: TLS 1.3. Raises `KEY_UNREADABLE` for the CA's file."""
+        if not self.url.startswith("https:"):
+            return True
+        try:
+            context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+        except (OSError, ssl.SSLError):
+            raise ComityError(ErrorCode.KEY_UNREADABLE, "the certificate file of --ca cannot be read") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
 
     def headers(self) -> dict[str, str]:
         """Return the authorisation header. Raises `NOT_FOUND` if there is no token yet, `KEY_UNREADABLE` otherwise."""
+        if self.token_file is None:
+            return {}
+        name = self.token_file.name
         try:
             with self.token_file.open("rb") as file:
                 token = file.read(TOKEN_BYTES_MAX).strip()
         except FileNotFoundError:
-            raise ComityError(ErrorCode.NOT_FOUND, f"no api.token in {self.token_file.parent}: {self.hint}") from None
+            raise ComityError(ErrorCode.NOT_FOUND, f"no {name} in {self.token_file.parent}: {self.hint}") from None
         except OSError:
-            raise ComityError(ErrorCode.KEY_UNREADABLE, "api.token cannot be read by this user") from None
+            raise ComityError(ErrorCode.KEY_UNREADABLE, f"{name} cannot be read by this user") from None
         return {"Authorization": f"Bearer {token.decode('ascii', 'replace')}"}
 
     @contextlib.contextmanager
@@ -151,7 +171,10 @@ class SyncTransport:
         self._endpoint = endpoint
         uds = None if endpoint.uds is None else str(endpoint.uds)
         self._http = httpx.Client(
-            base_url=endpoint.url, transport=httpx.HTTPTransport(uds=uds), headers=endpoint.headers(), trust_env=False
+            base_url=endpoint.url,
+            transport=httpx.HTTPTransport(uds=uds, verify=endpoint.tls()),
+            headers=endpoint.headers(),
+            trust_env=False,
         )
 
     def send(self, call: Call[T]) -> T:
@@ -213,7 +236,7 @@ class AsyncTransport:
         uds = None if endpoint.uds is None else str(endpoint.uds)
         self._http = httpx.AsyncClient(
             base_url=endpoint.url,
-            transport=httpx.AsyncHTTPTransport(uds=uds),
+            transport=httpx.AsyncHTTPTransport(uds=uds, verify=endpoint.tls()),
             headers=endpoint.headers(),
             trust_env=False,
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies import portable
+from comity_policies.access import Granted, roles_with
 from comity_policies.bundle import Bundle
 from comity_policies.decisions import Decision, Stage, example, parse_result
 from comity_policies.engine import TIMEOUT_MS, decide_with
@@ -67,6 +68,10 @@ class EmbeddedEngine:
         """Decide; see `PolicyEngine`."""
         return decide_with(self._evaluate, stage, document, self.bundle_digest, self.name)
 
+    def roles(self, document: dict[str, Any]) -> Granted:
+        """Return a person's roles; see `access.RolePolicy`."""
+        return roles_with(self._evaluate, document)
+
     def close(self) -> None:
         """End the thread; later decisions are denials."""
         self._closed = True
@@ -74,10 +79,10 @@ class EmbeddedEngine:
             self._questions.put_nowait(None)
         self._thread.join(timeout=1.0)
 
-    def _evaluate(self, stage: Stage, document: dict[str, Any]) -> Any:
+    def _evaluate(self, stage: str, document: dict[str, Any]) -> Any:
         return self._ask(stage, document, self._timeout_s)
 
-    def _ask(self, stage: Stage, document: dict[str, Any], timeout_s: float) -> Any:
+    def _ask(self, stage: str, document: dict[str, Any], timeout_s: float) -> Any:
         if self._closed or not self._thread.is_alive():
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the policy engine is closed")
         question = _Question(f"data.comity.{stage}.result", json.dumps(document))

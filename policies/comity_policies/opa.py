@@ -26,6 +26,7 @@ from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.retry import Retry
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_policies.access import Granted, roles_with
 from comity_policies.bundle import Bundle
 from comity_policies.decisions import Decision, Stage
 from comity_policies.engine import TIMEOUT_MS, decide_with
@@ -133,6 +134,10 @@ class OpaServerEngine:
         """Decide; see `PolicyEngine`."""
         return decide_with(self._evaluate, stage, document, self.bundle_digest, self.name)
 
+    def roles(self, document: dict[str, Any]) -> Granted:
+        """Return a person's roles; see `access.RolePolicy`."""
+        return roles_with(self._evaluate, document)
+
     def close(self) -> None:
         """Close the connections; later decisions are denials."""
         self._closed.set()
@@ -142,7 +147,7 @@ class OpaServerEngine:
             except queue.Empty:
                 break
 
-    def _evaluate(self, stage: Stage, document: dict[str, Any]) -> Any:
+    def _evaluate(self, stage: str, document: dict[str, Any]) -> Any:
         if self._closed.is_set():
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the policy engine is closed")
         if time.monotonic() < self._open_until:
@@ -163,7 +168,7 @@ class OpaServerEngine:
             raise ComityError(ErrorCode.POLICY_TIMEOUT, "the OPA server was too slow")
         return self._judge(answer)
 
-    def _ask(self, client: Any, stage: Stage, document: dict[str, Any]) -> Any:
+    def _ask(self, client: Any, stage: str, document: dict[str, Any]) -> Any:
         try:
             answer = client.query_rule(document, f"comity/{stage}", "result", QUERY)
         except requests.HTTPError as error:
