@@ -37,6 +37,8 @@ __all__ = [
 NO_DIGEST = "0" * 64
 APPROVALS_MAX = 5
 ROLE_CHARS_MAX = 64
+# The wider one first.
+REVIEW_SCOPES = ("run", "order")
 _NO_TERMS = Terms()
 _SCHEMAS = Path(__file__).parent / "schemas"
 
@@ -52,26 +54,38 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReviewNeed:
-    """Who has to look where a decision is `review`: a role, and how many different people of it (1 to 5)."""
+    """Who has to look where a decision is `review`: a role, and how many different people of it (1 to 5).
+
+    `scope` matters before an order runs: an approval holds for the `run`'s step, or for this `order` alone.
+    """
 
     role: str = "reviewer"
     approvals: int = 1
+    scope: str = "run"
 
     def __post_init__(self) -> None:
         if not text_of(self.role, ROLE_CHARS_MAX) or not self.role.isprintable():
             raise malformed("a role is one line of text")
         whole_number(self.approvals, 1, APPROVALS_MAX)
+        if self.scope not in REVIEW_SCOPES:
+            raise malformed(f"a review's scope is one of {', '.join(REVIEW_SCOPES)}")
 
     @classmethod
     def from_json(cls, value: Any) -> ReviewNeed:
         """Read what a policy or a log says. Raises `MALFORMED`."""
-        if not isinstance(value, dict) or set(value) != {"role", "approvals"}:
-            raise malformed("review has exactly role and approvals")
-        return cls(value["role"], value["approvals"])
+        if not isinstance(value, dict) or set(value) - {"scope"} != {"role", "approvals"}:
+            raise malformed("review has exactly role and approvals, and may have scope")
+        return cls(value["role"], value["approvals"], value.get("scope", "run"))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the one spelling."""
-        return {"role": self.role, "approvals": self.approvals}
+        """Return the one spelling: the scope stands there if it is not the run."""
+        scope = {} if self.scope == "run" else {"scope": self.scope}
+        return {"role": self.role, "approvals": self.approvals, **scope}
+
+    def stricter(self, other: ReviewNeed) -> ReviewNeed:
+        """Return what satisfies both: as many people as either asks for, for as little as either asks; this role."""
+        scope = max(self.scope, other.scope, key=REVIEW_SCOPES.index)
+        return ReviewNeed(self.role, max(self.approvals, other.approvals), scope)
 
 
 class Result(NamedTuple):
@@ -175,9 +189,7 @@ def stricter(a: Decision, b: Decision) -> Decision:
     reasons = tuple(dict.fromkeys(reason for each in (a, b) if each.decision == decision for reason in each.reasons))
     review = a.review
     if b.decision == "review":
-        role = a.review.role if a.decision == "review" else b.review.role
-        most = max(each.review.approvals for each in (a, b) if each.decision == "review")
-        review = ReviewNeed(role, most)
+        review = a.review.stricter(b.review) if a.decision == "review" else b.review
     return replace(
         a,
         decision=decision,

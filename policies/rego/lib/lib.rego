@@ -12,21 +12,27 @@ package comity.lib
 # title: The answer of a stage
 # description: |
 #   A denial beats a review, a review beats a permission. Reasons come sorted, as sets have no order. A reason of a
-#   review may carry `approvals`: the largest number asked for holds, and never less than the settings say.
+#   review may carry `approvals`: the largest number asked for holds, and never less than the settings say. It may
+#   carry `scope`: with "order" an approval at dispatch holds for one order, not for the rest of the run's step.
 answer(denials, reviews, terms) := {"decision": "deny", "reasons": sort(denials), "terms": {}} if {
 	count(denials) > 0
 } else := {
 	"decision": "review",
 	"reasons": sort(plain(reviews)),
 	"terms": terms,
-	"review": {"role": data.settings.reviews.role, "approvals": approvals(reviews)},
+	"review": object.union({"role": data.settings.reviews.role, "approvals": approvals(reviews)}, scope(reviews)),
 } if {
 	count(reviews) > 0
 } else := {"decision": "allow", "reasons": [], "terms": terms}
 
-plain(reviews) := {object.remove(reason, ["approvals"]) | some reason in reviews}
+plain(reviews) := {object.remove(reason, ["approvals", "scope"]) | some reason in reviews}
 
 approvals(reviews) := max({data.settings.reviews.approvals} | {reason.approvals | some reason in reviews})
+
+# What is not spelt "run" is the narrower of the two.
+scope(reviews) := {} if {reason.scope | some reason in reviews} - {"run"} == set()
+
+scope(reviews) := {"scope": "order"} if {reason.scope | some reason in reviews} - {"run"} != set()
 
 # METADATA
 # scope: rule
