@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ RECORDS = 30
 RUN_DEADLINE_S = 90.0
 UNDISTURBED_RUNS = 2
 TRIES_MAX = 5
+EARLIER = 0.8
 VICTIM_WAIT_S = 20.0
 SETTLE_S = 20.0
 SHORT_LIVED = ("serverapp", "worker")
@@ -122,9 +123,9 @@ class Proof:
         return Plan(part, org, self._chance.uniform(0.0, 0.85))
 
     def disturbed(self, number: int, plan: Plan) -> Report:
-        """Run once with one kill. A run that was over before the kill is repeated."""
-        for _ in range(TRIES_MAX):
-            report = Report(number, plan)
+        """Run once with one kill. A run that was over before the kill is repeated, with an earlier one."""
+        for tried in range(TRIES_MAX):
+            report = Report(number, replace(plan, moment=plan.moment * EARLIER**tried))
             begun = time.monotonic()
             try:
                 self._once(report)

@@ -291,7 +291,7 @@ class QuestionDesk:
                     found.waiting.discard(delivery.org)
                     found.results.add(delivery.org)
                     await self._book.keep(delivery.row, found.question.order_digest)
-                    await self._answer(found.order.seq, delivery.org, delivery.blob, None)
+                    await self._tell_app(found.order.seq, delivery.org, delivery.blob, None)
             finally:
                 delivery.blob.close()
         await self._settle(found)
@@ -305,8 +305,17 @@ class QuestionDesk:
         order = found.order
         row = AnswerRow(order.run, order.seq, org, outcome, json.dumps(error.to_json()), None, None, None, None)
         await self._book.keep_now(row, found.question.order_digest)
-        await self._answer(order.seq, org, None, error)
+        await self._tell_app(order.seq, org, None, error)
         await self._deliver(found, await found.collector.drop(org))
+
+    async def _tell_app(self, seq: int, org: str, blob: Blob | None, error: ComityError | None) -> None:
+        """Hand over what the journal has or is about to; an app that has died gets it when it asks again."""
+        try:
+            await self._answer(seq, org, blob, error)
+        except ComityError as died:
+            if died.code is not ErrorCode.WORKER_DIED:
+                raise
+            log.warning("answer.kept", run=self._led.run, seq=seq, org=org)
 
     async def _settle(self, found: Open, *, told: bool = False) -> None:
         """Close a question that nobody is awaited for; `told` if an earlier process did and its watchers know."""

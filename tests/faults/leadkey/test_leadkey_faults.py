@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents.flower.workers import ServerAppProcess
 
 ROUNDS = 3
 PARAMS = 9_000
@@ -104,6 +109,22 @@ async def test_a_crash_repeats_the_same_integers(rig, dummy, quiet, victim, mome
     await rig.until(lambda: said(rig, moment) > before + 2, 60)
     await crash(rig, victim)
     assert np.array_equal(await check_end(rig, agreement, run), quiet)
+
+
+async def test_an_app_that_dies_as_the_sum_arrives_gets_the_whole_sum(rig, dummy, quiet, monkeypatch):
+    died, send = [], ServerAppProcess.send_reply
+
+    async def dying(process, seq, *answer, **words):
+        if seq == 1 and not died:
+            died.append(seq)
+            os.killpg(process.pid, signal.SIGKILL)
+            raise ComityError(ErrorCode.WORKER_DIED)
+        await send(process, seq, *answer, **words)
+
+    monkeypatch.setattr(ServerAppProcess, "send_reply", dying)
+    agreement, run = await began(rig, dummy)
+    assert np.array_equal(await check_end(rig, agreement, run), quiet)
+    assert died
 
 
 @pytest.mark.parametrize("moment", few([SIGNED], (READY,), ('secagg.commitment"',)))
