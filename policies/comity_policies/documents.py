@@ -30,6 +30,7 @@ __all__ = [
     "GRANTS",
     "MESSAGE_TYPES",
     "OUTCOMES",
+    "SIGNING_S",
     "SIGNING_S_MAX",
     "Agreement",
     "Answer",
@@ -58,8 +59,8 @@ REASONS_MAX = 64
 DECISIONS = ("allow", "deny", "review")
 # Which stricter terms the proposer takes without being asked: all of them, none, those within the proposal's bounds.
 ACCEPTS = ("any", "none", "within")
-# A negotiation that joins at its deadline still has to be signed; nobody signs later than this after the deadline.
-SIGNING_S_MAX = 3600
+# A party that is asked to sign at the deadline itself has this long; nobody signs later than the second after it.
+SIGNING_S, SIGNING_S_MAX = 600, 3600
 GRANTS = ("uses", "rounds", "releases", "egress_bytes")
 
 

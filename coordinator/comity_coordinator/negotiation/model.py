@@ -44,14 +44,13 @@ from comity_coordinator.negotiation.states import (
     Superseded,
     Withdrew,
 )
-from comity_policies.documents import SIGNING_S_MAX, Reason, takes
+from comity_policies.documents import SIGNING_S, SIGNING_S_MAX, Reason, takes
 from comity_policies.terms import Terms, meet, meet_all
 
 __all__ = [
     "ANSWERS_MAX",
     "JOINED",
     "OPEN",
-    "SIGNING_S",
     "Answered",
     "CharterChanged",
     "CounterAccepted",
@@ -71,8 +70,6 @@ __all__ = [
     "step",
 ]
 
-# A party that was asked at the deadline itself still needs time to check and sign.
-SIGNING_S = 600
 # Each answer is an entry of the ledger and news to everyone: one organisation must not fill both.
 ANSWERS_MAX = 16
 # Ends that say more to a latecomer than that its event does not fit.

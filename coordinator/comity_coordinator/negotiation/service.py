@@ -26,7 +26,7 @@ from comity_coordinator.feed import Feed
 from comity_coordinator.inbound import CharterOf, Outbox, Signer
 from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.negotiation import model, store, view
-from comity_coordinator.negotiation.states import Event, Negotiation, Phase
+from comity_coordinator.negotiation.states import Event, LegState, Negotiation, Phase
 from comity_coordinator.transport.model import Message
 from comity_coordinator.workflows.engine import WorkflowEngine
 from comity_crypto.encoding import from_base64
@@ -149,7 +149,10 @@ class NegotiationService:
         if len(message.body) > limit:
             raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(message.body), limit_bytes=limit)
         event = model.Answered(org, answer.decision, answer.terms, answer.reasons, said.digest)
-        self._apply(conn, record, event, charter, said)
+        after = self._apply(conn, record, event, charter, said)
+        if after is not record.negotiation and after.legs[org].state is LegState.OFFERED:
+            # The proposer decides on what was signed, not on what we say of it.
+            self._outbox.enqueue(conn, after.proposer, "counter.offer", {"answer": said.to_json()})
 
     def accept_counter(self, conn: Connection, org: str, message: Message) -> None:
         """Take the proposer's word that it takes an organisation's stricter terms.
@@ -293,12 +296,12 @@ class NegotiationService:
         event: Event,
         charter: Charter,
         said: Statement | None = None,
-    ) -> None:
+    ) -> Negotiation:
         """Step the model; write and tell what changed. A join brings a draft to everyone's desk."""
         before = record.negotiation
         after = model.step(before, event, self._clock())
         if after is before:
-            return
+            return before
         if said is not None:
             self._ledger.append(conn, said)
         if after.phase is Phase.SIGNING and not after.agreement:
@@ -307,6 +310,7 @@ class NegotiationService:
         self._tell(conn, after)
         if after.phase is Phase.TERMINATED:
             after_commit(conn, partial(self._engine.negotiation_ended, _subject(after)))
+        return after
 
     def _draft(self, conn: Connection, record: store.Record, after: Negotiation, charter: Charter) -> Negotiation:
         said = self._ledger.statement(conn, record.statement)

@@ -8,26 +8,34 @@ Agreement A1 it belongs to the charter in force here, and this organisation is a
           A2 it holds exactly a proposal revision that this organisation answered with `allow`
           A3 every party's answer is there, signed by that party, for this proposal, and allows it
           A4 the agreement's terms are the meet of the proposal's and all answers'; at least as strict as our own
-          A5 the deadline has not passed
-          A6 nothing else was signed for this proposal with other terms or more parties
+          A5 the deadline has not passed by more than the time in which signatures are given
+          A6 nothing else was signed for this proposal under this charter, unless with more parties
+          A7 if this organisation proposed: every stricter term is within the proposal's bounds or was accepted here
+          A8 no newer revision of the proposal is known here
 Both      B1 its terms permit its purpose, its parties are enough and independent enough, and this node can enforce
              every term: what nobody here enforces is refused by name instead of promised
 Final     F1 every party signed the digest, by one certificate over the charter's keys
+          F2 no other agreement of the same proposal is final here
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.quorum import QuorumCertificate, message_for, verify_certificate
 from comity_crypto.statements import Statement, verify_statement
 from comity_node.abilities import Abilities, check_company, check_purpose
 from comity_policies.charter import Charter
-from comity_policies.documents import Agreement, Answer, Proposal
+from comity_policies.documents import SIGNING_S, SIGNING_S_MAX, Agreement, Answer, Proposal
 from comity_policies.terms import Terms, conforms, meet, meet_all
+
+# A word that leaves a node this long before an instant is judged by the coordinator before it.
+MARGIN_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,18 @@ def read_proposal(statement: Statement, charter: Charter) -> tuple[Proposal, dic
 
 def check_offer(statement: Statement, charter: Charter, me: str, now: str) -> Offer:
     """Check obligations O1 and O2. Raises what `read_proposal` raises, `FORBIDDEN`, `DEADLINE_PASSED`."""
-    proposal, payload = read_proposal(statement, charter)  # O1
+    offer = read_offer(statement, charter)  # O1
+    proposal = offer.proposal
     if me not in proposal.asked:
         raise ComityError(ErrorCode.FORBIDDEN, "this organisation is not asked")
     if proposal.deadline <= now:  # O2
         raise ComityError(ErrorCode.DEADLINE_PASSED, "the proposal's deadline has passed", deadline=proposal.deadline)
+    return offer
+
+
+def read_offer(statement: Statement, charter: Charter) -> Offer:
+    """Read an offer that was checked when it came. Raises what `read_proposal` raises."""
+    proposal, payload = read_proposal(statement, charter)
     return Offer(proposal, statement, payload)
 
 
@@ -97,8 +112,10 @@ def check_agreement(
     mine: Answer,
     signed_before: Sequence[Agreement],
     now: str,
+    accepted: Collection[str] = (),
+    newest_revision: int = 0,
 ) -> None:
-    """Check obligations A1 to A6 before signing.
+    """Check obligations A1 to A8 before signing.
 
     Args:
         agreement: what the coordinator asks this organisation to sign.
@@ -107,29 +124,62 @@ def check_agreement(
         mine: this organisation's own answer, from its own journal.
         signed_before: agreements that this organisation signed for the same proposal revision.
         now: the present instant.
+        accepted: digests of the answers whose stricter terms this organisation accepted as the proposer.
+        newest_revision: the highest revision of the proposal known here.
 
     Raises:
-        ComityError: `AGREEMENT_INVALID`, `TERMS_TOO_WEAK`, `DEADLINE_PASSED`, `SIGNATURE_INVALID`.
+        ComityError: `AGREEMENT_INVALID`, `TERMS_TOO_WEAK`, `DEADLINE_PASSED`, `SIGNATURE_INVALID`, `SUPERSEDED`.
     """
     proposal = agreement.proposal
+    if proposal.revision < newest_revision:  # A8
+        raise ComityError(ErrorCode.SUPERSEDED, "a newer revision is known here", revision=newest_revision)
     if agreement.charter_digest != charter.digest or me not in agreement.parties:  # A1
         raise _invalid("it is not made under the charter in force here, or this organisation is no party")
     if mine.proposal_digest != proposal.digest or mine.decision != "allow":  # A2
         raise _invalid("this organisation did not allow that proposal")
-    read = {statement.issuer: read_answer(statement, charter) for statement in answers}  # A3
-    if set(read) != set(agreement.parties) or len(answers) != len(read):
-        raise _invalid("it does not rest on exactly one answer of each party")
-    for org, answer in read.items():
-        if answer.proposal_digest != proposal.digest or answer.decision != "allow":
-            raise _invalid(f"{org} did not allow that proposal")
+    read = _check_answers(agreement, answers, charter)  # A3
     if read[me] != mine:
         raise _invalid("it rests on another answer than this organisation gave")
     _check_terms(agreement, read, mine)  # A4
-    if proposal.deadline <= now:  # A5
+    if signing_ends(proposal.deadline) <= now:  # A5
         raise ComityError(ErrorCode.DEADLINE_PASSED, "the proposal's deadline has passed", deadline=proposal.deadline)
     for other in signed_before:  # A6
-        if other.digest != agreement.digest and not set(agreement.parties) < set(other.parties):
+        smaller = set(agreement.parties) < set(other.parties)
+        if other.digest != agreement.digest and not smaller and other.charter_digest == agreement.charter_digest:
             raise _invalid("this organisation signed another agreement for the same proposal")
+    if me == proposal.proposer:  # A7
+        _check_accepted(proposal, answers, read, accepted)
+
+
+def signing_ends(deadline: str) -> str:
+    """Return until when an agreement on a proposal with this deadline is signed here."""
+    return instants.to_text(instants.parse(deadline) + timedelta(seconds=SIGNING_S_MAX))
+
+
+def people_end(deadline: str, now: str) -> str:
+    """Return until when people here may decide on an agreement: the coordinator waits a little longer."""
+    window = instants.to_text(instants.parse(now) + timedelta(seconds=SIGNING_S))
+    last = min(max(deadline, window), signing_ends(deadline))
+    return before(last)
+
+
+def before(instant: str) -> str:
+    """Return the last instant at which a word of ours still arrives before `instant`."""
+    return instants.to_text(instants.parse(instant) - timedelta(seconds=MARGIN_S))
+
+
+def check_counter(statement: Statement, proposal: Proposal, charter: Charter) -> Answer:
+    """Check a counter-offer to our own proposal: signed by an organisation that is asked, for this very revision.
+
+    Raises:
+        ComityError: `NOT_A_MEMBER`, `SIGNATURE_INVALID`, `MALFORMED`, `FORBIDDEN`.
+    """
+    answer = read_answer(statement, charter)
+    if statement.issuer not in proposal.asked or answer.proposal_digest != proposal.digest:
+        raise ComityError(ErrorCode.FORBIDDEN, "no answer of an organisation that this proposal asks")
+    if answer.decision != "allow":
+        raise ComityError(ErrorCode.FORBIDDEN, "only an organisation that allows makes a counter-offer")
+    return answer
 
 
 def check_final(statement: Statement, charter: Charter) -> tuple[Agreement, QuorumCertificate]:
@@ -148,6 +198,26 @@ def check_final(statement: Statement, charter: Charter) -> tuple[Agreement, Quor
     keys: Mapping[str, bytes] = {org: charter.member(org).keys.certificate for org in agreement.parties}
     verify_certificate(certificate, message_for("agreement", agreement.digest), keys)
     return agreement, certificate
+
+
+def _check_answers(agreement: Agreement, answers: Sequence[Statement], charter: Charter) -> dict[str, Answer]:
+    read = {statement.issuer: read_answer(statement, charter) for statement in answers}
+    if set(read) != set(agreement.parties) or len(answers) != len(read):
+        raise _invalid("it does not rest on exactly one answer of each party")
+    for org, answer in read.items():
+        if answer.proposal_digest != agreement.proposal.digest or answer.decision != "allow":
+            raise _invalid(f"{org} did not allow that proposal")
+    return read
+
+
+def _check_accepted(
+    proposal: Proposal, answers: Sequence[Statement], read: Mapping[str, Answer], accepted: Collection[str]
+) -> None:
+    for statement in answers:
+        org = statement.issuer
+        taken = org == proposal.proposer or proposal.takes(read[org].terms)
+        if not taken and statement.digest not in accepted:
+            raise _invalid(f"nobody here accepted the counter-offer of {org}")
 
 
 def _check_terms(agreement: Agreement, read: Mapping[str, Answer], mine: Answer) -> None:

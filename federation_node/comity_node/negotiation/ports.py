@@ -62,6 +62,14 @@ class Reviews(Protocol):
         """Nobody needs to decide any more: open items of `subject` end; none is harmless."""
         ...
 
+    def end_of_proposal(self, conn: Connection, proposal: str, why: str) -> None:
+        """A proposal, by digest, ended without an agreement: nothing of it needs to be decided any more."""
+        ...
+
+    def note_asker(self, conn: Connection, proposal: str, user: str) -> None:
+        """Record which of our users made a proposal, by its digest: this user does not decide on it."""
+        ...
+
     def on_decided(self, stage: str, callback: Decided) -> None:
         """Await `callback(subject, verdict)` after the verdict is on disk; it may come twice."""
         ...

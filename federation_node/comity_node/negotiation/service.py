@@ -1,12 +1,12 @@
-"""Negotiation at the node: answer offers by our own policy, sign what holds, propose, withdraw.
+"""Negotiation at the node: answer offers by our own policy, sign what holds, propose, revise, accept, withdraw.
 
 Each handler is safe to run again: what was answered or signed once is only sent again, never decided again. A wait of
 another organisation for this one always ends in a message: an answer, a signature, or a withdrawal with its reason.
+`answering.py` and `signing.py` hold the two decisions; here are the messages and what people ask for.
 """
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,15 @@ import structlog
 
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.encoding import to_base64
-from comity_crypto.quorum import message_for
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.abilities import Abilities
-from comity_node.negotiation import model, store
+from comity_node.negotiation import model, signing, store
+from comity_node.negotiation.answering import OFFER, Answering
 from comity_node.negotiation.apps import AppStore
-from comity_policies.decisions import Decision, Stage
-from comity_policies.documents import Agreement, Answer, Proposal, Reason
-from comity_policies.terms import Terms, meet
+from comity_node.negotiation.pending import PendingItems
+from comity_node.negotiation.ports import STAGE_AGREEMENT, STAGE_PROPOSAL, Reviews
+from comity_node.negotiation.signing import AGREEMENT, Signing
+from comity_policies.documents import Agreement, CounterAcceptance, Proposal
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -31,32 +31,40 @@ if TYPE_CHECKING:
     from comity_node.training.datasets import DatasetCatalogue
     from comity_node.transport.model import Message
 
+REASON_CHARS_MAX = 400
 log = structlog.get_logger(__name__)
-
-EMPTY_DIGEST = "0" * 64
 
 
 class NegotiationService:
     """This organisation's voice in negotiations. Built by `build`."""
 
-    def __init__(self, node: NodeContext, catalogue: DatasetCatalogue) -> None:
+    def __init__(self, node: NodeContext, catalogue: DatasetCatalogue, reviews: Reviews) -> None:
         self._node = node
-        self._catalogue = catalogue
+        self._reviews = reviews
         self.apps = AppStore(node)
+        self._pending = PendingItems(node)
+        self._answering = Answering(node, catalogue, self.apps, reviews, self._pending, self._sign)
+        self._signing = Signing(node, reviews, self._pending, self._sign, self._withdraw_from)
+        self._pending.judge({OFFER: self._answering.offer_again, AGREEMENT: self._signing.agreement_again})
 
     def register(self) -> None:
-        """Take this capability's messages from the link."""
+        """Take this capability's messages from the link, and what people decided."""
         link = self._node.link
         link.register("offer", self.on_offer)
+        link.register("counter.offer", self.on_counter)
         link.register("agreement.sign", self.on_sign)
         link.register("agreement.final", self.on_final)
         link.register("negotiation.update", self.on_update)
+        self._reviews.on_decided(STAGE_PROPOSAL, self._answering.on_verdict)
+        self._reviews.on_decided(STAGE_AGREEMENT, self._signing.on_verdict)
 
     async def start(self) -> None:
-        """Nothing to resume: unanswered offers are still in the coordinator's outbox."""
+        """Go on with what could not be judged yet; anything else is still in the coordinator's outbox."""
+        await self._pending.start()
 
     async def stop(self) -> None:
-        """Nothing runs between messages."""
+        """What is pending stays in the journal."""
+        await self._pending.stop()
 
     async def get(self, digest: str) -> store.StoredAgreement:
         """Return an agreement that this organisation signed. Raises `AGREEMENT_UNKNOWN`."""
@@ -70,71 +78,51 @@ class NegotiationService:
         """Return the checked zip of an app. Raises `APP_INVALID`."""
         return self.apps.file(digest)
 
+    # -- for reviews and the policy
+
+    async def reconsider(self, proposal_digest: str) -> None:
+        """Ask the policy again about a proposal that waits for a person; see `Answering.reconsider`."""
+        await self._answering.reconsider(proposal_digest)
+
+    async def reconsider_all(self) -> None:
+        """Ask the policy again about everything that waits for a person; one that fails does not keep the others."""
+        for digest in await self._node.journal.run(store.prepared_digests):
+            try:
+                await self.reconsider(digest)
+            except ComityError as error:
+                log.warning("offer.not_reconsidered", proposal=digest, error=str(error))
+
+    async def answer_by_person(self, proposal_digest: str, allow: bool, reason: str, *, document: str = "") -> None:
+        """Answer as people decided; see `Answering.by_person`."""
+        await self._answering.by_person(proposal_digest, allow, reason, document=document)
+
+    # -- messages
+
     async def on_offer(self, message: Message) -> None:
         """Answer an offer by our own policy. Raises what `check_offer` raises: such an offer deserves no answer."""
-        body = _document(message.body)
-        charter = self._charter()
-        statement = Statement.from_json(body.get("proposal"))
-        offer = model.check_offer(statement, charter, self._node.settings.org, self._now())
-        proposal = offer.proposal
-        if await self._node.journal.run(lambda conn: store.find_answer(conn, proposal.digest)) is not None:
-            return
-        app = proposal.steps[0].app.digest
-        held = self.apps.holds(app)
-        try:
-            await self._node.journal.run(lambda conn: self._node.ledger.check_new(conn, statement))
-            await self.apps.receive(proposal, offer.app_payload, message.inline)
-            decision = await self._decide(proposal)
-            if decision.decision != "deny":
-                terms = meet(proposal.terms, decision.terms)
-                model.check_promises(proposal, terms, proposal.asked, charter, self._abilities())
-        except ComityError as error:
-            decision = _denied(error)
-        if decision.decision == "deny" and not held:
-            await asyncio.to_thread(self.apps.discard, app)
-        answer = self._answer(proposal, decision)
+        statement = Statement.from_json(_document(message.body).get("proposal"))
+        me, charter = self._node.settings.org, self._node.charters.in_force()
+        await self._answering.offer(model.check_offer(statement, charter, me, self._now()), message.inline)
+
+    async def on_counter(self, message: Message) -> None:
+        """Keep a counter-offer to our own proposal for whoever proposed it."""
+        statement = Statement.from_json(_document(message.body).get("answer"))
+        charter = self._node.charters.in_force()
 
         def write(conn: Connection) -> None:
-            store.add_proposal(conn, proposal, statement, "asked", self._now())
-            if store.add_answer(conn, answer, self._now()):
-                self._node.link.send(conn, "proposal.answer", answer)
+            found = store.find_proposal(conn, str(statement.body.get("proposal_digest")))
+            if found.proposal.proposer != self._node.settings.org:
+                raise ComityError(ErrorCode.FORBIDDEN, "a counter-offer goes to the proposer")
+            model.check_counter(statement, found.proposal, charter)
+            store.add_counter(conn, found.proposal.digest, statement, self._now())
 
         await self._node.journal.run(write)
-        log.info("offer.answered", proposal=proposal.proposal_id, decision=decision.decision)
+        log.info("counter.offered", org=statement.issuer)
 
     async def on_sign(self, message: Message) -> None:
         """Sign an agreement that holds; otherwise withdraw with the reason, so that nobody waits for us."""
-        body = _document(message.body)
-        agreement = Agreement.from_json(body.get("agreement"))
-        answers = [Statement.from_json(each) for each in _list(body.get("answers"))]
-
-        def write(conn: Connection) -> None:
-            self._node.ledger.check(conn)
-            said = store.find_answer_statement(conn, agreement.proposal.digest)
-            if said is None:
-                raise ComityError(ErrorCode.AGREEMENT_INVALID, "this organisation did not answer that proposal")
-            self._node.ledger.check_new(conn, said)
-            model.check_agreement(
-                agreement,
-                answers,
-                charter=self._charter(),
-                me=self._node.settings.org,
-                mine=Answer.from_json(said.body),
-                signed_before=store.signed_for(conn, agreement.proposal.digest),
-                now=self._now(),
-            )
-            charter, parties = self._charter(), agreement.parties
-            model.check_promises(agreement.proposal, agreement.terms, parties, charter, self._abilities())
-            store.add_agreement(conn, agreement, self._now())
-            self._node.link.send(conn, "agreement.signature", self._signature(agreement))
-
-        try:
-            await self._node.journal.run(write)
-        except ComityError as error:
-            if error.code is ErrorCode.JOURNAL_UNWRITABLE:
-                raise
-            log.warning("agreement.refused", agreement=agreement.digest, code=str(error.code), detail=error.detail)
-            await self._withdraw(agreement.proposal.proposal_id, None, f"{error.code}: {error.detail}")
+        agreement, answers = signing.read(_document(message.body))
+        await self._signing.agreement(agreement, answers)
 
     async def on_final(self, message: Message) -> None:
         """Check the certificate of all parties and put the agreement in force here."""
@@ -146,6 +134,9 @@ class NegotiationService:
         agreement, certificate = model.check_final(statement, charter)
 
         def write(conn: Connection) -> None:
+            other = store.final_of(conn, agreement.proposal.digest)
+            if other not in (None, agreement.digest):  # F2
+                raise ComityError(ErrorCode.AGREEMENT_INVALID, "another agreement of this proposal is final here")
             store.set_final(conn, agreement, certificate, statement, self._now())
             self._node.ledger.expect(conn, statement)
 
@@ -163,29 +154,43 @@ class NegotiationService:
 
         def write(conn: Connection) -> None:
             store.set_news(conn, proposal_id, revision, body)
+            digest = store.find_revision(conn, proposal_id, revision)
+            if digest is None:
+                return
             if withdrawn:
-                digest = store.find_proposal(conn, proposal_id).proposal.digest
                 for agreement in store.signed_for(conn, digest):
                     store.set_withdrawn(conn, agreement.digest)
+            if ended is not None or self._out(body):
+                store.drop_pending(conn, proposal_digest=digest)
+                self._reviews.end_of_proposal(conn, digest, "the negotiation has ended")
 
         await self._node.journal.run(write)
 
-    async def propose(self, proposal: Proposal, app: bytes | None) -> Statement:
+    def _out(self, news: dict[str, Any]) -> bool:
+        """Tell whether this organisation's own leg has ended."""
+        legs = news.get("legs")
+        rows = legs if isinstance(legs, list) else []
+        return any(row.get("org") == self._node.settings.org and row.get("state") == "TERMINATED" for row in rows)
+
+    # -- what people ask for
+
+    async def propose(self, proposal: Proposal, app: bytes | None, *, user: str = "") -> Statement:
         """Sign a proposal, seal its app to everyone asked, and hand both to the coordinator.
 
         Args:
             proposal: complete, with this organisation as proposer.
             app: the app's bundle; its digest must be the step's.
+            user: who of this organisation asks, and therefore does not decide on it here.
 
         Raises:
             ComityError: `NOT_A_MEMBER`, `APP_INVALID`, `FORBIDDEN`, `JOURNAL_UNWRITABLE`, what `check_promises` raises.
         """
-        charter = self._charter()
+        charter = self._node.charters.in_force()
         if proposal.proposer != self._node.settings.org:
             raise ComityError(ErrorCode.FORBIDDEN, "a node proposes in the name of its own organisation only")
         for org in proposal.asked:
             charter.member(org)
-        model.check_promises(proposal, proposal.terms, proposal.asked, charter, self._abilities())
+        model.check_promises(proposal, proposal.terms, proposal.asked, charter, self._node.services.get(Abilities))
         reference = None
         if app is not None:
             receivers = {org: charter.member(org).keys.sealing for org in (*proposal.asked, proposal.proposer)}
@@ -194,10 +199,53 @@ class NegotiationService:
 
         def write(conn: Connection) -> None:
             store.add_proposal(conn, proposal, statement, "proposer", self._now())
+            if user:
+                self._reviews.note_asker(conn, proposal.digest, user)
             self._node.link.send(conn, "proposal.submit", statement)
 
         await self._node.journal.run(write)
         return statement
+
+    async def revise(self, proposal: Proposal, *, user: str = "") -> Statement:
+        """Put a newer revision of an own proposal in the place of the one before, with the same app.
+
+        Raises:
+            ComityError: as `propose`; `CONFLICT` if a revision with this number is known here; `ILLEGAL_EVENT` if the
+                proposal led to an agreement.
+        """
+
+        def look(conn: Connection) -> None:
+            before = store.find_proposal(conn, proposal.proposal_id).proposal
+            if before.revision >= proposal.revision:
+                raise ComityError(ErrorCode.CONFLICT, "this revision exists", revision=before.revision)
+            if store.final_of(conn, before.digest) is not None:
+                raise ComityError(ErrorCode.ILLEGAL_EVENT, "an agreement is not revised: withdraw, and propose anew")
+
+        await self._node.journal.run(look)
+        return await self.propose(proposal, self.apps.bundle(proposal.steps[0].app.digest).data, user=user)
+
+    async def accept(self, name: str, org: str) -> CounterAcceptance:
+        """Take the stricter terms that `org` asked for in its answer to our own proposal, by id or digest.
+
+        Raises:
+            ComityError: `NOT_FOUND` if it is no proposal of ours or `org` made no counter-offer; `ILLEGAL_EVENT` if it
+                was accepted before.
+        """
+
+        def write(conn: Connection) -> CounterAcceptance:
+            proposal = store.find_proposal(conn, name).proposal
+            offers = [each for each in store.list_counters(conn, proposal.digest) if each.org == org]
+            if proposal.proposer != self._node.settings.org or not offers:
+                raise ComityError(ErrorCode.NOT_FOUND, f"{org} made no counter-offer to a proposal of ours")
+            if offers[-1].accepted_at is not None:
+                raise ComityError(ErrorCode.ILLEGAL_EVENT, "this counter-offer was accepted before")
+            answer = offers[-1].statement.digest
+            taken = CounterAcceptance(proposal.proposal_id, proposal.digest, org, answer)
+            store.accept_counter(conn, answer, self._now())
+            self._node.link.send(conn, "counter.accept", self._sign("counter-acceptance", taken.to_json()))
+            return taken
+
+        return await self._node.journal.run(write)
 
     async def withdraw(self, name: str, reason: str) -> None:
         """Withdraw from a proposal or agreement, named by proposal id or agreement digest. Raises `NOT_FOUND`."""
@@ -214,8 +262,14 @@ class NegotiationService:
         proposal_id, digest = await self._node.journal.run(look)
         await self._withdraw(proposal_id, digest, reason)
 
-    async def _withdraw(self, proposal_id: str, agreement: str | None, reason: str) -> None:
-        body = {"agreement": agreement, "proposal_id": proposal_id, "reason": reason[:500]}
+    async def _withdraw(self, proposal_id: str, agreement: str | None, reason: str, proposal: str = "") -> None:
+        body: dict[str, Any] = {
+            "agreement": agreement,
+            "proposal_id": proposal_id,
+            "reason": reason[:REASON_CHARS_MAX],
+        }
+        if proposal:
+            body["proposal"] = proposal
         statement = self._sign("withdrawal", body)
 
         def write(conn: Connection) -> None:
@@ -225,34 +279,9 @@ class NegotiationService:
 
         await self._node.journal.run(write)
 
-    async def _decide(self, proposal: Proposal) -> Decision:
-        me = self._node.settings.org
-        names = [ask.dataset for ask in proposal.datasets if ask.org == me]
-        document: dict[str, Any] = {
-            "proposal": proposal.to_json(),
-            "me": me,
-            "proposer": proposal.proposer,
-            "now": self._now(),
-            "datasets": self._catalogue.describe(names),
-            "app": self.apps.describe(proposal.steps[0].app.digest),
-        }
-        return await asyncio.to_thread(self._node.policy.decide, Stage.PROPOSAL, document)
-
-    def _answer(self, proposal: Proposal, decision: Decision) -> Statement:
-        answer = Answer(
-            proposal_digest=proposal.digest,
-            decision=decision.decision,
-            reasons=decision.reasons,
-            terms=decision.terms if decision.decision == "allow" else Terms(),
-            bundle_digest=decision.bundle_digest,
-            input_digest=decision.input_digest,
-            engine=decision.engine,
-        )
-        return self._sign("answer", answer.to_json())
-
-    def _signature(self, agreement: Agreement) -> Statement:
-        voice = self._node.keys.bls_sign(message_for("agreement", agreement.digest))
-        return self._sign("agreement-signature", {"agreement": agreement.digest, "bls": to_base64(voice)})
+    async def _withdraw_from(self, proposal_id: str, reason: str, proposal_digest: str) -> None:
+        """Take no part in this one revision: a newer one is another question."""
+        await self._withdraw(proposal_id, None, reason, proposal_digest)
 
     def _sign(self, kind: str, body: dict[str, Any]) -> Statement:
         settings = self._node.settings
@@ -260,31 +289,8 @@ class NegotiationService:
             self._node.keys, kind=kind, consortium=settings.consortium, issuer=settings.org, body=body
         )
 
-    def _abilities(self) -> Abilities:
-        return self._node.services.get(Abilities)
-
-    def _charter(self) -> Any:
-        charter = self._node.charters.current()
-        if charter is None:
-            raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force yet: sign the genesis first")
-        return charter
-
     def _now(self) -> str:
         return instants.to_text(self._node.clock())
-
-
-def _denied(error: ComityError) -> Decision:
-    """An offer that cannot even be judged is denied in the node's own name, with the catalogue's code."""
-    reason = Reason(rule="node.offer", code=str(error.code), message=error.detail or str(error.code))
-    return Decision(
-        decision="deny",
-        reasons=(reason,),
-        terms=Terms(),
-        bundle_digest=EMPTY_DIGEST,
-        input_digest=EMPTY_DIGEST,
-        engine="node",
-        duration_us=0,
-    )
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -294,17 +300,12 @@ def _document(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list) or len(value) > 64:
-        raise ComityError(ErrorCode.MALFORMED, "a short list expected")
-    return value
-
-
 def build(node: NodeContext) -> NegotiationService:
     """Build the capability and register its handlers."""
+    from comity_node.reviews.service import ReviewService
     from comity_node.training.datasets import DatasetCatalogue
 
-    service = NegotiationService(node, DatasetCatalogue(node.settings.home))
+    service = NegotiationService(node, DatasetCatalogue(node.settings.home), node.services.get(ReviewService))
     service.register()
     node.services.add(service)
     return service
