@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from comity.v1 import (
     enrolment_pb2_grpc,
@@ -50,6 +51,7 @@ from comity_crypto.notes import sign_note
 from comity_crypto.statements import Statement, sign_statement
 
 SWEEP_EVERY_S = 10.0
+BALLOTS_EVERY_S = 2.0
 # Appears when everything answers and goes when it ends: the ports, for whoever started us.
 READY_FILE = "ready.json"
 
@@ -151,6 +153,8 @@ class Coordinator:
             stack.callback(self.database.close)
             stack.callback(self.spool.close)
             self.database.create_all()
+            self.governance.ballots.register(self.hub)
+            self.membership.on_enrolled(self.governance.ballots.candidate)
             self.negotiation.register()
             self.training.register()
             self.hub.authorise_runs(self.training.parties_of)
@@ -161,7 +165,8 @@ class Coordinator:
             await self.engine.start(self.negotiation, self.training)
             stack.push_async_callback(self.engine.close)
             await self._serve_operator(stack)
-            tasks = [_keep(stack, sequencer.run), _keep(stack, self._sweep), _keep(stack, self.sums.run)]
+            work = (sequencer.run, self._sweep, self._end_ballots, self.sums.run)
+            tasks = [_keep(stack, each) for each in work]
             self._announce()
             stopped = asyncio.create_task(self._stop.wait())
             waiting: list[asyncio.Future[Any]] = [*tasks, stopped]
@@ -213,6 +218,15 @@ class Coordinator:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.spool.sweep()
+
+    async def _end_ballots(self) -> None:
+        """Every charter proposal ends at its deadline; whoever is late is named then."""
+        while True:
+            await asyncio.sleep(BALLOTS_EVERY_S)
+            try:
+                await self.database.run(self.governance.ballots.expire)
+            except (ComityError, SQLAlchemyError) as error:
+                log.error("ballots.not_ended", error=type(error).__name__, code=str(getattr(error, "code", "")))
 
     def _announce(self) -> None:
         where = {"port": self.port, "rest_port": self.rest_port}

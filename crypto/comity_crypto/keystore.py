@@ -3,7 +3,8 @@
 Rules (style.md; COMMON hostile-input rules apply to the disk as well):
 1. Folders 0700, files 0600, owned by the user who runs the node; anything looser is refused, not repaired.
 2. Files appear whole or not at all: written beside, fsynced, then linked or renamed.
-3. The organisation's keys are created once and never overwritten: a lost key is a new member, not a new file.
+3. The organisation's keys are created once and never lost by overwriting: successors that the members have put into
+   force take their place (`succeed`), and the former ones stay beside them under another name.
 4. TLS key, certificate and authority change together: each set has its own folder, and one small file names the
    current one, so a crash never leaves a key beside another key's certificate.
 """
@@ -96,6 +97,23 @@ class FileKeyStore:
             # No cause is attached: a parser's text about a secret stays out of logs.
             raise ComityError(ErrorCode.KEY_UNREADABLE, "the key file has not the right form") from None
         return OrgKeys(OrgSecrets(**values))
+
+    def succeed(self, successor: FileKeyStore) -> OrgKeys:
+        """Take the keys of `successor` in place of the present ones, which stay as `former-….json`; returns the new.
+
+        A crash leaves the former or the new ones in force, never none.
+
+        Raises:
+            ComityError: `KEY_UNREADABLE`.
+        """
+        keys, former = successor.load(), self.load()
+        if keys.public != former.public:
+            kept = self._folder / f"former-{former.public.fingerprint()}.json"
+            if not kept.exists():
+                _write(self._folder, kept.name, _read(self._folder / _KEYS), exclusive=True)
+            _write(self._folder, _KEYS, _read(successor._folder / _KEYS))
+        (successor._folder / _KEYS).unlink()
+        return keys
 
     def tls_key_pem(self) -> bytes:
         """Return the current TLS private key."""

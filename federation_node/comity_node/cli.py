@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from comity_node import admin
+from comity_node.governance import cli as charter_cli
 
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(ledger, name="ledger")
     app.command("invite")(invite)
     admin.register(app)
+    charter_cli.register(app)
 
 
 def join(

@@ -71,3 +71,8 @@ class NodeContext:
     policy: PolicyEngine
     clock: Callable[[], datetime]
     services: Services = field(default_factory=Services)
+
+    def take_keys(self, keys: OrgKeys) -> None:
+        """Use other keys of this organisation from now on; everybody asks for `keys` anew at each use."""
+        # The one change that the frame knows: members have put the new keys into force while the node runs.
+        object.__setattr__(self, "keys", keys)

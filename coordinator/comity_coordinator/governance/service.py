@@ -1,15 +1,20 @@
-"""Charter drafts, signatures, and putting a charter into force: each one transaction."""
+"""The genesis charter, its signatures, and putting charters into force: each one transaction.
+
+Every later charter is proposed and voted on by members (`ballots.py`); the genesis is signed by all founders.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.governance import model, store
+from comity_coordinator.governance.ballots import Ballots
+from comity_coordinator.governance.ports import Append, Send
 from comity_coordinator.membership import store as membership_store
 from comity_crypto.encoding import fields, from_base64
 from comity_crypto.quorum import QuorumCertificate, bls_verify, make_certificate, message_for
@@ -21,20 +26,6 @@ FINAL = "charter.final"
 CHARTERS_PAGE = 64
 _BLS_BYTES = 96
 _SIGNATURE_BYTES_MAX = 4_096
-
-
-class Append(Protocol):
-    """`Ledger.append`."""
-
-    def __call__(self, conn: Connection, statement: Statement, recipients: Sequence[str] = ()) -> bool:
-        """Queue a statement for the log."""
-
-
-class Send(Protocol):
-    """`Hub.enqueue`."""
-
-    def __call__(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
-        """Send a durable message."""
 
 
 def charter_in_force(conn: Connection) -> Charter | None:
@@ -74,33 +65,43 @@ class Governance:
         self._sign = sign
         self._append = append
         self._send = send
+        self.ballots = Ballots(charter_in_force, self._enforce, sign, append, send)
 
     def draft(self, conn: Connection) -> Charter:
-        """Return the next charter as it stands. Raises `NOT_FOUND` if nothing is to be decided."""
-        return self._next(conn)[1]
+        """Return the genesis draft, later the newest charter that is voted on. Raises `NOT_FOUND` if there is none."""
+        if charter_in_force(conn) is None:
+            return self._genesis(conn)
+        found = self.ballots.newest_open(conn)
+        if found is None:
+            raise ComityError(ErrorCode.NOT_FOUND, "nothing is to be decided")
+        return found[0].charter
 
     def signed_by(self, conn: Connection, charter: Charter) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return (who signed this draft, whose signature is awaited)."""
+        found = self.ballots.newest_open(conn)
+        if found is not None:
+            return found[1].allowed, found[1].awaited
         signed = tuple(org for org, _ in store.signatures_of(conn, charter.digest))
-        judges = model.judges(charter_in_force(conn), charter)
-        return signed, tuple(org for org in judges if org not in signed)
+        return signed, tuple(org for org in charter.organisations if org not in signed)
 
     def submit(self, conn: Connection, org: str, data: bytes) -> bool:
-        """Take the signature of `org` over the present draft; True once the charter is in force.
+        """Take the signature of `org` over the genesis draft; True once the charter is in force.
 
         Raises:
             ComityError: `MALFORMED`, `FORBIDDEN`, `SIGNATURE_INVALID`, `NOT_A_MEMBER`, `NOT_FOUND`; `CONFLICT` if the
-                draft is another one by now (fact `digest`); `ILLEGAL_EVENT` for a single founder.
+                draft is another one by now (fact `digest`); `ILLEGAL_EVENT` for a single founder, and once there is a
+                charter: later ones are voted on.
         """
         statement = Statement.from_bytes(data, max_bytes=_SIGNATURE_BYTES_MAX)
         body = fields(statement.body, frozenset({"charter", "bls"}), what="a charter signature")
         final = charter_in_force(conn)
-        if final is not None and body["charter"] == final.digest:
-            return True  # it came into force before this signature arrived
-        in_force, charter = self._next(conn)
-        needed = model.needed(in_force, charter)
-        judges = in_force or charter
-        keys = judges.member(org).keys
+        if final is not None:
+            if body["charter"] == final.digest:
+                return True  # it came into force before this signature arrived
+            raise ComityError(ErrorCode.ILLEGAL_EVENT, "the genesis is signed; later charters are voted on")
+        charter = self._genesis(conn)
+        model.check_founders(charter)
+        keys = charter.member(org).keys
         if statement.issuer != org:
             raise ComityError(ErrorCode.FORBIDDEN, "the statement is not of the organisation that sent it")
         verify_statement(statement, keys.statement, kind=SIGNATURE, consortium=self._consortium)
@@ -110,33 +111,28 @@ class Governance:
         if not bls_verify(keys.certificate, message_for("charter", charter.digest), bls):
             raise ComityError(ErrorCode.SIGNATURE_INVALID, "the BLS signature does not hold")
         store.add_signature(conn, charter.digest, org, data)
-        given = [
-            (signer, Statement.from_bytes(found))
-            for signer, found in store.signatures_of(conn, charter.digest)
-            if signer in judges.organisations
-        ]
-        if len(given) < needed:
+        given = [(signer, Statement.from_bytes(found)) for signer, found in store.signatures_of(conn, charter.digest)]
+        if {signer for signer, _ in given} != set(charter.organisations):
             return False
-        self._enforce(conn, in_force, charter, given)
+        self._enforce(conn, None, charter, given)
         return True
 
     def charters(self, conn: Connection, from_version: int) -> Sequence[bytes]:
         """Return final charters from a version on, oldest first, at most `CHARTERS_PAGE`."""
         return store.charters_from(conn, from_version, CHARTERS_PAGE)
 
-    def _next(self, conn: Connection) -> tuple[Charter | None, Charter]:
-        in_force = charter_in_force(conn)
+    def _genesis(self, conn: Connection) -> Charter:
         members = [
             Member(row.org, row.title, row.owner, row.keys)
             for row in membership_store.all_members(conn)
             if row.revoked_at is None
         ]
-        charter = model.draft(
-            in_force, members, consortium=self._consortium, log_name=self._log_name, log_key=self._log_key
+        charter = model.genesis_draft(
+            members, consortium=self._consortium, log_name=self._log_name, log_key=self._log_key
         )
         if charter is None:
             raise ComityError(ErrorCode.NOT_FOUND, "nothing is to be decided")
-        return in_force, charter
+        return charter
 
     def _enforce(
         self, conn: Connection, in_force: Charter | None, charter: Charter, given: Sequence[tuple[str, Statement]]
@@ -160,3 +156,4 @@ class Governance:
         self._append(conn, statement, concerned)
         for org in concerned:
             self._send(conn, org, FINAL, {"statement": statement.to_json()})
+        self.ballots.in_force(conn, in_force, charter)

@@ -94,6 +94,11 @@ class Membership:
         self._authority = authority
         self._keys = keys
         self._genesis = genesis
+        self._enrolled: Callable[[Connection, Member, str], None] | None = None
+
+    def on_enrolled(self, callback: Callable[[Connection, Member, str], None]) -> None:
+        """Call `callback(conn, member, sponsor)` in the transaction that enrols an organisation."""
+        self._enrolled = callback
 
     def invite(self, conn: Connection, sponsor: str, org: str, valid_s: int) -> Invitation:
         """Register an invitation by `sponsor` (already admitted, or the coordinator) and issue its join certificate.
@@ -190,6 +195,8 @@ class Membership:
             ),
         )
         store.use_token(conn, token_id, digest, certificate_pem)
+        if self._enrolled is not None:
+            self._enrolled(conn, member, token.sponsor)
         return certificate_pem
 
     def rotate(self, conn: Connection, org: str, csr_pem: bytes, signature: bytes) -> bytes:

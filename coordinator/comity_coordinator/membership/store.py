@@ -85,6 +85,12 @@ def add_member(conn: Connection, row: MemberRow) -> None:
     )
 
 
+def set_public(conn: Connection, org: str, title: str, owner: str, keys: MemberKeys) -> None:
+    """Keep in step with a charter that names another title, owner or keys."""
+    text = canonical.canonical(keys.to_json()).decode()
+    conn.execute(update(members).where(members.c.org == org).values(title=title, owner=owner, keys=text))
+
+
 def set_next_serial(conn: Connection, org: str, serial: str) -> None:
     """Note a certificate that was issued and not yet presented."""
     conn.execute(update(members).where(members.c.org == org).values(next_serial=serial))

@@ -32,6 +32,10 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/genesis"): ROLES,
     ("POST", "/v1/genesis/sign"): _ADMIN,
     ("GET", "/v1/charter"): ROLES,
+    ("GET", "/v1/charter/proposals"): ROLES,
+    ("GET", "/v1/charter/proposals/{digest}"): ROLES,
+    ("POST", "/v1/charter/proposals"): _ADMIN,
+    ("POST", "/v1/charter/votes"): _ADMIN,
     # ledger
     ("GET", "/v1/ledger"): ROLES,
     ("GET", "/v1/ledger/export"): frozenset({ADMIN, AUDITOR}),
@@ -45,6 +49,8 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/proposals"): _PROPOSER,
     ("GET", "/v1/proposals"): ROLES,
     ("GET", "/v1/proposals/{name}"): ROLES,
+    ("POST", "/v1/proposals/{name}/accept"): _PROPOSER,
+    ("POST", "/v1/proposals/{name}/revise"): _PROPOSER,
     ("GET", "/v1/agreements"): ROLES,
     ("POST", "/v1/withdrawals"): frozenset({ADMIN, PROPOSER}),
     # reviews

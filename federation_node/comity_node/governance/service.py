@@ -1,7 +1,8 @@
-"""Consent to charters, and keeping up with those that others made final.
+"""Consent to the genesis charter, and keeping up with the charters that came into force.
 
-Rules: a draft is signed only by the digest that a person typed (it says what they compared with the other founders),
-only if it carries this node's own keys and pinned log key, and only if it follows the charter in force.
+Rules: the genesis draft is signed only by the digest that a person typed (it says what they compared with the other
+founders), and only if it carries this node's own keys and pinned log key. Every later charter is proposed and voted on
+(`decisions.py`); `genesis show` and `genesis sign` then mean the newest open proposal.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import structlog
 from comity.v1 import membership_pb2
 from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.keys import MemberKeys
 from comity_crypto.quorum import message_for
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.context import NodeContext
+from comity_node.governance.decisions import CharterDecisions
+from comity_node.governance.own_keys import OwnKeys
 from comity_node.governance.store import CHARTER_KIND, NOT_AS_TYPED
 from comity_node.transport.dial import ask
 from comity_node.transport.model import Message
-from comity_policies.charter import Charter, changes, genesis_name, matches_genesis
+from comity_policies.charter import Adopted, Charter, genesis_name, matches_genesis
+from comity_policies.charter_votes import Ballot
 
 CHARTERS_AT_ONCE_MAX = 256
 SIGNATURE_KIND = "charter-signature"
@@ -59,29 +64,43 @@ class GovernanceService:
     def __init__(self, node: NodeContext) -> None:
         self._node = node
         self._lock = asyncio.Lock()
+        self.own_keys = OwnKeys(node)
+        self.decisions = CharterDecisions(node, self.own_keys)
         node.link.register("charter.final", self._final)
         node.link.on_connected(self.catch_up)
 
     async def start(self) -> None:
-        """Nothing to resume: charters come when the link opens."""
+        """Finish a change of keys that a crash interrupted; charters come when the link opens."""
+        self.own_keys.switch()
 
     async def stop(self) -> None:
         """Nothing to end."""
 
     async def draft(self) -> Draft:
-        """Return the draft of the next charter, as the coordinator shows it; not verified."""
+        """Return the genesis draft as the coordinator shows it, not verified; later the newest open proposal.
+
+        Raises:
+            ComityError: `NOT_FOUND` if nothing is to be decided.
+        """
+        current = self._node.charters.current()
+        if current is not None:
+            return await self._proposed(current)
         request = membership_pb2.GetCharterDraftRequest()
         found = await ask(self._node.dialer.membership().GetCharterDraft, request)
         charter = Charter.from_json(canonical.parse(found.charter))
         return Draft(charter, tuple(found.signed_by), tuple(found.awaited))
 
     async def sign(self, typed: str) -> bool:
-        """Sign the draft whose digest or name is `typed`; True once it is in force at the coordinator.
+        """Sign the genesis draft whose digest or name is `typed`; True once it is in force at the coordinator.
+
+        Later this is a yes to the open proposal that is called so.
 
         Raises:
             ComityError: `GENESIS_MISMATCH` if the draft has another digest, `CHARTER_INVALID` if it does not hold,
                 `CONFLICT` if this node signed another successor.
         """
+        if self._node.charters.current() is not None:
+            return bool((await self.decisions.vote(typed))["in_force"])
         charter = (await self.draft()).charter
         if not matches_genesis(charter, typed):
             raise ComityError(
@@ -104,6 +123,14 @@ class GovernanceService:
         if answer.final:
             await self.catch_up()
         return answer.final
+
+    def next_keys(self) -> tuple[str, MemberKeys]:
+        """Return this organisation and its next public keys, made now unless they are there."""
+        return self._node.settings.org, self.own_keys.prepare()
+
+    def adopted(self, size: int, root: str) -> Adopted:
+        """Return where the log of the charter in force ended, for a proposal to change the coordinator."""
+        return Adopted(self._node.charters.in_force().log_name, size, root)
 
     async def catch_up(self) -> None:
         """Fetch and verify the final charters that this node has not seen."""
@@ -133,24 +160,30 @@ class GovernanceService:
             await self._node.journal.run(lambda conn: self._node.ledger.expect(conn, statement))
             charter = self._node.charters.in_force()
             log.info("charter.in_force", version=charter.version, name=genesis_name(charter))
+            self.own_keys.switch()
+            self.decisions.accepted(charter.digest)
+            await self.decisions.in_force()
+
+    async def _proposed(self, current: Charter) -> Draft:
+        known = await self.decisions.newest_open()
+        if known is None:
+            raise ComityError(ErrorCode.NOT_FOUND, "nothing is to be decided")
+        ballot = Ballot(current, known.proposal, await self.decisions.votes(known.charter))
+        return Draft(known.charter, ballot.allowed, ballot.awaited)
 
     def _check(self, charter: Charter) -> None:
-        settings, current = self._node.settings, self._node.charters.current()
+        """What this node would never sign as genesis."""
+        settings = self._node.settings
         if charter.consortium != settings.consortium:
             raise ComityError(ErrorCode.CHARTER_INVALID, "a charter of another consortium")
         if charter.member(settings.org).keys != self._node.keys.public:
             raise ComityError(ErrorCode.CHARTER_INVALID, "the draft names other keys for this organisation")
-        if current is None:
-            if charter.version != self._node.charters.next_version():
-                raise ComityError(ErrorCode.CHARTER_INVALID, "not a genesis charter")
-            if charter.log_public_key != settings.log_key_bytes:
-                raise ComityError(ErrorCode.CHARTER_INVALID, "the draft names another log key than enrolment did")
-            if settings.genesis is not None and not matches_genesis(charter, settings.genesis):
-                raise ComityError(ErrorCode.GENESIS_MISMATCH, NOT_AS_TYPED, draft=genesis_name(charter))
-            return
-        if charter.version != current.version + 1 or charter.previous != current.digest:
-            raise ComityError(ErrorCode.CHARTER_INVALID, "the draft does not follow the charter in force")
-        changes(current, charter)
+        if charter.version != self._node.charters.next_version():
+            raise ComityError(ErrorCode.CHARTER_INVALID, "not a genesis charter")
+        if charter.log_public_key != settings.log_key_bytes:
+            raise ComityError(ErrorCode.CHARTER_INVALID, "the draft names another log key than enrolment did")
+        if settings.genesis is not None and not matches_genesis(charter, settings.genesis):
+            raise ComityError(ErrorCode.GENESIS_MISMATCH, NOT_AS_TYPED, draft=genesis_name(charter))
 
 
 def build(node: NodeContext) -> GovernanceService:

@@ -3,14 +3,17 @@
 Rules:
 1. A charter enters only through `accept`, which verifies it against the one before it, and the genesis charter against
    the digest that a person typed: at `join` or when signing.
-2. A node signs at most one successor for each version; a second, different one is refused for ever. Drafts of the
-   genesis charter may change while founders are still joining, and each is signed by its typed digest.
-3. The coordinator's log key in the genesis charter is the one that was pinned at enrolment.
+2. A node signs at most one successor for each version; a second, different one is refused until so many members have
+   denied the first that it can never be certified, or a person takes the responsibility (docs/charter.md). Drafts of
+   the genesis charter may change while founders are still joining, and each is signed by its typed digest.
+3. The coordinator's log key in the genesis charter is the one that was pinned at enrolment; whoever states a later
+   charter is the log that this charter names, and the members' certificate decides, not the log.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -96,7 +99,7 @@ class CharterStore:
         if charter.version != self.next_version():
             raise ComityError(ErrorCode.CHARTER_INVALID, "not the next version", version=charter.version)
         previous = self.current()
-        log_key = charter.log_public_key if previous is None else previous.log_public_key
+        log_key = charter.log_public_key
         if previous is None and not hmac.compare_digest(log_key, self._settings.log_key_bytes):
             raise ComityError(ErrorCode.CHARTER_INVALID, "the genesis charter names another log key than enrolment did")
         verify_statement(statement, log_key, kind=CHARTER_KIND, consortium=self._settings.consortium)
@@ -112,14 +115,28 @@ class CharterStore:
             self._chain.append(charter)
         return True
 
-    def sign_once(self, conn: Connection, charter: Charter) -> None:
-        """Note that this node signs `charter`. Raises `CONFLICT` if it signed another successor (rule 2)."""
-        query = sa.select(_signatures.c.digest).where(_signatures.c.version == charter.version)
-        signed = set(conn.execute(query).scalars())
+    def signed(self, conn: Connection, version: int) -> set[str]:
+        """Return the digests of the charters of this version that this node has signed."""
+        query = sa.select(_signatures.c.digest).where(_signatures.c.version == version)
+        return set(conn.execute(query).scalars())
+
+    def sign_once(self, conn: Connection, charter: Charter, released: Collection[str] = ()) -> None:
+        """Note that this node signs `charter`.
+
+        Args:
+            conn: the transaction in which the signature is sent.
+            charter: the genesis draft, or a successor.
+            released: digests that this node signed and that can never be certified any more (rule 2).
+
+        Raises:
+            ComityError: `CONFLICT` if this node signed another successor.
+        """
+        signed = self.signed(conn, charter.version)
         if charter.digest in signed:
             return
-        if signed and charter.version > GENESIS_VERSION:
-            raise ComityError(ErrorCode.CONFLICT, "this node signed another charter of this version")
+        held = sorted(signed - set(released))
+        if held and charter.version > GENESIS_VERSION:
+            raise ComityError(ErrorCode.CONFLICT, "this node signed another charter of this version", signed=held[0])
         conn.execute(
             _signatures.insert().values(version=charter.version, digest=charter.digest, signed_at=instants.now_text())
         )

@@ -33,6 +33,9 @@ UNCLAIMED_KEPT = 4_096
 EXPECTED_KINDS = frozenset(
     {
         "charter",
+        "charter-proposal",
+        "charter-vote",
+        "charter-ended",
         "proposal",
         "answer",
         "counter-acceptance",
