@@ -126,6 +126,17 @@ def _proposal(name: str) -> Call[doc.ProposalView]:
     return Call("GET", f"/v1/proposals/{segment(name)}")
 
 
+def _accept(name: str, org: str) -> Call[dict[str, str]]:
+    """Accept the stricter terms that `org` asks of an own proposal."""
+    return Call("POST", f"/v1/proposals/{segment(name)}/accept", {"org": org})
+
+
+def _revise(name: str, wish: doc.RevisionWish) -> Call[doc.Proposed]:
+    """Put a newer revision in the place of an own proposal."""
+    path = f"/v1/proposals/{segment(name)}/revise"
+    return Call("POST", path, dict(wish), timeout_s=LONG_ANSWER_TIMEOUT_S)
+
+
 def _agreements() -> Call[list[doc.AgreementView]]:
     """Return the agreements that this organisation signed, newest first."""
     return Call("GET", "/v1/agreements")
@@ -268,6 +279,8 @@ class NodeRoutes:
     propose = Route(_propose)
     proposals = Route(_proposals)
     proposal = Route(_proposal)
+    accept = Route(_accept)
+    revise = Route(_revise)
     agreements = Route(_agreements)
     withdraw = Route(_withdraw)
     datasets = Route(_datasets)

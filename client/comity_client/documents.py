@@ -72,8 +72,19 @@ class Invitation(TypedDict):
     genesis: str | None
 
 
+class Difference(TypedDict):
+    """One term in which an offer goes beyond what was asked."""
+
+    field: str
+    asked: Any
+    offered: Any
+
+
 class Leg(TypedDict):
-    """One organisation's side of a negotiation; `move` names whose move it is."""
+    """One organisation's side of a negotiation; `move` names whose move it is.
+
+    `message` is the Dataspace Protocol's name of what led to the state.
+    """
 
     org: str
     required: bool
@@ -82,6 +93,8 @@ class Leg(TypedDict):
     until: str
     move: str
     reasons: list[dict[str, str]]
+    message: str
+    difference: list[Difference]
 
 
 class News(TypedDict):
@@ -91,6 +104,7 @@ class News(TypedDict):
     revision: int
     state: str
     legs: list[Leg]
+    then: str
     agreement: str | None
     conflict: dict[str, Any] | None
     ended: dict[str, Any] | None
@@ -104,10 +118,20 @@ class Proposed(TypedDict):
     proposal: dict[str, Any]
 
 
-class ProposalView(TypedDict):
-    """One proposal as this node knows it."""
+class CounterOffer(TypedDict):
+    """A counter-offer to an own proposal, as its organisation signed it; `answer` is the statement's digest."""
+
+    org: str
+    answer: str
+    difference: list[Difference]
+    accepted_at: str | None
+
+
+class _Listed(TypedDict):
+    """One proposal as this node knows it; `pending` says why this node could not judge it yet."""
 
     proposal_id: str
+    revision: int
     digest: str
     role: str
     purpose: str
@@ -116,7 +140,14 @@ class ProposalView(TypedDict):
     deadline: str
     received_at: str
     news: News | None
+    pending: dict[str, Any] | None
     proposal: dict[str, Any]
+
+
+class ProposalView(_Listed, total=False):
+    """One proposal; `counters` only where one is shown by its name."""
+
+    counters: list[CounterOffer]
 
 
 class AgreementView(TypedDict):
@@ -207,3 +238,16 @@ class TrainWish(TypedDict, total=False):
     terms: dict[str, Any]
     deadline_s: int
     reply_timeout_s: int
+    accepts: str
+    bounds: dict[str, Any]
+
+
+class RevisionWish(TypedDict, total=False):
+    """What `revise` takes; everything else stays as it is."""
+
+    terms: dict[str, Any]
+    without: list[str]
+    deadline_s: int
+    minimum: int
+    accepts: str
+    bounds: dict[str, Any]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.documents import Genesis, News, ProposalView, RunView
+from comity_client.documents import Genesis, Leg, News, ProposalView, RunView
 from comity_client.sdk import Node
 
 # The node's local API answers from its journal in milliseconds; people do not see a quarter of a second.
@@ -65,7 +65,12 @@ def movers(news: News) -> tuple[str, ...]:
     if news["state"] in ENDED_WITHOUT:
         move = (news.get("ended") or {}).get("move") or ""
         return tuple(sorted(who for who in move.split(",") if who))
-    return tuple(sorted({who for leg in news["legs"] for who in leg["move"].split(",") if who}))
+    return tuple(sorted({who for leg in _open_legs(news) for who in leg["move"].split(",") if who}))
+
+
+def _open_legs(news: News) -> list[Leg]:
+    """Return the legs that somebody can bring on."""
+    return [leg for leg in news["legs"] if leg["move"] and leg["state"] != "TERMINATED"]
 
 
 def refusals(news: News) -> list[dict[str, str]]:
@@ -157,10 +162,13 @@ def _proposal_wait(view: ProposalView) -> Wait | None:
         return Wait("proposal", view["proposal_id"], "SUBMITTED", ("coordinator",), view["received_at"], "", then)
     if news["state"] == AGREED or news["state"] in ENDED_WITHOUT:
         return None
-    open_legs = [leg for leg in news["legs"] if leg["move"]]
+    open_legs = _open_legs(news)
     since = min((leg["since"] for leg in open_legs), default="")
     until = min((leg["until"] for leg in open_legs if leg["until"]), default=view["deadline"])
-    then = _THEN.get(news["state"], "")
+    then = news.get("then") or _THEN.get(news["state"], "")
+    offered = [leg["org"] for leg in news["legs"] if leg["state"] == "OFFERED"]
+    if offered and view.get("role") == "proposer":
+        then += f"; till then: comity proposals accept {view['proposal_id']} {offered[0]}, or revise it"
     return Wait("proposal", view["proposal_id"], news["state"], movers(news), since, until, then)
 
 

@@ -52,6 +52,13 @@ def train(
     ] = None,
     config: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the app's run config; repeat it.")] = None,
     terms: Annotated[Path | None, typer.Option(help="JSON file with further terms.", dir_okay=False)] = None,
+    accepts: Annotated[
+        str | None,
+        typer.Option(help="Stricter terms taken unasked: any, none, or within the bounds; by default any."),
+    ] = None,
+    bound: Annotated[
+        list[str] | None, typer.Option(help="TERM=VALUE, the strictest taken unasked; repeat it. Implies within.")
+    ] = None,
     deadline: Annotated[str, typer.Option(help="How long answers are awaited: 90s, 30m, 24h, 7d.")] = "24h",
     title: Annotated[str, typer.Option(help="What people read; by default the app's name.")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to the end, or return at once.")] = True,
@@ -70,6 +77,9 @@ def train(
         wish["rounds"] = rounds
     if aggregation is not None:
         wish["aggregation"] = aggregation
+    if accepts is not None or bound:
+        wish["accepts"] = accepts or "within"
+        wish["bounds"] = read_values(bound or [])
     with Node(home) as node:
         proposed = node.propose(wish)
         outcome: dict[str, Any] = {"proposal_id": proposed["proposal_id"], "digest": proposed["digest"]}
@@ -133,6 +143,20 @@ def run_config(items: list[str]) -> dict[str, bool | int | str]:
         elif re.fullmatch(r"-?[0-9]{1,15}", value):
             found[key] = int(value)
         else:
+            found[key] = value
+    return found
+
+
+def read_values(items: list[str]) -> dict[str, Any]:
+    """Return `TERM=VALUE` items as terms: a value is JSON if it can be read as such, else text."""
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key or len(value) > TERMS_BYTES_MAX:
+            raise ComityError(ErrorCode.MALFORMED, f"a term is written TERM=VALUE, not {item[:64]}")
+        try:
+            found[key] = json.loads(value)
+        except (ValueError, RecursionError):
             found[key] = value
     return found
 

@@ -1,22 +1,37 @@
-"""The negotiation's part of the node's local API: propose, see who is awaited, withdraw."""
+"""The negotiation's part of the node's API: propose, see who is awaited, accept counter-offers, revise, withdraw."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_node.access.api import principal
+from comity_node.access.model import Principal
 from comity_node.negotiation import store
-from comity_node.negotiation.drafting import DEADLINE_S_DEFAULT, REPLY_TIMEOUT_S_DEFAULT, TrainWish, draft
+from comity_node.negotiation.drafting import (
+    DEADLINE_S_DEFAULT,
+    REPLY_TIMEOUT_S_DEFAULT,
+    Revision,
+    TrainWish,
+    draft,
+    revised,
+)
 from comity_node.negotiation.service import NegotiationService
 from comity_node.training.datasets import DatasetCatalogue
+from comity_policies.terms import difference
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from comity_node.context import NodeContext
+
+Who = Annotated[Principal, Depends(principal)]
+DEADLINE_S_MAX = 90 * 24 * 3600
 
 
 class TrainRequest(BaseModel):
@@ -36,8 +51,31 @@ class TrainRequest(BaseModel):
     run_config: dict[str, bool | int | str] = Field(default_factory=dict)
     aggregation: str = "lead-key"
     terms: dict[str, Any] = Field(default_factory=dict)
-    deadline_s: int = Field(default=DEADLINE_S_DEFAULT, ge=1, le=90 * 24 * 3600)
+    deadline_s: int = Field(default=DEADLINE_S_DEFAULT, ge=1, le=DEADLINE_S_MAX)
     reply_timeout_s: int = Field(default=REPLY_TIMEOUT_S_DEFAULT, ge=1)
+    accepts: str = Field(default="any", max_length=16)
+    bounds: dict[str, Any] = Field(default_factory=dict)
+
+
+class RevisionRequest(BaseModel):
+    """What changes in the next revision of an own proposal."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    terms: dict[str, Any] = Field(default_factory=dict)
+    without: list[str] = Field(default_factory=list, max_length=64)
+    deadline_s: int = Field(default=DEADLINE_S_DEFAULT, ge=1, le=DEADLINE_S_MAX)
+    minimum: int | None = Field(default=None, ge=1)
+    accepts: str | None = Field(default=None, max_length=16)
+    bounds: dict[str, Any] = Field(default_factory=dict)
+
+
+class AcceptRequest(BaseModel):
+    """Whose counter-offer is accepted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    org: str = Field(max_length=63)
 
 
 class WithdrawRequest(BaseModel):
@@ -56,7 +94,7 @@ def router(node: NodeContext) -> APIRouter:
     catalogue = DatasetCatalogue(node.settings.home)
 
     @routes.post("/v1/proposals", status_code=201)
-    async def propose(request: TrainRequest) -> dict[str, Any]:
+    async def propose(request: TrainRequest, who: Who) -> dict[str, Any]:
         """Propose a training to other organisations."""
         charter = node.charters.current()
         if charter is None:
@@ -71,18 +109,44 @@ def router(node: NodeContext) -> APIRouter:
         proposal, bundle = await asyncio.to_thread(
             draft, wish, charter=charter, me=node.settings.org, own_columns=columns, now=node.clock()
         )
-        await service.propose(proposal, bundle.data)
+        await service.propose(proposal, bundle.data, user=who.user)
         return {"proposal_id": proposal.proposal_id, "digest": proposal.digest, "proposal": proposal.to_json()}
 
     @routes.get("/v1/proposals")
     async def list_proposals() -> list[dict[str, Any]]:
         """List proposals, newest first, with whose move it is."""
-        return [_plain(each) for each in await node.journal.run(store.list_proposals)]
+
+        def read(conn: Connection) -> list[dict[str, Any]]:
+            pending = store.list_pending(conn)
+            return [_plain(each, pending.get(each.proposal.digest)) for each in store.list_proposals(conn)]
+
+        return await node.journal.run(read)
 
     @routes.get("/v1/proposals/{name}")
     async def show_proposal(name: str) -> dict[str, Any]:
-        """Show one proposal by id or digest."""
-        return _plain(await node.journal.run(lambda conn: store.find_proposal(conn, name)))
+        """Show one proposal by id or digest, with the counter-offers that came for it."""
+
+        def read(conn: Connection) -> dict[str, Any]:
+            found = store.find_proposal(conn, name)
+            counters = store.list_counters(conn, found.proposal.digest)
+            plain = _plain(found, store.list_pending(conn).get(found.proposal.digest))
+            return {**plain, "counters": [_counter(found, each) for each in counters]}
+
+        return await node.journal.run(read)
+
+    @routes.post("/v1/proposals/{name}/accept")
+    async def accept(name: str, request: AcceptRequest) -> dict[str, Any]:
+        """Accept the stricter terms that an organisation asks of an own proposal."""
+        return (await service.accept(name, request.org)).to_json()
+
+    @routes.post("/v1/proposals/{name}/revise", status_code=201)
+    async def revise(name: str, request: RevisionRequest, who: Who) -> dict[str, Any]:
+        """Put a newer revision in the place of an own proposal; everyone answers anew."""
+        before = (await node.journal.run(lambda conn: store.find_proposal(conn, name))).proposal
+        change = Revision(**{**request.model_dump(), "without": tuple(request.without)})
+        proposal = revised(before, change, now=node.clock())
+        await service.revise(proposal, user=who.user)
+        return {"proposal_id": proposal.proposal_id, "digest": proposal.digest, "proposal": proposal.to_json()}
 
     @routes.get("/v1/agreements")
     async def list_agreements() -> list[dict[str, Any]]:
@@ -111,9 +175,20 @@ def router(node: NodeContext) -> APIRouter:
     return routes
 
 
-def _plain(stored: store.StoredProposal) -> dict[str, Any]:
+def _counter(stored: store.StoredProposal, counter: store.Counter) -> dict[str, Any]:
+    """Show a counter-offer by what was signed, whatever the coordinator says of it."""
+    return {
+        "org": counter.org,
+        "answer": counter.statement.digest,
+        "difference": difference(stored.proposal.terms, counter.answer.terms),
+        "accepted_at": counter.accepted_at,
+    }
+
+
+def _plain(stored: store.StoredProposal, pending: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "proposal_id": stored.proposal.proposal_id,
+        "revision": stored.proposal.revision,
         "digest": stored.proposal.digest,
         "role": stored.role,
         "purpose": stored.proposal.purpose,
@@ -122,5 +197,6 @@ def _plain(stored: store.StoredProposal) -> dict[str, Any]:
         "deadline": stored.proposal.deadline,
         "received_at": stored.received_at,
         "news": stored.news,
+        "pending": pending,
         "proposal": stored.proposal.to_json(),
     }

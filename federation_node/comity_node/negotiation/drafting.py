@@ -6,7 +6,7 @@ proposal can see, because the proposal spells all of it out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class TrainWish:
         optional: organisations that may stay out.
         rounds: rounds of the strategy; by default the app's `num-server-rounds`.
         terms: further terms asked for, in their JSON form.
+        accepts: which stricter terms are taken without another word: any, none, or within `bounds`.
+        bounds: the strictest terms taken unasked, in their JSON form.
     """
 
     app: Path
@@ -53,6 +55,58 @@ class TrainWish:
     terms: dict[str, Any] = field(default_factory=dict)
     deadline_s: int = DEADLINE_S_DEFAULT
     reply_timeout_s: int = REPLY_TIMEOUT_S_DEFAULT
+    accepts: str = "any"
+    bounds: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What a person changes in an own proposal: terms set, terms dropped, and what stands beside them.
+
+    Args:
+        terms: terms in their JSON form; each takes the place of the one before.
+        without: terms that are asked for no more.
+        deadline_s: how long answers are awaited, from now.
+        minimum: the fewest organisations; None leaves it as it is.
+        accepts: as in `TrainWish`; None leaves it, with its bounds.
+        bounds: as in `TrainWish`.
+    """
+
+    terms: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    deadline_s: int = DEADLINE_S_DEFAULT
+    minimum: int | None = None
+    accepts: str | None = None
+    bounds: dict[str, Any] = field(default_factory=dict)
+
+
+def revised(before: Proposal, change: Revision, *, now: datetime) -> Proposal:
+    """Return the next revision of `before`. Raises `MALFORMED`, which names the field."""
+    unknown = sorted(set(change.without) - set(before.terms))
+    if unknown:
+        raise ComityError(ErrorCode.MALFORMED, f"the proposal has no term {unknown[0][:64]}")
+    kept = {name: value for name, value in before.terms.to_json().items() if name not in change.without}
+    terms = Terms.parse({**kept, **change.terms})
+    accepts = before.accepts if change.accepts is None else change.accepts
+    bounds = before.bounds if change.accepts is None and not change.bounds else Terms.parse(change.bounds)
+    return replace(
+        before,
+        revision=before.revision + 1,
+        terms=terms,
+        steps=tuple(_shortened(step, terms) for step in before.steps),
+        deadline=instants.to_text(now + timedelta(seconds=change.deadline_s)),
+        minimum=before.minimum if change.minimum is None else change.minimum,
+        accepts=accepts,
+        bounds=bounds,
+    )
+
+
+def _shortened(step: TrainStep, terms: Terms) -> TrainStep:
+    """Let a step ask for no more rounds than its terms permit."""
+    rounds = int(terms.get("rounds", step.rounds))
+    if rounds >= step.rounds or rounds < 1:
+        return step
+    return replace(step, rounds=rounds, run_config={**step.run_config, "num-server-rounds": rounds})
 
 
 def draft(
@@ -92,6 +146,8 @@ def draft(
         datasets=tuple(DatasetAsk(org, wish.dataset, wish.columns or own_columns) for org in sorted(asked)),
         terms=meet(charter.defaults, _asked_terms(wish, rounds, me, sorted(asked), now)),
         deadline=instants.to_text(now + timedelta(seconds=wish.deadline_s)),
+        accepts=wish.accepts,
+        bounds=Terms.parse(wish.bounds),
     )
     return proposal, bundle
 

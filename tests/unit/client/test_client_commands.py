@@ -36,6 +36,7 @@ def test_every_command_has_json_and_says_what_it_does(app: typer.Typer) -> None:
     found = dict(commands(typer.main.get_command(app)))
     assert set(found) == {
         *("train", "runs list", "runs watch", "runs result", "proposals list", "proposals show", "withdraw"),
+        *("proposals accept", "proposals revise"),
         *("status", "doctor", "demo", "version"),
     }
     for name, command in found.items():
