@@ -200,6 +200,8 @@ async def rig(tmp_path: Path, hub_limits: HubLimits, spool_limits: SpoolLimits) 
         return sign_statement(keys, kind=kind, consortium=CONSORTIUM, issuer="coordinator", body=body)
 
     governance = Governance(CONSORTIUM, "localhost/demo", keys.public.statement, sign, append, hub.enqueue)
+    governance.ballots.register(hub)
+    membership.on_enrolled(governance.ballots.candidate)
     database.create_all()
     server, port = build_server(
         Edge(CONSORTIUM, registry.admit), ServerTls(key_pem, certificate_pem, ca_cert), "127.0.0.1:0"

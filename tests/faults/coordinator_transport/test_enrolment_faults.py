@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -29,7 +30,8 @@ from comity_crypto.keys import OrgKeys
 from comity_crypto.quorum import QuorumCertificate, message_for
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_crypto.tokens import JoinToken, enrolment_message, invitation_body
-from comity_policies.charter import Charter, genesis_name, verify_genesis, verify_successor
+from comity_policies.charter import Charter, Member, genesis_name, verify_genesis, verify_successor
+from comity_policies.charter_votes import CharterProposal, CharterVote
 
 
 def _wire(request: Enrolment) -> enrolment_pb2.EnrolRequest:
@@ -279,15 +281,46 @@ async def test_genesis_and_the_admission_of_a_fourth(rig: Any, error_of: Any) ->
         await draft()
     assert error_of(caught.value) == "NOT_FOUND"
     assert await submit("alpha", _signature(alpha, charter))
-    # From now on tokens name the genesis charter, and two of three admit a newcomer.
+    # From now on tokens name the genesis charter, and members propose and vote on the next one.
     assert (await rig.token("delta")).genesis == genesis_name(charter)
     delta = await rig.enrol("delta")
     stubs["delta"] = membership_pb2_grpc.MembershipServiceStub(delta.open_channel())
-    following, _ = await draft()
-    assert (following.version, following.previous) == (2, charter.digest)
-    assert await refused("delta", _signature(delta, following)) == "NOT_A_MEMBER"
-    assert not await submit("alpha", _signature(alpha, following))
-    assert await submit("beta", _signature(beta, following))
-    listed = await stubs["delta"].ListCharters(membership_pb2.ListChartersRequest(from_version=2), timeout=5)
-    second = Statement.from_bytes(listed.statements[0])
+    newcomer = Member("delta", "Delta", "delta trust", delta.keys.public)
+    following = replace(charter, version=2, previous=charter.digest, members=(*charter.members, newcomer))
+    assert await refused("alpha", _signature(alpha, following)) == "ILLEGAL_EVENT"
+    deadline = instants.to_text(instants.now() + timedelta(days=1))
+    proposal = CharterProposal(following, ("admit-member",), "compared", deadline)
+    await alpha.connect()
+    await alpha.send("charter.propose", _say(alpha, "charter-proposal", proposal.to_json()))
+    assert (await _until(gamma, "charter.candidate"))["member"] == newcomer.to_json()
+    told = Statement.from_json((await _until(gamma, "charter.proposed"))["statement"])
+    assert CharterProposal.from_json(told.body) == proposal
+    shown, response = await draft()
+    assert (shown, list(response.awaited)) == (following, ["alpha", "beta", "gamma"])
+    await delta.connect()
+    await delta.send("charter.vote", _vote(delta, following))
+    assert "NOT_A_MEMBER" in (await delta.read("refusal")).refusal.error.decode()
+    await alpha.send("charter.vote", _vote(alpha, following))
+    await gamma.send("charter.vote", _vote(gamma, following))
+    second = Statement.from_json((await _until(gamma, "charter.final"))["statement"])
     verify_successor(charter, following, QuorumCertificate.from_json(second.body["certificate"]))
+    listed = await stubs["delta"].ListCharters(membership_pb2.ListChartersRequest(from_version=2), timeout=5)
+    assert Statement.from_bytes(listed.statements[0]) == second
+    assert [each.kind for each in rig.appended[1:]] == ["charter-proposal", "charter-vote", "charter-vote", "charter"]
+
+
+def _say(node: Any, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    return sign_statement(node.keys, kind=kind, consortium="demo", issuer=node.org, body=body).to_json()
+
+
+def _vote(node: Any, charter: Charter) -> dict[str, Any]:
+    bls = base64.b64encode(node.keys.bls_sign(message_for("charter", charter.digest))).decode()
+    return _say(node, "charter-vote", CharterVote(charter.digest, True, bls, "").to_json())
+
+
+async def _until(node: Any, kind: str) -> dict[str, Any]:
+    """Read the node's stream up to a message of `kind`; returns its body."""
+    while True:
+        frame = await node.read()
+        if frame.WhichOneof("frame") == "envelope" and frame.envelope.kind == kind:
+            return dict(canonical.parse(frame.envelope.body))
