@@ -34,6 +34,7 @@ from comity.wire.errors import ComityError, ErrorCode
 
 BODY_BYTES_MAX = 4 << 20
 CREDENTIALS_BYTES_MAX = 16 << 10
+LENGTH_CHARS_MAX = 20
 _BY_STATUS = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.UNSUPPORTED}
 
 Status = Callable[[], Awaitable[dict[str, Any]]]
@@ -193,11 +194,10 @@ def _check_size(scope: Scope) -> None:
     headers = dict(scope["headers"])
     if b"transfer-encoding" in headers:
         raise ComityError(ErrorCode.MALFORMED, "a body is sent with its Content-Length")
-    try:
-        size_bytes = int(headers.get(b"content-length", b"0"))
-    except ValueError as error:
-        raise ComityError(ErrorCode.MALFORMED, "Content-Length is a number") from error
-    if size_bytes > BODY_BYTES_MAX:
+    size = headers.get(b"content-length", b"0")
+    if not size.isdigit() or len(size) > LENGTH_CHARS_MAX:
+        raise ComityError(ErrorCode.MALFORMED, "Content-Length is a number")
+    if int(size) > BODY_BYTES_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "the request", limit_bytes=BODY_BYTES_MAX)
 
 
