@@ -32,6 +32,7 @@ __all__ = [
     "schema",
     "stricter",
     "validate_input",
+    "whole",
 ]
 
 NO_DIGEST = "0" * 64
@@ -173,8 +174,8 @@ def parse_result(value: Any) -> Result:
     return Result(
         value["decision"],
         tuple(Reason.from_json(each) for each in reasons),
-        Terms.parse(_whole(value["terms"])),
-        ReviewNeed.from_json(_whole(value["review"])) if "review" in value else _ONE_REVIEWER,
+        Terms.parse(whole(value["terms"])),
+        ReviewNeed.from_json(whole(value["review"])) if "review" in value else _ONE_REVIEWER,
     )
 
 
@@ -200,14 +201,14 @@ def stricter(a: Decision, b: Decision) -> Decision:
     )
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Turn 1.0 into 1: the engines spell whole numbers differently, and terms hold no floats."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
+        return {key: whole(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_whole(item) for item in value]
+        return [whole(item) for item in value]
     return value
 
 

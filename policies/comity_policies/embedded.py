@@ -17,10 +17,10 @@ import threading
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_policies import portable
+from comity_policies import probe
 from comity_policies.access import Granted, roles_with
 from comity_policies.bundle import Bundle
-from comity_policies.decisions import Decision, Stage, example, parse_result
+from comity_policies.decisions import Decision, Stage
 from comity_policies.engine import TIMEOUT_MS, decide_with
 
 QUEUE_MAX = 256
@@ -45,7 +45,7 @@ class EmbeddedEngine:
     """A `PolicyEngine` in this process.
 
     Raises:
-        ComityError: `BUNDLE_INVALID` if the bundle does not answer the published example of every stage.
+        ComityError: `BUNDLE_INVALID` if this engine cannot run the bundle faithfully (`probe.py`).
     """
 
     name = NAME
@@ -59,18 +59,18 @@ class EmbeddedEngine:
         self._thread = threading.Thread(target=_serve, args=(modules, data, self._questions), name=NAME, daemon=True)
         self._thread.start()
         try:
-            self._try_examples()
+            probe.check(bundle, lambda package, document: self._ask(package, document, LOAD_TIMEOUT_S))
         except ComityError:
             self.close()
             raise
 
     def decide(self, stage: Stage, document: dict[str, Any]) -> Decision:
         """Decide; see `PolicyEngine`."""
-        return decide_with(self._evaluate, stage, document, self.bundle_digest, self.name)
+        return decide_with(self.ask, stage, document, self.bundle_digest, self.name)
 
     def roles(self, document: dict[str, Any]) -> Granted:
         """Return a person's roles; see `access.RolePolicy`."""
-        return roles_with(self._evaluate, document)
+        return roles_with(self.ask, document)
 
     def close(self) -> None:
         """End the thread; later decisions are denials."""
@@ -79,8 +79,9 @@ class EmbeddedEngine:
             self._questions.put_nowait(None)
         self._thread.join(timeout=1.0)
 
-    def _evaluate(self, stage: str, document: dict[str, Any]) -> Any:
-        return self._ask(stage, document, self._timeout_s)
+    def ask(self, package: str, document: dict[str, Any]) -> Any:
+        """Return `data.comity.<package>.result` as the bundle gives it. Raises `POLICY_*`."""
+        return self._ask(package, document, self._timeout_s)
 
     def _ask(self, stage: str, document: dict[str, Any], timeout_s: float) -> Any:
         if self._closed or not self._thread.is_alive():
@@ -95,14 +96,6 @@ class EmbeddedEngine:
         if question.error is not None:
             raise question.error
         return question.value
-
-    def _try_examples(self) -> None:
-        """Ask once per stage: a missing function or a conflict shows only when a rule is evaluated."""
-        for stage in portable.ENTRY_POINTS:
-            try:
-                parse_result(self._ask(Stage(stage), example(Stage(stage)), LOAD_TIMEOUT_S))
-            except ComityError as error:
-                raise portable.refuse(f"stage {stage} cannot answer its example: {error.detail}") from error
 
 
 def build(modules: dict[str, str], data_json: str) -> Any:

@@ -83,10 +83,28 @@ def open_engine(settings: PolicySettings, bundle: Bundle | None = None) -> Opene
 
         return EmbeddedEngine(bundle, timeout_ms=settings.timeout_ms)
     if settings.engine == "opa":
-        from comity_policies.opa import OpaServerEngine
-
-        return OpaServerEngine(settings.opa_url, bundle, timeout_ms=settings.timeout_ms, ca=settings.opa_ca)
+        return _open_opa(settings, bundle)
     raise ComityError(ErrorCode.BUNDLE_INVALID, "the policy engine is embedded or opa")
+
+
+def _open_opa(settings: PolicySettings, bundle: Bundle) -> OpenedEngine:
+    """Refuse a server that cannot run the bundle faithfully; one that is out of reach only denies until it is tried."""
+    from comity_policies import probe
+    from comity_policies.opa import OpaServerEngine
+
+    right = probe.by_embedded(bundle)
+
+    def prove(ask: probe.Ask) -> None:
+        probe.check(bundle, ask, by=lambda: right)
+
+    engine = OpaServerEngine(settings.opa_url, bundle, timeout_ms=settings.timeout_ms, ca=settings.opa_ca, prove=prove)
+    try:
+        engine.prove()
+    except ComityError as error:
+        if error.code not in (ErrorCode.POLICY_UNAVAILABLE, ErrorCode.POLICY_TIMEOUT):
+            engine.close()
+            raise
+    return engine
 
 
 def decide_with(

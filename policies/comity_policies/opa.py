@@ -7,7 +7,9 @@ Rules:
    bundle's digest as revision; undefined is 200 without `result`, and a denial;
 3. built-in errors are errors (`strict-builtin-errors`), not undefined;
 4. one deadline covers waiting, connecting, and reading a bounded body; no redirect, no proxy, no retry but one after a
-   refused connection; after repeated failures the circuit opens and everything is denied at once for a moment.
+   refused connection; after repeated failures the circuit opens and everything is denied at once for a moment;
+5. before it decides anything, and again whenever it was out of reach, the server is tried with `prove`; until it has
+   passed, everything is denied.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +33,7 @@ from comity_policies.access import Granted, roles_with
 from comity_policies.bundle import Bundle
 from comity_policies.decisions import Decision, Stage
 from comity_policies.engine import TIMEOUT_MS, decide_with
+from comity_policies.probe import Ask
 
 NAME = "opa-server"
 ANSWER_BYTES_MAX = 1 << 20
@@ -37,6 +41,7 @@ READ_BYTES = 64 << 10
 CONNECTIONS = 4
 FAILURES_TO_OPEN = 3
 OPEN_S = 1.0
+_OTHER_BUNDLE = "the OPA server decides with another bundle"
 QUERY = {"strict-builtin-errors": "true", "provenance": "true"}
 
 
@@ -99,6 +104,7 @@ class OpaServerEngine:
         bundle: what the server must decide with.
         timeout_ms: deadline of one decision.
         ca: CA file for `https`; by default the system's.
+        prove: raises if the engine behind the function that it is given cannot run the bundle faithfully (`probe.py`).
 
     Raises:
         ComityError: `BUNDLE_INVALID` if the URL is none.
@@ -106,7 +112,14 @@ class OpaServerEngine:
 
     name = NAME
 
-    def __init__(self, url: str, bundle: Bundle, timeout_ms: int = TIMEOUT_MS, ca: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        bundle: Bundle,
+        timeout_ms: int = TIMEOUT_MS,
+        ca: Path | None = None,
+        prove: Callable[[Ask], None] | None = None,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
             raise ComityError(ErrorCode.BUNDLE_INVALID, "the OPA server is named by http(s)://host:port")
@@ -129,14 +142,17 @@ class OpaServerEngine:
         self._failures = 0
         self._open_until = 0.0
         self._closed = threading.Event()
+        self._prove = prove
+        self._proved = prove is None
+        self._has_our_bundle = False
 
     def decide(self, stage: Stage, document: dict[str, Any]) -> Decision:
         """Decide; see `PolicyEngine`."""
-        return decide_with(self._evaluate, stage, document, self.bundle_digest, self.name)
+        return decide_with(self.ask, stage, document, self.bundle_digest, self.name)
 
     def roles(self, document: dict[str, Any]) -> Granted:
         """Return a person's roles; see `access.RolePolicy`."""
-        return roles_with(self._evaluate, document)
+        return roles_with(self.ask, document)
 
     def close(self) -> None:
         """Close the connections; later decisions are denials."""
@@ -146,6 +162,32 @@ class OpaServerEngine:
                 self._clients.get_nowait().close_connection()
             except queue.Empty:
                 break
+
+    def ask(self, package: str, document: dict[str, Any]) -> Any:
+        """Return `data.comity.<package>.result`, once the server has passed (rule 5). Raises `POLICY_*`."""
+        if not self._proved:
+            try:
+                self.prove()
+            except ComityError as error:
+                code = error.code if error.code.startswith("POLICY_") else ErrorCode.POLICY_ERROR
+                raise ComityError(code, error.detail) from error
+        return self._evaluate(package, document)
+
+    def prove(self) -> None:
+        """Try the server with the probe.
+
+        Raises:
+            ComityError: `BUNDLE_INVALID` if it cannot run the bundle faithfully; `POLICY_UNAVAILABLE` or
+                `POLICY_TIMEOUT` if it is out of reach, or holds another bundle by now.
+        """
+        if self._prove is not None:
+            try:
+                self._prove(self._evaluate)
+            except ComityError as error:
+                if error.code == ErrorCode.BUNDLE_INVALID and not self._has_our_bundle:
+                    raise ComityError(ErrorCode.POLICY_UNAVAILABLE, _OTHER_BUNDLE) from error
+                raise
+        self._proved = True
 
     def _evaluate(self, stage: str, document: dict[str, Any]) -> Any:
         if self._closed.is_set():
@@ -196,14 +238,16 @@ class OpaServerEngine:
         provenance = answer.get("provenance")
         bundles = provenance.get("bundles") if isinstance(provenance, dict) else None
         revisions = [each.get("revision") for each in bundles.values()] if isinstance(bundles, dict) else []
-        if revisions != [self.bundle_digest]:
-            raise ComityError(ErrorCode.POLICY_ERROR, "the OPA server decides with another bundle")
+        self._has_our_bundle = revisions == [self.bundle_digest]
+        if not self._has_our_bundle:
+            raise ComityError(ErrorCode.POLICY_ERROR, _OTHER_BUNDLE)
         if "result" not in answer:
             raise ComityError(ErrorCode.POLICY_UNDEFINED, "the policy has no answer to this")
         return answer["result"]
 
     def _count_failure(self) -> None:
         with self._lock:
+            self._proved = self._prove is None
             self._failures += 1
             if self._failures >= FAILURES_TO_OPEN:
                 self._failures = 0

@@ -54,7 +54,7 @@ kind_agreed if {
 deny contains {
 	"rule": "egress.cohort",
 	"code": "COHORT",
-	"message": sprintf("fewer records than the minimum cohort of %d stand behind the result", [least]),
+	"message": sprintf("fewer records than the minimum cohort of %v stand behind the result", [least]),
 } if {
 	some least in cohort_floors
 	not input.result.cohort >= least
@@ -74,7 +74,7 @@ cohort_floors := array.concat(
 deny contains {
 	"rule": "egress.size",
 	"code": "SIZE",
-	"message": sprintf("the result has %d bytes, the most is %d", [input.result.size_bytes, data.settings.egress.size_bytes_max]),
+	"message": sprintf("the result has %v bytes, the most is %v", [input.result.size_bytes, data.settings.egress.size_bytes_max]),
 } if {
 	not input.result.size_bytes <= data.settings.egress.size_bytes_max
 }

@@ -129,7 +129,7 @@ deny contains {
 deny contains {
 	"rule": "proposal.cohort",
 	"code": "COHORT",
-	"message": sprintf("dataset %s holds fewer records than the minimum cohort of %d", [dataset.name, data.settings.min_cohort]),
+	"message": sprintf("dataset %s holds fewer records than the minimum cohort of %v", [dataset.name, data.settings.min_cohort]),
 } if {
 	some dataset in input.datasets
 	not dataset.records >= data.settings.min_cohort
@@ -141,7 +141,7 @@ deny contains {
 deny contains {
 	"rule": "proposal.rounds",
 	"code": "ROUNDS",
-	"message": sprintf("step %s asks for %d rounds, the most is %d", [step.id, step.rounds, data.settings.rounds_max]),
+	"message": sprintf("step %s asks for %v rounds, the most is %v", [step.id, step.rounds, data.settings.rounds_max]),
 } if {
 	some step in input.proposal.steps
 	not step.rounds <= data.settings.rounds_max
@@ -153,7 +153,7 @@ deny contains {
 deny contains {
 	"rule": "proposal.uses",
 	"code": "USES",
-	"message": sprintf("the proposal asks for %d uses, the most is %d", [input.proposal.uses, data.settings.uses_max]),
+	"message": sprintf("the proposal asks for %v uses, the most is %v", [input.proposal.uses, data.settings.uses_max]),
 } if {
 	not input.proposal.uses <= data.settings.uses_max
 }

@@ -92,7 +92,7 @@ def test_stages_need_defaults(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "data.json").write_text((folder / "data.json").read_text())
     (tmp_path / "own" / "p.rego").write_text("package comity.proposal\n\ndefault result := {}\n")
-    with pytest.raises(ComityError, match="dispatch has no default"):
+    with pytest.raises(ComityError, match="membership has no default"):
         Bundle.load(None, tmp_path / "own")
 
 
