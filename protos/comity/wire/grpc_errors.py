@@ -16,6 +16,8 @@ from comity.wire.errors import ComityError, ErrorCode
 
 TRAILER = "comity-error-bin"
 TRAILER_BYTES_MAX = 4_096
+# How BoringSSL says that our own check of the peer's certificate failed; gRPC gives no code for it.
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
 async def abort(context: Any, error: ComityError) -> NoReturn:
@@ -37,6 +39,8 @@ def from_rpc(error: grpc.aio.AioRpcError) -> ComityError:
                 return ComityError.from_json(json.loads(value))
             except (ValueError, RecursionError, ComityError):
                 break
+    if error.code() is grpc.StatusCode.UNAVAILABLE and _UNTRUSTED in (error.details() or ""):
+        return ComityError(ErrorCode.CERTIFICATE_INVALID, "the other side's certificate comes from another authority")
     return ComityError(_BY_STATUS.get(error.code().name, ErrorCode.INTERNAL), "the transport failed")
 
 

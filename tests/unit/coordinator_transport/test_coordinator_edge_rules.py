@@ -18,6 +18,7 @@ from comity_coordinator import setup
 from comity_coordinator.membership.model import Presented, Standing, Token, judge_certificate, judge_token
 from comity_coordinator.settings import CoordinatorSettings, split_address
 from comity_coordinator.transport.session import HubLimits, SendQueue
+from comity_crypto import x509
 
 NOW = instants.parse("2026-01-01T00:00:00Z")
 TOKEN = Token("join-1", "alpha", "coordinator", "f" * 64, instants.to_text(NOW + timedelta(hours=1)))
@@ -100,6 +101,21 @@ def test_foreign_errors_become_catalogue_errors() -> None:
     assert from_rpc(rpc(grpc.StatusCode.DATA_LOSS)).code is ErrorCode.INTERNAL
     for data in (b"not json", b"[" * 3000, b'{"code":"NO_SUCH"}', b"x" * 5000):
         assert from_rpc(rpc(grpc.StatusCode.INTERNAL, (TRAILER, data))).code is ErrorCode.INTERNAL
+
+
+async def test_a_server_of_another_authority_is_named() -> None:
+    (key, certificate), (_, trusted) = x509.create_authority("demo"), x509.create_authority("demo")
+    pair = x509.issue_server(key, certificate, "demo", ["localhost"], ["127.0.0.1"])
+    server = grpc.aio.server()
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.start()
+    try:
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(trusted)) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await channel.unary_unary("/any/Thing")(b"", timeout=10)
+        assert from_rpc(refused.value).code is ErrorCode.CERTIFICATE_INVALID
+    finally:
+        await server.stop(None)
 
 
 def test_settings_round_trip_and_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
