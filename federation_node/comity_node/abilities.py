@@ -42,9 +42,6 @@ class Abilities:
                 raise _unsupported(field)
         if terms.get("attestation", "none") != "none":
             raise _unsupported("attestation")
-        if terms.get("human_review"):
-            # No person can be asked yet, and an order that nobody reviewed must not pass as reviewed.
-            raise _unsupported("human_review")
         profile = str(terms.get("aggregation", "plain"))
         if profile not in self.profiles:
             raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {profile}", field="aggregation")

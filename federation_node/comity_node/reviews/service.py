@@ -82,7 +82,7 @@ class ReviewService:
     def ask(self, conn: Connection, item: ReviewAsk) -> None:
         """Put an item before people, in the transaction of `conn`; the same item again is harmless.
 
-        An open item of the same stage and subject, with another document, becomes obsolete.
+        The item that was asked for last is the one that counts for its stage and subject.
 
         Raises:
             ComityError: `BUSY` if too many items are open, `DEADLINE_PASSED` if its end has come, `CONFLICT` if the
@@ -90,20 +90,20 @@ class ReviewService:
         """
         self.consult(conn, item)
 
-    def consult(self, conn: Connection, item: ReviewAsk) -> Review:
-        """As `ask`; returns the item as it stands."""
+    def consult(self, conn: Connection, item: ReviewAsk, *, alone: bool = False) -> Review:
+        """As `ask`; returns the item as it stands. `alone`: other open items of its subject become obsolete."""
+        if alone:
+            others = store.open_of(conn, stage=item.stage, subject=item.subject)
+            self._end_all(conn, [each for each in others if each.ask.id != item.id], "another took its place")
         known = store.look(conn, item.id)
         if known is not None:
             if (known.ask.role, known.ask.approvals) != (item.role, item.approvals):
                 raise ComityError(ErrorCode.CONFLICT, "the same document waits for other people, or did", id=item.id)
+            store.make_newest(conn, item.id, item.stage, item.subject)
             return known
-        now = self.now()
-        for older in store.open_of(conn, stage=item.stage, subject=item.subject):
-            self._end(conn, model.make_obsolete(older, "another document took its place", now))
         if store.count_open(conn) >= OPEN_MAX:
             raise ComityError(ErrorCode.BUSY, "as many reviews wait for people as may", limit=OPEN_MAX)
-        asker = store.asker_of(conn, item.proposal or item.subject)
-        review = model.open_review(item, now, asker)
+        review = model.open_review(item, self.now(), store.asker_of(conn, item.proposal or item.subject))
         store.put(conn, review)
         self._note(conn, review, "asked", role=item.role, approvals=item.approvals, until=item.until)
         return review

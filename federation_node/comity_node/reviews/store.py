@@ -108,11 +108,10 @@ events = Table(
 def put(conn: Connection, review: Review) -> None:
     """Store a new item."""
     ask = review.ask
-    number = 1 + int(conn.execute(select(func.coalesce(func.max(items.c.no), 0))).scalar_one())
     conn.execute(
         insert(items).values(
             id=ask.id,
-            no=number,
+            no=_next_no(conn),
             stage=ask.stage,
             subject=ask.subject,
             title=ask.title,
@@ -132,6 +131,13 @@ def put(conn: Connection, review: Review) -> None:
             told=review.state is not ReviewState.OPEN,
         )
     )
+
+
+def make_newest(conn: Connection, name: str, stage: str, subject: str) -> None:
+    """Let an item that was asked for again be the newest of its subject."""
+    last = select(items.c.id).where(items.c.stage == stage, items.c.subject == subject).order_by(items.c.no.desc())
+    if conn.execute(last.limit(1)).scalar_one() != name:
+        conn.execute(update(items).where(items.c.id == name).values(no=_next_no(conn)))
 
 
 def change(conn: Connection, review: Review, *, told: bool) -> None:
@@ -305,6 +311,10 @@ def events_of(conn: Connection, review: str) -> list[dict[str, Any]]:
         {"no": int(row["no"]), "at": row["at"], "kind": row["kind"], **json.loads(row["body"])}
         for row in conn.execute(query).mappings()
     ]
+
+
+def _next_no(conn: Connection) -> int:
+    return 1 + int(conn.execute(select(func.coalesce(func.max(items.c.no), 0))).scalar_one())
 
 
 def _review(conn: Connection, row: Any) -> Review:

@@ -7,15 +7,18 @@
 (3) the order conforms: run, step, type, round, receivers, deadline; own dataset and columns; every term is one that
     this node can enforce
 (4) the grant has what the order needs (read only; `charge` reads it again in the transaction that starts the order)
-(5) the organisation's own `dispatch` policy allows it
+(5) the organisation's own `dispatch` policy allows it, or wants a person to look
+(6) a person, where the policy or the terms ask for one (`people.py`: it takes the journal)
 
-The first that fails ends the matter. After the run, before a byte leaves: `check_egress` over measured facts.
+The first that fails ends the matter. After the run, before a byte leaves: `check_egress` over measured facts, and again
+a person where one is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -25,8 +28,9 @@ from comity_node.abilities import Abilities, check_company, check_purpose
 from comity_node.training import grants
 from comity_node.training.ports import FINAL, WITHDRAWN, Stored
 from comity_policies.charter import Charter
-from comity_policies.decisions import Decision, Stage
-from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, TrainStep, run_id
+from comity_policies.decisions import Decision, ReviewNeed, Stage
+from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, Reason, TrainStep, run_id
+from comity_policies.terms import Terms
 
 Decide = Callable[[Stage, dict[str, Any]], Decision]
 
@@ -35,6 +39,9 @@ ORDERS_PER_ROUND_MAX = 8
 VERDICTS_MAX = 1_000
 # What an order may be called in receipts, one predicate for each check.
 PREDICATES = ("signed_by_lead", "agreement_held", "certificate_holds", "conforms", "grant_left", "dispatch_allowed")
+# Only in receipts of orders that a person was asked about.
+PERSON_AGREED = "person_agreed"
+TERM_ASKS = Reason("terms.human_review", "HUMAN_REVIEW", "the terms ask for a person")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +85,21 @@ class Case:
     ledger: ComityError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Who has to look, and why."""
+
+    review: ReviewNeed
+    reasons: tuple[Reason, ...]
+
+
 @dataclass(slots=True)
 class Verdict:
-    """How far an order came: predicates for the receipt, and the error that ended the matter, if any."""
+    """How far an order came: predicates for the receipt, the error that ended the matter, who has yet to look."""
 
     predicates: dict[str, bool] = field(default_factory=dict)
     error: ComityError | None = None
+    need: Need | None = None
 
 
 class Certificates:
@@ -122,15 +138,22 @@ class Certificates:
 
 
 def judge(case: Case, certificates: Certificates, decide: Decide) -> Verdict:
-    """Run checks (0) to (5) and stop at the first that fails. Never raises a `ComityError`; CPU-bound, thread-safe."""
+    """Run checks (0) to (5) and stop at the first that fails; `need` is left to check (6).
+
+    Never raises a `ComityError`; CPU-bound, thread-safe.
+    """
     verdict = Verdict()
+
+    def policy() -> None:
+        verdict.need = check_5_policy(case, decide)
+
     checks: tuple[Callable[[], None], ...] = (
         lambda: check_0_signed_by_lead(case),
         lambda: check_1_agreement_held(case),
         lambda: check_2_certificate(case, certificates),
         lambda: check_3_conforms(case),
         lambda: check_4_grant(case),
-        lambda: check_5_policy(case, decide),
+        policy,
     )
     for name, check in zip(PREDICATES, checks, strict=True):
         try:
@@ -225,8 +248,8 @@ def check_4_grant(case: Case) -> None:
     grants.check(agreement, spent, cost_of(case))
 
 
-def check_5_policy(case: Case, decide: Decide) -> None:
-    """Raises `POLICY_DENIED`, `REVIEW_NEEDED` or the engine's own code, naming the deciding rule."""
+def check_5_policy(case: Case, decide: Decide) -> Need | None:
+    """Return who has to look. Raises `POLICY_DENIED` or the engine's own code, naming the deciding rule."""
     assert case.stored is not None
     remaining = grants_left(case)
     document = {
@@ -236,16 +259,34 @@ def check_5_policy(case: Case, decide: Decide) -> None:
         "now": case.now,
         "grants": {f"{name}_left": remaining.get(name) for name in grants.FIELDS},
     }
+    decisions: list[Decision] = []
     for dataset in _granted(case, case.stored.agreement):
         decision = decide(Stage.DISPATCH, {**document, "dataset": dataset})
-        if not decision.allowed:
+        if decision.decision not in ("allow", "review"):
             raise decision.to_error()
+        decisions.append(decision)
+    return need_of(case.stored.agreement.terms, Stage.DISPATCH, decisions)
+
+
+def need_of(terms: Terms, stage: Stage, decisions: Sequence[Decision]) -> Need | None:
+    """Return who has to look because the policy or the terms say so, None if nobody has to.
+
+    Several decisions about one order are one question to people, as strict as the strictest of them.
+    """
+    asked = [decision for decision in decisions if decision.decision == "review"]
+    if asked:
+        needs = [decision.review for decision in asked]
+        reasons = dict.fromkeys(reason for decision in asked for reason in decision.reasons)
+        return Need(reduce(lambda one, other: one.stricter(other), needs), tuple(reasons))
+    return Need(ReviewNeed(), (TERM_ASKS,)) if str(stage) in terms.get("human_review", ()) else None
 
 
 def check_egress(
     agreement: Agreement, order: OrderHeader, facts: Mapping[str, Any], me: str, now: str, decide: Decide
-) -> None:
+) -> Need | None:
     """Judge measured facts of a result before a byte leaves: the terms, then the organisation's `egress` policy.
+
+    Returns who has to look before it may leave, None if it may.
 
     Args:
         facts: kind, cohort, size_bytes, metrics (names), aggregation, clipped, noise.
@@ -267,8 +308,9 @@ def check_egress(
         "result": dict(facts),
     }
     decision = decide(Stage.EGRESS, document)
-    if not decision.allowed:
+    if decision.decision not in ("allow", "review"):
         raise decision.to_error(ErrorCode.EGRESS_DENIED)
+    return need_of(terms, Stage.EGRESS, [decision])
 
 
 def cost_of(case: Case) -> dict[str, int]:

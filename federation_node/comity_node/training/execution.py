@@ -6,6 +6,7 @@ Everything here happens outside the app's process, on whatever it returned (secu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
 from comity_agents.flower.codec import Content, read_blob
 from comity_node.context import NodeContext
-from comity_node.training import enforcement
+from comity_node.training import blobs, enforcement
 from comity_node.training.blobs import Blob
+from comity_node.training.enforcement import Need
+from comity_node.training.people import OrderReviews
 from comity_node.training.profiles.base import (
     AggregationProfile,
     Asked,
@@ -35,20 +38,25 @@ METRIC_NAMES_MAX = 1_000
 
 @dataclass(slots=True)
 class Job:
-    """One order to run. `asked` belongs to the caller; `released_bytes` is set to what leaves, before sealing."""
+    """One order to run. `asked` belongs to the caller; `released_bytes` is set to what leaves, before sealing.
+
+    `awaited` tells the lead whom the result waits for.
+    """
 
     agreement: Agreement
     order: OrderHeader
     order_digest: str
     asked: Blob
     own: bool
+    awaited: Callable[[ComityError], Awaitable[None]]
     released_bytes: int = 0
 
 
 class Execution:
     """Runs jobs."""
 
-    def __init__(self, node: NodeContext, workshop: Workshop, profiles: Profiles) -> None:
+    def __init__(self, node: NodeContext, workshop: Workshop, profiles: Profiles, reviews: OrderReviews) -> None:
+        self._reviews = reviews
         self._node = node
         self._workshop = workshop
         self._profiles = profiles
@@ -86,20 +94,31 @@ class Execution:
             outgoing = Outgoing(agreement, order, job.order_digest, job.asked, result, cohort, job.own)
             measured = kept.measured if kept is not None else await profile.measure(outgoing)
             done = {"aggregation": profile.name, "clipped": measured.clipped, "noise": measured.noise, "cohort": cohort}
-            facts = await asyncio.to_thread(self._judge, job, result, done, measured.facts)
+            facts, need = await asyncio.to_thread(self._judge, job, result, done, measured.facts)
+            if need is not None:
+                await self._ask_people(job, result, facts, need)
             job.released_bytes = int(facts["size_bytes"])
             return result, await profile.protect(outgoing, measured)
         except BaseException:
             result.close()
             raise
 
-    def _judge(self, job: Job, result: Blob, done: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, Any]:
+    async def _ask_people(self, job: Job, result: Blob, facts: dict[str, Any], need: Need) -> None:
+        """Hold a result until the people who have to look at it let it out. Raises `EGRESS_DENIED`, `BUSY`."""
+        shown = {**facts, "sha256": await blobs.sha256_of(result)}
+        error = await self._reviews.ask_egress(job.agreement, job.order, job.order_digest, shown, need)
+        if error is not None:
+            await job.awaited(error)
+            await self._reviews.wait_egress(job.order, job.order_digest)
+
+    def _judge(
+        self, job: Job, result: Blob, done: dict[str, Any], measured: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], Need | None]:
         """Complete the facts of a result, from its bytes unless they were measured, and ask whether it may leave."""
         node = self._node
         me, now = node.settings.org, instants.to_text(node.clock())
         facts = done | (_facts(result) if measured is None else measured)
-        enforcement.check_egress(job.agreement, job.order, facts, me, now, node.policy.decide)
-        return facts
+        return facts, enforcement.check_egress(job.agreement, job.order, facts, me, now, node.policy.decide)
 
     async def _call(self, job: Job, worker: Any, timeout_s: int) -> Blob:
         order, limits = job.order, self._node.settings.limits

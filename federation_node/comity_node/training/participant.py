@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
 import structlog
 from sqlalchemy import Connection
@@ -32,11 +32,13 @@ from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.enforcement import Case, Certificates, Verdict
 from comity_node.training.execution import Execution, Job
 from comity_node.training.intake import Intake, Known, Received
-from comity_node.training.ports import Agreements
+from comity_node.training.people import OrderReviews
+from comity_node.training.ports import Agreements, People
 from comity_node.training.profiles.base import Profiles, Protected
 from comity_node.training.receipts import Outcome, ReceiptBook
 from comity_node.training.replies import Replies
 from comity_node.training.room import Room
+from comity_node.training.served import WAITING, Final, Performed, discard, is_work
 from comity_node.training.standing import Standing
 from comity_node.training.tables import FINISHED, INLINE_BYTES_MAX, OrderRow
 from comity_node.training.workshop import Workshop
@@ -47,16 +49,6 @@ ORDERS_AT_ONCE_MAX = 64
 ORDERS_OF_ONE_MAX = 16
 REFUSALS_MAX = 1_000
 log = structlog.get_logger("comity.node.training")
-
-
-@dataclass(frozen=True, slots=True)
-class Performed:
-    """How an order to oneself ended: `protected` with its `blob` (the taker closes it), or an error."""
-
-    outcome: str
-    error: ComityError | None
-    protected: Protected | None
-    blob: Blob | None
 
 
 class Participant:
@@ -72,6 +64,7 @@ class Participant:
         receipts: ReceiptBook,
         replies: Replies,
         standing: Standing,
+        people: People,
     ) -> None:
         self._node = node
         self._agreements = agreements
@@ -82,7 +75,8 @@ class Participant:
         self._room = Room(node.settings.payloads_folder, node.settings.limits.payload_store_bytes)
         self._intake = Intake(agreements, node.ledger, self._now)
         self._certificates = Certificates()
-        self._execution = Execution(node, workshop, profiles)
+        self.reviews = OrderReviews(node, people, self._take)
+        self._execution = Execution(node, workshop, profiles, self.reviews)
         self._workshop = workshop
         self._abilities = Abilities(frozenset(profiles), workshop.offered().term)
         self._active: dict[tuple[str, str, str], asyncio.Task[None]] = {}
@@ -107,9 +101,17 @@ class Participant:
         senders = Counter(issuer for _, issuer, _ in self._active)
         if len(self._active) >= ORDERS_AT_ONCE_MAX or senders[statement.issuer] >= ORDERS_OF_ONE_MAX:
             raise ComityError(ErrorCode.BUSY, "this node serves as many orders as it may")
+        self._take(order)
+
+    def _take(self, order: Received) -> bool:
+        """Serve an order in a task of its own; returns False if that is under way already."""
+        key = (order.header.run, order.statement.issuer, order.digest)
+        if key in self._active:
+            return False
         task = asyncio.create_task(self._serve(order))
         self._active[key] = task
         task.add_done_callback(lambda _: self._active.pop(key, None))
+        return True
 
     async def perform(self, header: OrderHeader, statement: Statement, blob: Blob) -> Performed:
         """Serve an order of this very node; `blob` stays the caller's. A refusal for now is an error like others."""
@@ -120,7 +122,7 @@ class Participant:
             return await self._remembered(known.row)
         try:
             protected, result = await self._work(order, known)
-        except _Final as final:
+        except Final as final:
             return Performed(final.outcome, final.error, None, None)
         return Performed("result", None, protected, result)
 
@@ -142,7 +144,7 @@ class Participant:
             else:
                 _, result = await self._work(order, known)
                 result.close()
-        except _Final:
+        except Final:
             pass  # stored and sent where it arose
         except ComityError as error:
             # The journal or the link is in trouble, or the payload is not here yet: the order comes again.
@@ -153,12 +155,14 @@ class Participant:
             log.error("order.failed", run=order.header.run, seq=order.header.seq, exc_info=error)
 
     async def _work(self, order: Received, known: Known) -> tuple[Protected, Blob]:
-        """Check, run and answer an order that is new or was left unfinished. Raises `_Final`."""
+        """Check, run and answer an order that is new or was left unfinished. Raises `Final`."""
         verdict = await self._judge(order, known)
         agreement = known.stored.agreement if known.stored is not None else None
+        if verdict.error is None and agreement is not None:
+            await self.reviews.check_order(order, agreement, verdict)
         if verdict.error is not None:
             await self._refuse(order, verdict, agreement)
-            raise _Final("refused", verdict.error)
+            raise Final("refused", verdict.error)
         assert agreement is not None, "check (1) lets no order pass without its agreement"
         self._room.check()
         began = time.monotonic()
@@ -167,18 +171,18 @@ class Participant:
         try:
             await self._start(order, verdict, agreement)
         except BaseException:
-            await _discard(fetching)
+            await discard(fetching)
             raise
         asked: Blob | None = None
         try:
             asked = await fetching
-            job = Job(agreement, order.header, order.digest, asked, order.blob is not None)
+            job = Job(agreement, order.header, order.digest, asked, order.blob is not None, self._telling(order))
             result, protected = await self._execution.run(job)
         except ComityError as error:
-            if error.code in _WAITING:
+            if error.code in WAITING:
                 raise
             await self._finish(order, verdict, Outcome("failed", str(error.code), None, 0, _since(began)), None, error)
-            raise _Final("failed", error) from error
+            raise Final("failed", error) from error
         finally:
             if asked is not None:
                 asked.close()
@@ -192,7 +196,7 @@ class Participant:
         return protected, result
 
     async def _start(self, order: Received, verdict: Verdict, agreement: Agreement) -> None:
-        """Charge the grant and take the order's number. Raises `_Final` if another order was quicker."""
+        """Charge the grant and take the order's number. Raises `Final` if another order was quicker."""
         try:
             await self._node.journal.run(lambda conn: self._intake.charge(conn, order, agreement))
         except ComityError as error:
@@ -200,7 +204,7 @@ class Participant:
                 raise
             verdict.error = error
             await self._refuse(order, verdict, agreement)
-            raise _Final("refused", error) from error
+            raise Final("refused", error) from error
 
     async def _content(self, order: Received, agreement: Agreement) -> Blob:
         """Return the order's content; the caller closes it."""
@@ -289,7 +293,7 @@ class Participant:
                 raise
             late = Outcome("failed", str(refusal.code), None, 0, outcome.duration_s)
             await self._finish(order, verdict, late, None, refusal)
-            raise _Final("failed", refusal) from refusal
+            raise Final("failed", refusal) from refusal
         if protected is not None and protected.stored is not None:
             protected.stored()
         if not own and reply is not None:
@@ -309,7 +313,7 @@ class Participant:
         reply = self._replies.statement(header, order.digest, "refused", error)
         passing = catalog.row(error.code).retry
         note = (order.digest, str(error.code))
-        if _is_work(order, agreement) and not (passing and note in self._told):
+        if is_work(order, agreement) and not (passing and note in self._told):
             outcome = Outcome("refused", str(error.code), None, 0, 0.0)
 
             def write(conn: Connection) -> bool:
@@ -344,55 +348,20 @@ class Participant:
         protected = Protected(None, "", "", row.inline, row.file, size)
         return Performed("result", None, protected, blob)
 
+    def _telling(self, order: Received) -> Callable[[ComityError], Awaitable[None]]:
+        """Return what tells another lead whom the result of an order waits for; watchers here hear it from reviews."""
+
+        async def tell(error: ComityError) -> None:
+            if order.blob is None:
+                await self._answer(order, self._replies.statement(order.header, order.digest, "refused", error))
+
+        return tell
+
     async def _answer(self, order: Received, reply: Statement) -> None:
         await self._replies.send(order.header.lead, order.header.run, order.digest, reply)
 
     def _now(self) -> str:
         return instants.to_text(self._node.clock())
-
-
-class _Final(Exception):  # noqa: N818 - not an error: an order that ended otherwise than with a result
-    """An order ended without a result, and everybody who should know does."""
-
-    def __init__(self, outcome: str, error: ComityError) -> None:
-        super().__init__(str(error))
-        self.outcome = outcome
-        self.error = error
-
-
-# The payload is late, the spool or the journal is in trouble: nothing is wrong with the order itself.
-_WAITING = frozenset(
-    {
-        ErrorCode.PAYLOAD_MISSING,
-        ErrorCode.PAYLOAD_TRUNCATED,
-        ErrorCode.PAYLOAD_DIGEST,
-        ErrorCode.UNAVAILABLE,
-        ErrorCode.TIMEOUT,
-        ErrorCode.JOURNAL_UNWRITABLE,
-        ErrorCode.SPOOL_FULL,
-        ErrorCode.BUSY,
-    }
-)
-
-
-def _is_work(order: Received, agreement: Agreement | None) -> bool:
-    """Tell whether an order is a party's, for a run and a step of an agreement that this organisation signed."""
-    header = order.header
-    return (
-        agreement is not None
-        and order.statement.issuer in agreement.parties
-        and any(step.id == header.step for step in agreement.proposal.steps)
-        and header.run in enforcement.run_ids(agreement, header.agreement)
-    )
-
-
-async def _discard(fetching: asyncio.Task[Blob]) -> None:
-    """End a fetch whose content nobody will use."""
-    fetching.cancel()
-    done = await asyncio.gather(fetching, return_exceptions=True)
-    for each in done:
-        if isinstance(each, Blob):
-            each.close()
 
 
 def _since(began: float) -> float:

@@ -1,16 +1,18 @@
-"""What training needs of the negotiation capability: the agreements that this organisation holds, and their apps.
+"""What training needs of other capabilities: the agreements that this organisation holds, their apps, and its people.
 
-`service.py` wires it to the negotiation's store; nothing else here knows that capability.
+`service.py` wires it to the negotiation's store and to reviews; nothing else here knows these capabilities.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
 from comity_crypto.quorum import QuorumCertificate
+from comity_node.reviews.model import Review, ReviewAsk, Verdict
 from comity_policies.documents import Agreement
 
 FINAL = "final"
@@ -45,4 +47,28 @@ class Agreements(Protocol):
 
     def app_folder(self, digest: str) -> Path:
         """Return the folder of an unpacked app, checked against its digest when it came. Raises `APP_INVALID`."""
+        ...
+
+
+class People(Protocol):
+    """The people of this organisation (`reviews/service.py`)."""
+
+    def consult(self, conn: Connection, item: ReviewAsk, *, alone: bool = False) -> Review:
+        """Put an item before people unless it is there, and return it as it stands. Raises `BUSY`, `CONFLICT`."""
+        ...
+
+    async def wait(self, stage: str, subject: str, until: str) -> Verdict:
+        """Return the verdict once there is one. Raises `DEADLINE_PASSED`, `NOT_FOUND`."""
+        ...
+
+    def end_of_run(self, conn: Connection, run: str, why: str) -> None:
+        """What a run still asks is obsolete."""
+        ...
+
+    def on_decided(self, stage: str, callback: Callable[[str, Verdict], Awaitable[None]]) -> None:
+        """Await `callback(subject, verdict)` for each verdict; it may come twice."""
+        ...
+
+    def on_news(self, listener: Callable[[Review, str, dict[str, Any]], None]) -> None:
+        """Call `listener(item, kind, facts)` for whatever happens to an item."""
         ...

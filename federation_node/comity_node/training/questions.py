@@ -34,8 +34,9 @@ from comity_node.training.enforcement import word_of
 from comity_node.training.led import LedRun, RoundCounter, error_of, verdict_on
 from comity_node.training.opened import ON_THE_WAY, Open, OpenSink
 from comity_node.training.ordering import OrderWriter
-from comity_node.training.participant import Participant, Performed
+from comity_node.training.participant import Participant
 from comity_node.training.profiles.base import AggregationProfile, Delivery, Question
+from comity_node.training.served import Performed
 from comity_node.training.tables import CLOSED, AnswerRow, QuestionRow
 from comity_node.transport.model import Message
 from comity_policies.documents import OrderHeader, ReplyHeader

@@ -176,6 +176,7 @@ class Runs:
                 return False
             text = json.dumps(error.to_json())
             store.change_run(conn, run, state=CANCELLED, ended_at=self._now(), error=text)
+            self._participant.reviews.end_of_run(conn, run)
             return True
 
         if await self._node.journal.run(write):
@@ -209,6 +210,7 @@ class Runs:
             store.change_run(conn, run, closed=True, **ended)
             files = store.files_of(conn, run)
             store.forget_work(conn, run)
+            self._participant.reviews.end_of_run(conn, run)
             return files
 
         files = await self._node.journal.run(write)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -11,11 +12,13 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_node.abilities import Abilities
 from comity_node.context import NodeContext
 from comity_node.negotiation import store as negotiation
+from comity_node.reviews.model import Review
+from comity_node.reviews.service import ReviewService
 from comity_node.training.behind import WriteBehind
 from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.events import RunEvents
 from comity_node.training.participant import Participant
-from comity_node.training.ports import Agreements, Stored
+from comity_node.training.ports import Agreements, People, Stored
 from comity_node.training.profiles.base import AggregationProfile, Profiles
 from comity_node.training.profiles.lead_key import LeadKeyProfile
 from comity_node.training.profiles.plain import PlainProfile
@@ -59,7 +62,7 @@ class HeldAgreements:
 class TrainingService:
     """The capability. Build with `build`."""
 
-    def __init__(self, node: NodeContext, agreements: Agreements) -> None:
+    def __init__(self, node: NodeContext, agreements: Agreements, people: People) -> None:
         self._node = node
         self.catalogue = DatasetCatalogue(node.settings.home)
         self._behind = WriteBehind(node.journal)
@@ -80,7 +83,9 @@ class TrainingService:
             self._receipts,
             self._replies,
             self._standing,
+            people,
         )
+        people.on_news(self._on_review)
         self.abilities = Abilities(frozenset(self._profiles), self._workshop.offered().term)
         self.results = Results(node, agreements, self.events)
         self.runs = Runs(
@@ -165,6 +170,13 @@ class TrainingService:
         for profile in self._profiles.values():
             await profile.confirmed(order_digest)
 
+    def _on_review(self, review: Review, kind: str, facts: dict[str, Any]) -> None:
+        """Tell who watches a run what happens to a review in it."""
+        ask = review.ask
+        if ask.run:
+            told = {"review": ask.id, "stage": ask.stage, "what": kind, "title": ask.title, **facts}
+            self.events.tell(ask.run, "review", **told)
+
     async def _on_presence(self, org: str, here: bool) -> None:
         """Repeat what an organisation may have missed; note that one is gone."""
         for host in self.runs.hosts:
@@ -181,7 +193,7 @@ class TrainingService:
 
 def build(node: NodeContext) -> TrainingService:
     """Build the capability and register its handlers."""
-    service = TrainingService(node, HeldAgreements(node.settings.apps_folder))
+    service = TrainingService(node, HeldAgreements(node.settings.apps_folder), node.services.get(ReviewService))
     service.register()
     node.services.add(service)
     node.services.add(service.abilities)

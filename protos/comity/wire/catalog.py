@@ -82,6 +82,7 @@ CATALOG: dict[E, Row] = {
         _PRE, 409, "The organisation does not hold the policy bundle that the charter names.", True, Move.ORG_ADMIN
     ),
     E.REVIEW_NEEDED: Row(_PRE, 409, "A person of the organisation has to decide.", True, Move.OTHER_ORG),
+    E.REVIEW_DENIED: Row(_DENY, 403, "A person of the organisation decided against this.", False, Move.PROPOSER),
     E.ORDER_NOT_LEAD: Row(
         _DENY, 403, "The order does not come from the lead that the agreement names.", False, Move.CALLER
     ),

@@ -30,6 +30,7 @@ from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
 from comity_node.journal import Journal
 from comity_node.ledger.store import LedgerStore
+from comity_node.reviews.service import ReviewService
 from comity_node.settings import NodeSettings
 from comity_node.training import closing, store
 from comity_node.training.ports import FINAL
@@ -332,9 +333,11 @@ class RigNode:
             payloads=RigPayloads(self.rig.board), charters=Charters(self.rig.charter), ledger=LedgerStore(),
             policy=self.policy, clock=instants.now,
         )  # fmt: skip
-        self.service = TrainingService(context, self.agreements)
+        self.reviews = ReviewService(context)
+        self.service = TrainingService(context, self.agreements, self.reviews)
         self.service.register()
         self.journal.create_all()
+        await self.reviews.start()
         await self.service.start()
         for callback in self.link.connected_callbacks:
             await callback()
@@ -347,6 +350,7 @@ class RigNode:
         if self.service is not None:
             await self.service.stop()
             self.service = None
+        await self.reviews.stop()
         self.journal.close()
 
     async def crash(self) -> None:
@@ -355,6 +359,7 @@ class RigNode:
         service, self.service = self.service, None
         if service is None:
             return
+        await self.reviews.stop()
         behind = service._behind
         if behind._task is not None:
             behind._task.cancel()

@@ -34,7 +34,6 @@ REFUSED: dict[str, Any] = {
     "retention_s": 60,
     "min_copies": 1,
     "attestation": "required",
-    "human_review": ["dispatch"],
     "isolation": "container",
 }
 KEPT: dict[str, Any] = {
@@ -55,7 +54,7 @@ KEPT: dict[str, Any] = {
     "isolation": "sandbox",
     "attestation": "none",
     "egress": ["model"],
-    "human_review": [],
+    "human_review": ["agreement", "dispatch", "egress"],
     "round_recipients": ["clinic-a"],
     "result_recipients": ["clinic-a"],
 }

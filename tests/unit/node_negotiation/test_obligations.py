@@ -195,7 +195,7 @@ def test_b1_terms_that_cannot_be_kept_are_not_promised() -> None:
         model.check_promises(proposal(purpose=purpose), Terms.parse(terms), ORGS, charter(), ABLE)
 
     promise({"purposes": ["research"], "rounds": 3, "aggregation": "lead-key", "clip_norm": "1"})
-    assert refusal(promise, {"human_review": ["agreement"]}) is ErrorCode.UNSUPPORTED
+    promise({"human_review": ["agreement", "dispatch", "egress"]})
     assert refusal(promise, {"privacy": {"epsilon": "1", "delta": "0.1"}}) is ErrorCode.UNSUPPORTED
     assert refusal(promise, {"aggregation": "threshold"}) is ErrorCode.UNSUPPORTED
     assert refusal(promise, {"isolation": "sandbox"}) is ErrorCode.ISOLATION_TOO_WEAK

@@ -34,15 +34,29 @@ async def stand(clinic, item):
     return await clinic.journal.run(lambda conn: store.find(conn, item.id))
 
 
-async def test_asking_again_is_harmless_and_a_new_document_takes_the_place(clinic):
+async def test_asking_again_is_harmless_and_what_was_asked_last_counts(clinic):
     item = await clinic.put()
     assert await clinic.put() == item
     other = await clinic.put(document={"purpose": "marketing"})
+    await clinic.vote(other, "anna")
+
+    async def allowed():
+        verdict = await clinic.journal.run(lambda conn: clinic.reviews.verdict(conn, "proposal", item.subject))
+        return None if verdict is None else verdict.allowed
+
+    assert await allowed() is True
+    assert await clinic.put() == item
+    assert await allowed() is None, "an approval of another document does not count"
+    await clinic.put(document={"purpose": "marketing"})
+    assert await allowed() is True
+
+
+async def test_what_stands_alone_makes_the_others_obsolete(clinic):
+    item, other = await clinic.put(), clinic.ask(document={"purpose": "marketing"})
+    await clinic.journal.run(lambda conn: clinic.reviews.consult(conn, other, alone=True))
     assert (await stand(clinic, item)).state is ReviewState.OBSOLETE
     assert (await stand(clinic, other)).state is ReviewState.OPEN
     assert await refusal(clinic.vote(item, "anna")) is ErrorCode.ILLEGAL_EVENT
-    state = await clinic.journal.run(lambda conn: clinic.reviews.state(conn, "proposal", item.subject))
-    assert state is ReviewState.OPEN
 
 
 async def test_the_same_document_is_not_put_before_fewer_people(clinic):

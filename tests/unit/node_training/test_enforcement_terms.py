@@ -84,8 +84,6 @@ def test_an_order_that_conforms_passes() -> None:
     ("terms", "code"),
     [
         ({"privacy": {"epsilon": "1", "delta": "0.00001"}}, ErrorCode.UNSUPPORTED),
-        ({"human_review": ["agreement"]}, ErrorCode.UNSUPPORTED),
-        ({"human_review": ["egress"]}, ErrorCode.UNSUPPORTED),
         ({"attestation": "required"}, ErrorCode.UNSUPPORTED),
         ({"retention_s": 60}, ErrorCode.UNSUPPORTED),
         ({"min_copies": 1}, ErrorCode.UNSUPPORTED),
