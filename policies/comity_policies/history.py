@@ -4,9 +4,10 @@ Numbered obligations, the same numbers in code, reports and errors:
 
 1. form: the export is whole, in order, bounded, and every entry is one canonical statement of this consortium;
 2. genesis: the first entry is a charter signed by every founder, and its name is the one given by hand;
-3. succession: every later charter follows from the one in force, certified by that one's quorum;
+3. succession: every later charter follows from the one in force, certified by that one's quorum; what members proposed
+   and voted on the way, and how proposals ended without a charter, holds (`history_charters.py`);
 4. signatures: every statement is signed by its issuer under the charter in force at its place; the coordinator signs
-   charters, agreements and run endings, and nothing else;
+   charters, the ends of proposals, agreements and run endings, and nothing else;
 5. agreements: every party signed; each party's own signed answer allows the very proposal; the terms are at least as
    strict as each answer's and the proposal's; what goes beyond the proposer's bounds rests on the proposer's word;
 6. receipts: each belongs to a known agreement, run and step, comes from a party, exceeds no grant, and no party
@@ -34,7 +35,16 @@ from comity_crypto import merkle
 from comity_crypto.notes import verify_note
 from comity_crypto.quorum import QuorumCertificate, independent_verify, message_for
 from comity_crypto.statements import Statement, verify_statement
-from comity_policies.charter import Charter, genesis_name, matches_genesis, verify_genesis, verify_successor
+from comity_policies.charter import (
+    Charter,
+    changes,
+    genesis_name,
+    matches_genesis,
+    verify_genesis,
+    verify_successor,
+)
+from comity_policies.history_charters import KINDS as CHARTER_KINDS
+from comity_policies.history_charters import CharterBook, Decided
 from comity_policies.history_runs import RunBook
 from comity_policies.proofs import verify_agreement
 
@@ -44,12 +54,12 @@ FORMAT = "comity-ledger-export/1"
 LINE_BYTES_MAX = 2 << 20
 ENTRIES_MAX = 10_000_000
 BRACKETS_MAX = 64
-COORDINATOR_KINDS = frozenset({"charter", "agreement", "run-closed"})
+COORDINATOR_KINDS = frozenset({"charter", "charter-ended", "agreement", "run-closed"})
 
 OBLIGATIONS = {
     1: "every entry is whole and in order",
     2: "the genesis charter is signed by every founder and has the name given by hand",
-    3: "every later charter follows by quorum from the one before",
+    3: "every later charter follows by quorum from the one before; proposals and votes hold",
     4: "every statement is signed by its issuer under the charter in force",
     5: "every agreement is signed by every party, on terms as strict as each asked",
     6: "every receipt belongs to an agreement and exceeds no grant",
@@ -79,6 +89,7 @@ class Report:
     root: str
     counts: dict[str, int]
     checks: tuple[Check, ...]
+    charters: tuple[Decided, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -110,6 +121,7 @@ class _History:
     independent: bool
     charter: Charter | None = None
     charters: dict[str, Charter] = field(default_factory=dict)
+    decisions: CharterBook = field(default_factory=CharterBook)
     runs: RunBook = field(default_factory=RunBook)
     tree: merkle.Tree = field(default_factory=merkle.Tree)
     counts: Counter[str] = field(default_factory=Counter)
@@ -219,6 +231,11 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
     with _Obligation(4, index):
         _check_signature(statement, history.charter)
         history.held[4] += 1
+    if statement.kind in CHARTER_KINDS:
+        with _Obligation(3, index):
+            history.decisions.enter(statement, history.charter)
+            history.held[3] += 1
+        return
     if statement.kind == "agreement":
         _enter_agreement(history, index, statement)
         return
@@ -241,8 +258,12 @@ def _enter_charter(history: _History, index: int, statement: Statement) -> None:
                 raise ComityError(ErrorCode.GENESIS_MISMATCH, "the genesis charter is not the one named by hand")
             verify_genesis(charter, certificate)
             history.name = genesis_name(charter)
+            history.decisions.decided(charter, ("genesis",), certificate.signers)
         else:
-            verify_successor(history.charter, charter, certificate)
+            former, signatures = history.charter, statement.body.get("signatures")
+            verify_successor(former, charter, certificate)
+            history.decisions.in_force(former, charter, certificate, signatures, history.tree.root_at)
+            history.decisions.decided(charter, changes(former, charter), certificate.signers)
         history.held[number] += 1
     # A successor that names a new log is signed by the one that it names (negotiation.md section 6).
     with _Obligation(4, index):
@@ -264,6 +285,7 @@ def _enter_agreement(history: _History, index: int, statement: Statement) -> Non
         agreement, certificate = verify_agreement(statement.body, answers, made_under)
         # A signature counts only if its entry precedes the rotation or suspension of its key (architecture.md 4).
         for org in agreement.parties:
+            history.charter.check_active(org)
             if history.charter.member(org).keys != made_under.member(org).keys:
                 raise ComityError(ErrorCode.AGREEMENT_INVALID, "a party's key was replaced before this entry", org=org)
         history.runs.check_accepted(agreement, answers)
@@ -301,4 +323,5 @@ def _report(history: _History, size: int) -> Report:
         if number != 9 or history.independent
     )
     counts = dict(sorted(history.counts.items()))
-    return Report(history.consortium, history.name, size, history.tree.root().hex(), counts, checks)
+    root, chain = history.tree.root().hex(), tuple(history.decisions.chain)
+    return Report(history.consortium, history.name, size, root, counts, checks, chain)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.governance import model, store
 from comity_coordinator.governance.ballots import Ballots
@@ -57,6 +58,7 @@ class Governance:
         sign: Callable[[str, dict[str, Any]], Statement],
         append: Append,
         send: Send,
+        clock: Callable[[], str] = instants.now_text,
     ) -> None:
         """`sign(kind, body)` makes statements of the coordinator; `log_key` is its public Ed25519 key, 32 bytes."""
         self._consortium = consortium
@@ -65,7 +67,7 @@ class Governance:
         self._sign = sign
         self._append = append
         self._send = send
-        self.ballots = Ballots(charter_in_force, self._enforce, sign, append, send)
+        self.ballots = Ballots(charter_in_force, self._enforce, sign, append, send, clock)
 
     def draft(self, conn: Connection) -> Charter:
         """Return the genesis draft, later the newest charter that is voted on. Raises `NOT_FOUND` if there is none."""
