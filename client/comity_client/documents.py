@@ -240,6 +240,7 @@ class TrainWish(TypedDict, total=False):
     reply_timeout_s: int
     accepts: str
     bounds: dict[str, Any]
+    persons: list[str]
 
 
 class RevisionWish(TypedDict, total=False):

@@ -53,6 +53,8 @@ DATASETS_MAX = 256
 COLUMNS_MAX = 1024
 REPLY_TIMEOUT_S_MAX = 7 * 24 * 3600
 RUN_CONFIG_ITEMS_MAX = 128
+PERSONS_MAX = 64
+PERSON_CHARS_MAX = 128
 RUN_CONFIG_TEXT_MAX = 4096
 APP_BYTES_MAX = 64 << 20
 REASONS_MAX = 64
@@ -137,7 +139,8 @@ class TrainStep(Document):
 class Proposal(Document):
     """One workflow asked of required and optional organisations. Immutable: a change is a new revision.
 
-    `accepts` and `bounds` say how far the proposer takes stricter terms without being asked (`takes`).
+    `accepts` and `bounds` say how far the proposer takes stricter terms without being asked (`takes`). `persons` are
+    people, as the proposer's own node knows them, who will see the result: its word, for policies to judge.
     """
 
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {
@@ -162,6 +165,7 @@ class Proposal(Document):
     start: str = "auto"
     accepts: str = "any"
     bounds: Terms = field(default_factory=Terms)
+    persons: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         name_of(self.proposal_id)
@@ -181,6 +185,7 @@ class Proposal(Document):
             required=org_set(self.required),
             optional=org_set(self.optional),
             deadline=instant_of(self.deadline),
+            persons=tuple(sorted({line_of(each, PERSON_CHARS_MAX) for each in items_of(self.persons, PERSONS_MAX)})),
         )
         self._check_people()
         if not self.steps or len({step.id for step in self.steps}) != len(self.steps):

@@ -59,6 +59,12 @@ def train(
     bound: Annotated[
         list[str] | None, typer.Option(help="TERM=VALUE, the strictest taken unasked; repeat it. Implies within.")
     ] = None,
+    person: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Who will see the result, for policies that ask; repeat it. By default whoever is logged in."
+        ),
+    ] = None,
     deadline: Annotated[str, typer.Option(help="How long answers are awaited: 90s, 30m, 24h, 7d.")] = "24h",
     title: Annotated[str, typer.Option(help="What people read; by default the app's name.")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to the end, or return at once.")] = True,
@@ -71,6 +77,8 @@ def train(
     wish: TrainWish = {"app": str(app.resolve()), "purpose": purpose, "dataset": dataset, "deadline_s": deadline_s}
     wish.update({"title": title, "partners": partners or [], "optional": optional or [], "columns": column or []})
     wish.update({"run_config": run_config(config or []), "terms": {} if terms is None else read_terms(terms)})
+    if person:
+        wish["persons"] = person
     if minimum is not None:
         wish["minimum"] = minimum
     if rounds is not None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.access.api import principal
-from comity_node.access.model import Principal
+from comity_node.access.model import LOCAL_USER, Principal
 from comity_node.negotiation import store
 from comity_node.negotiation.drafting import (
     DEADLINE_S_DEFAULT,
@@ -55,6 +55,7 @@ class TrainRequest(BaseModel):
     reply_timeout_s: int = Field(default=REPLY_TIMEOUT_S_DEFAULT, ge=1)
     accepts: str = Field(default="any", max_length=16)
     bounds: dict[str, Any] = Field(default_factory=dict)
+    persons: list[str] = Field(default_factory=list, max_length=64)
 
 
 class RevisionRequest(BaseModel):
@@ -102,10 +103,10 @@ def router(node: NodeContext) -> APIRouter:
         columns = tuple(request.columns)
         if not columns:
             columns = (await asyncio.to_thread(catalogue.get, request.dataset)).columns
-        wish = TrainWish(
-            **{**request.model_dump(), **{name: tuple(getattr(request, name)) for name in ("partners", "optional")}}
-            | {"columns": columns}
-        )
+        # Whoever asks is one of the people unless others are named; the node's own Unix user is nobody in particular.
+        persons = tuple(request.persons) or (() if who.user == LOCAL_USER else (who.user,))
+        names = {name: tuple(getattr(request, name)) for name in ("partners", "optional")}
+        wish = TrainWish(**{**request.model_dump(), **names, "columns": columns, "persons": persons})
         proposal, bundle = await asyncio.to_thread(
             draft, wish, charter=charter, me=node.settings.org, own_columns=columns, now=node.clock()
         )

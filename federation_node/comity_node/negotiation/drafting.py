@@ -39,6 +39,7 @@ class TrainWish:
         terms: further terms asked for, in their JSON form.
         accepts: which stricter terms are taken without another word: any, none, or within `bounds`.
         bounds: the strictest terms taken unasked, in their JSON form.
+        persons: people of this organisation who will see the result.
     """
 
     app: Path
@@ -57,6 +58,7 @@ class TrainWish:
     reply_timeout_s: int = REPLY_TIMEOUT_S_DEFAULT
     accepts: str = "any"
     bounds: dict[str, Any] = field(default_factory=dict)
+    persons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def draft(
         deadline=instants.to_text(now + timedelta(seconds=wish.deadline_s)),
         accepts=wish.accepts,
         bounds=Terms.parse(wish.bounds),
+        persons=wish.persons,
     )
     return proposal, bundle
 
