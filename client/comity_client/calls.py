@@ -223,6 +223,31 @@ def _ledger() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/ledger")
 
 
+def _me() -> Call[dict[str, Any]]:
+    """Return who the caller is at this node: user, roles, how it was proved, until when."""
+    return Call("GET", "/v1/access/me")
+
+
+def _login_facts() -> Call[dict[str, str]]:
+    """Return the node's identity provider: issuer, client_id, scope. Needs no credentials."""
+    return Call("GET", "/v1/access/login")
+
+
+def _issue_token(user: str, roles: list[str], valid_s: int = 30 * 86_400) -> Call[dict[str, Any]]:
+    """Issue a token; the answer's `token` is the secret, shown once."""
+    return Call("POST", "/v1/access/tokens", {"user": user, "roles": roles, "valid_s": valid_s})
+
+
+def _tokens() -> Call[list[dict[str, Any]]]:
+    """Return the tokens of this organisation, newest first, without their secrets."""
+    return Call("GET", "/v1/access/tokens")
+
+
+def _revoke_token(token_id: str) -> Call[dict[str, Any]]:
+    """End a token, from the next request on."""
+    return Call("POST", f"/v1/access/tokens/{segment(token_id)}/revoke", {})
+
+
 def _coordinator_status() -> Call[dict[str, Any]]:
     """Return the coordinator's state: connected nodes, open work."""
     return Call("GET", "/v1/status")
@@ -297,6 +322,11 @@ class NodeRoutes:
     end_delegation = Route(_end_delegation)
     reload_policy = Route(_reload_policy)
     ledger = Route(_ledger)
+    me = Route(_me)
+    login_facts = Route(_login_facts)
+    issue_token = Route(_issue_token)
+    tokens = Route(_tokens)
+    revoke_token = Route(_revoke_token)
 
 
 class CoordinatorRoutes:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comity_client.commands import demo, doctor, proposals, reviews, runs, status, train
+from comity_client.commands import access, demo, doctor, proposals, reviews, runs, status, train
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     runs.register(app)
     proposals.register(app)
     reviews.register(app)
+    access.register(app)
     app.command("status")(status.status)
     app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)

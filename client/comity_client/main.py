@@ -6,8 +6,11 @@ Errors of the catalogue end with status 2: the sentence, whose move it is, and t
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
 
 import typer
 import typer.core
@@ -15,6 +18,7 @@ import typer.core
 from comity.wire.catalog import row
 from comity.wire.errors import ComityError
 from comity.wire.remedies import remedy
+from comity_client.output import CA_VARIABLE, NODE_VARIABLE, TOKEN_FILE_VARIABLE
 
 GROUP = "comity.commands"
 EXIT_REFUSED = 2
@@ -34,10 +38,26 @@ def build_app() -> typer.Typer:
         context_settings={"max_content_width": HELP_WIDTH_CHARS},
         help="Work together across organisations without trust in the middle.",
     )
+    app.callback()(where_to)
     for point in sorted(entry_points(group=GROUP), key=lambda each: each.name):
         point.load()(app)
     _merge_groups(app)
     return app
+
+
+def where_to(
+    node: Annotated[str, typer.Option(envvar=NODE_VARIABLE, help="A node that listens for people, by URL.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(envvar=TOKEN_FILE_VARIABLE, help="Act as the person whose token is in this file.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(envvar=CA_VARIABLE, help="What the certificate of --node is checked against.")
+    ] = None,
+) -> None:
+    """Work together across organisations without trust in the middle."""
+    for name, value in ((NODE_VARIABLE, node), (TOKEN_FILE_VARIABLE, token_file), (CA_VARIABLE, ca)):
+        if value:
+            os.environ[name] = str(value)
 
 
 def main() -> None:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEFAULT_HOME = Path.home() / ".comity"
+# Where a command finds its node if not in `--home`: the options before the command, or these (`where.py`).
+NODE_VARIABLE = "COMITY_NODE"
+TOKEN_FILE_VARIABLE = "COMITY_TOKEN_FILE"  # noqa: S105 - a variable's name
+CA_VARIABLE = "COMITY_NODE_CA"
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, nothing else.")]
 

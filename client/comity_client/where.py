@@ -15,26 +15,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_client.output import CA_VARIABLE, NODE_VARIABLE, TOKEN_FILE_VARIABLE
 from comity_client.sdk import Node, node_endpoint
 from comity_client.transport import Endpoint
-
-NODE, TOKEN_FILE, CA = "COMITY_NODE", "COMITY_TOKEN_FILE", "COMITY_NODE_CA"
-
-
-def choose(node: str, token_file: Path | None, ca: Path | None) -> None:
-    """Make the options that stand before the command hold for it, and for whatever it starts."""
-    for name, value in ((NODE, node), (TOKEN_FILE, token_file), (CA, ca)):
-        if value:
-            os.environ[name] = str(value)
 
 
 def target(home: Path) -> Endpoint:
     """Return where the command's node answers, without credentials. Raises `MALFORMED`."""
-    url = os.environ.get(NODE, "")
+    url = os.environ.get(NODE_VARIABLE, "")
     if not url:
         local = node_endpoint(home)
         return Endpoint(url=local.url, uds=local.uds, token_file=None, hint=local.hint)
-    ca = os.environ.get(CA, "")
+    ca = os.environ.get(CA_VARIABLE, "")
     return remote(url, None, Path(ca) if ca else None)
 
 
@@ -53,8 +45,8 @@ def remote(url: str, token_file: Path | None, ca: Path | None = None) -> Endpoin
 
 def endpoint(home: Path) -> Endpoint:
     """Return where the command's node answers and with which credentials. Raises `MALFORMED`."""
-    named = os.environ.get(TOKEN_FILE, "")
-    if not os.environ.get(NODE) and not named:
+    named = os.environ.get(TOKEN_FILE_VARIABLE, "")
+    if not os.environ.get(NODE_VARIABLE) and not named:
         return node_endpoint(home)
     found = target(home)
     return found.with_token(Path(named) if named else login_file(found))

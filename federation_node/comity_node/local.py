@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,11 @@ class LocalApi:
     """A client of the node whose folder is `home`."""
 
     def __init__(self, home: Path) -> None:
-        """Raises `NOT_FOUND` if `home` is no node."""
+        """Raises `NOT_FOUND` if `home` is no node, `UNSUPPORTED` if another machine's node was asked for."""
+        if os.environ.get("COMITY_NODE"):
+            raise ComityError(ErrorCode.UNSUPPORTED, "this command works on the node's own machine, without --node")
         try:
-            token = (home / "api.token").read_text().strip()
+            token = Path(os.environ.get("COMITY_TOKEN_FILE") or home / "api.token").read_text().strip()
         except FileNotFoundError as error:
             from comity_node.settings import NO_NODE  # heavy to import, needed here only
 

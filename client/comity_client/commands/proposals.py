@@ -30,10 +30,10 @@ def list_proposals(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     Example:
       comity proposals list
     """
+    from comity_client import where
     from comity_client.follow import movers
-    from comity_client.sdk import Node
 
-    with Node(home) as node:
+    with where.node(home) as node:
         found = node.proposals()
     if as_json:
         print_json(found)
@@ -63,9 +63,9 @@ def show(
     Example:
       comity proposals show PROPOSAL
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         view = node.proposal(name)
     if as_json:
         print_json(view)
@@ -85,9 +85,9 @@ def accept(
     Example:
       comity proposals accept PROPOSAL hospital-b
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         done = node.accept(name, org)
     if as_json:
         print_json(done)
@@ -113,8 +113,8 @@ def revise(
       comity proposals revise PROPOSAL --term rounds=5
       comity proposals revise PROPOSAL --term 'min_cohort={"hospital-b/patients": 50}' --deadline 48h
     """
+    from comity_client import where
     from comity_client.commands.train import read_values, seconds
-    from comity_client.sdk import Node
 
     wish: RevisionWish = {"terms": read_values(term or []), "without": without or [], "deadline_s": seconds(deadline)}
     if accepts is not None or bound:
@@ -122,7 +122,7 @@ def revise(
         wish["bounds"] = read_values(bound or [])
     if minimum is not None:
         wish["minimum"] = minimum
-    with Node(home) as node:
+    with where.node(home) as node:
         done = node.revise(name, wish)
     if as_json:
         print_json(done)
@@ -144,9 +144,9 @@ def withdraw(
     Example:
       comity withdraw PROPOSAL --reason "the ethics board asked us to stop"
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         done = node.withdraw(name, reason)
     if as_json:
         print_json(done)

@@ -51,9 +51,9 @@ def list_reviews(
       comity review list
       comity review list --all --json
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         found = node.reviews("all" if every else "open")
     if as_json:
         print_json(found)
@@ -133,9 +133,9 @@ def delegate(
       comity review delegate --to carla --until 14d
       comity review delegate --to carla --until 2030-01-31T00:00:00Z --for anna
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         made = node.delegate(to, instant_of(until), role, giver)
     if as_json:
         print_json(made)
@@ -156,9 +156,9 @@ def delegations(
       comity review delegations
       comity review delegations --end DELEGATION
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         found = [node.end_delegation(end)] if end else node.delegations()
     if as_json:
         print_json(found)
@@ -213,10 +213,10 @@ def instant_of(text: str) -> str:
 
 
 def _vote(name: str, decision: str, reason: str, home: Any, as_json: bool) -> None:
-    from comity_client.sdk import Node
+    from comity_client import where
 
     view = _view(name, home)
-    with Node(home) as node:
+    with where.node(home) as node:
         after = node.vote(name, decision, view["document_digest"], reason)
     if as_json:
         print_json(after)
@@ -227,9 +227,9 @@ def _vote(name: str, decision: str, reason: str, home: Any, as_json: bool) -> No
 
 def _view(name: str, home: Any) -> ReviewView:
     """Return an item whose document is the one that its id names. Raises `CONFLICT` if it is not."""
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         view = node.review(name)
     digest = canonical.digest(view["document"])
     named = hashlib.sha256(f"{view['stage']}/{view['subject']}/{digest}".encode()).hexdigest()[:20]

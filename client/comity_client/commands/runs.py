@@ -34,9 +34,9 @@ def list_runs(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     Example:
       comity runs list --json
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         found = node.runs()
     if as_json:
         print_json(found)
@@ -61,9 +61,9 @@ def watch(
       comity runs watch RUN
       comity runs watch RUN --json --after 20
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
-    with Node(home) as node:
+    with where.node(home) as node:
         if as_json:
             for event in node.events(run, after):
                 print_json(event)
@@ -87,10 +87,10 @@ def result(
     Example:
       comity runs result RUN --output model.npz
     """
-    from comity_client.sdk import Node
+    from comity_client import where
 
     target = output or Path(f"{run}.npz")
-    with Node(home) as node:
+    with where.node(home) as node:
         size_bytes = node.fetch_result(run, target)
     document = {"run": run, "file": str(target), "size_bytes": size_bytes}
     if as_json:

@@ -23,10 +23,10 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
       comity status
       comity status --home /srv/hospital-a --json
     """
+    from comity_client import where
     from comity_client.follow import waits_of
-    from comity_client.sdk import Node
 
-    with Node(home) as node:
+    with where.node(home) as node:
         state = node.status()
         waits = waits_of(node.proposals(), node.runs())
         if state["charter_version"] is None and state["link"]["connected"]:

@@ -37,6 +37,8 @@ def test_every_command_has_json_and_says_what_it_does(app: typer.Typer) -> None:
     assert set(found) == {
         *("train", "runs list", "runs watch", "runs result", "proposals list", "proposals show", "withdraw"),
         *("proposals accept", "proposals revise"),
+        *("login", "access me", "access token issue", "access token list", "access token revoke"),
+        *("review list", "review show", "review approve", "review deny", "review delegate", "review delegations"),
         *("status", "doctor", "demo", "version"),
     }
     for name, command in found.items():
