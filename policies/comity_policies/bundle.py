@@ -55,15 +55,12 @@ class Bundle:
         Raises:
             ComityError: `BUNDLE_INVALID`, naming file, line or key.
         """
-        texts = {} if shipped is None else _read_rego(shipped, "")
-        texts |= _read_rego(folder, f"{_OWN}/")
-        return cls.of(texts, _read_settings(folder / "data.json"))
+        return cls.of(read_texts(shipped, folder), _read_settings(folder / "data.json"))
 
     @classmethod
     def of(cls, texts: Mapping[str, str], data: Any) -> Bundle:
         """Check and digest a bundle whose Rego and settings are at hand. Raises `BUNDLE_INVALID`."""
-        tests = {name: text for name, text in texts.items() if name.endswith("_test.rego")}
-        modules = {name: text for name, text in texts.items() if name not in tests}
+        modules, tests = apart(texts)
         checked = settings.check(data)
         # Beside an OPA server on platforms without the embedded engine the tree is not at hand; the server compiles.
         if importlib.util.find_spec("regorus") is not None:
@@ -102,6 +99,18 @@ class Bundle:
                 entry.size = len(files[name])
                 tar.addfile(entry, io.BytesIO(files[name]))
         return gzip.compress(raw.getvalue(), mtime=0)
+
+
+def read_texts(shipped: Path | None, folder: Path) -> dict[str, str]:
+    """Return name -> Rego of a bundle, unchecked; the organisation's own is below `own/`. Raises `BUNDLE_INVALID`."""
+    texts = {} if shipped is None else _read_rego(shipped, "")
+    return texts | _read_rego(folder, f"{_OWN}/")
+
+
+def apart(texts: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return (modules, tests)."""
+    tests = {name: text for name, text in texts.items() if name.endswith("_test.rego")}
+    return {name: text for name, text in texts.items() if name not in tests}, tests
 
 
 def shipped_folder() -> Path:

@@ -74,15 +74,28 @@ def run_tests(
 def lint(folder: Folder, as_json: AsJson = False) -> None:
     """Check settings and Rego: everything that a node checks when it loads the bundle.
 
+    Every breach of the portable profile is printed with file, line and rule; then the settings, then a trial.
+
     \b
     Example:
       comity policy lint /srv/node/policy
     """
+    from comity_policies import portable
+    from comity_policies.bundle import apart, read_texts, shipped_folder
     from comity_policies.embedded import EmbeddedEngine
 
+    findings = list(portable.findings(*apart(read_texts(shipped_folder(), folder))))
+    if findings:
+        if as_json:
+            rows = [{"rule": f.rule, "file": f.file, "line": f.line, "message": f.message} for f in findings]
+            _print_json({"findings": rows})
+        else:
+            typer.echo("\n".join(str(each) for each in findings))
+        raise typer.Exit(EXIT_FAILED)
     bundle = _bundle(folder)
     EmbeddedEngine(bundle).close()
     found = {"bundle": bundle.digest, "modules": sorted(bundle.modules), "tests": sorted(bundle.tests)}
+    found["findings"] = []
     if as_json:
         _print_json(found)
     else:
