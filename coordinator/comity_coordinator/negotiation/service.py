@@ -140,6 +140,7 @@ class NegotiationService:
             ComityError: `NOT_FOUND` for an unknown proposal; what the model and `inbound` raise.
         """
         charter = inbound.charter(conn, self._charter_of)
+        charter.check_active(org)
         said = inbound.statement(charter, org, message, "answer", ANSWER_BYTES_MAX)
         answer = Answer.from_json(said.body)
         record = store.by_proposal_digest(conn, answer.proposal_digest)
@@ -178,6 +179,7 @@ class NegotiationService:
                 and `inbound.statement` raise.
         """
         charter = inbound.charter(conn, self._charter_of)
+        charter.check_active(org)
         said = inbound.statement(charter, org, message, "agreement-signature", SMALL_BYTES_MAX)
         body = inbound.body_of(said, "agreement", "bls")
         digest = inbound.text(body["agreement"], 64, "an agreement's digest")
@@ -279,8 +281,8 @@ class NegotiationService:
     def _check_proposal(self, conn: Connection, charter: Charter, org: str, proposal: Proposal, now: str) -> None:
         if proposal.proposer != org or proposal.consortium != self._consortium:
             raise ComityError(ErrorCode.FORBIDDEN, "the proposal names another proposer or consortium")
-        for asked in proposal.asked:
-            charter.member(asked)
+        for asked in (org, *proposal.asked):
+            charter.check_active(asked)
         if len({step.lead for step in proposal.steps}) != 1:
             raise ComityError(ErrorCode.UNSUPPORTED, "all steps of a proposal have one lead")
         latest = instants.to_text(instants.parse(now) + timedelta(days=DEADLINE_DAYS_MAX))

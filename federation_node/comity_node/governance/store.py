@@ -57,12 +57,14 @@ class CharterStore:
         self._settings = settings
         self._journal = journal
         self._chain: list[Charter] = []
+        self._by_digest: dict[str, Charter] = {}
 
     def load(self) -> None:
         """Read the chain from the journal; call once the tables exist."""
         query = sa.select(_charters.c.statement).order_by(_charters.c.version)
         rows = self._journal.transact(lambda conn: list(conn.execute(query).scalars()))
         self._chain = [Charter.from_json(Statement.from_bytes(row).body["charter"]) for row in rows]
+        self._by_digest = {charter.digest: charter for charter in self._chain}
 
     def current(self) -> Charter | None:
         """Return the charter in force, None before genesis."""
@@ -76,7 +78,7 @@ class CharterStore:
 
     def at(self, digest: str) -> Charter | None:
         """Return the verified charter with this digest."""
-        return next((charter for charter in self._chain if charter.digest == digest), None)
+        return self._by_digest.get(digest)
 
     def genesis_name(self) -> str | None:
         """Return the consortium's name for people, None before genesis."""
@@ -113,6 +115,7 @@ class CharterStore:
         await self._journal.run(lambda conn: _insert(conn, charter, statement))
         if charter.version == self.next_version():
             self._chain.append(charter)
+            self._by_digest[charter.digest] = charter
         return True
 
     def signed(self, conn: Connection, version: int) -> set[str]:

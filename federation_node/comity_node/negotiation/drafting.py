@@ -120,10 +120,10 @@ def draft(
         ComityError: `APP_INVALID`, `MALFORMED` (which names the field), `NOT_A_MEMBER`.
     """
     bundle = build_app(wish.app)
-    required = {me, *(wish.partners or set(charter.organisations) - set(wish.optional))}
+    required = {me, *(wish.partners or set(charter.voters) - set(wish.optional))}
     asked = required | set(wish.optional)
     for org in asked:
-        charter.member(org)
+        charter.check_active(org)
     rounds = wish.rounds or _configured_rounds(bundle)
     run_config = {**wish.run_config, "num-server-rounds": rounds}
     step = TrainStep(

@@ -188,8 +188,8 @@ class NegotiationService:
         charter = self._node.charters.in_force()
         if proposal.proposer != self._node.settings.org:
             raise ComityError(ErrorCode.FORBIDDEN, "a node proposes in the name of its own organisation only")
-        for org in proposal.asked:
-            charter.member(org)
+        for org in (proposal.proposer, *proposal.asked):
+            charter.check_active(org)
         model.check_promises(proposal, proposal.terms, proposal.asked, charter, self._node.services.get(Abilities))
         reference = None
         if app is not None:

@@ -68,7 +68,8 @@ class Case:
     """One order before its judge.
 
     `started` if this very order was, `number_taken` if another one under its number; `ledger` is why this node does
-    not trust the ledger or its own journal any more.
+    not trust the ledger or its own journal any more. `made_under` is the charter of the agreement, if this node's chain
+    has it.
     """
 
     order: OrderHeader
@@ -83,6 +84,7 @@ class Case:
     started: bool
     number_taken: bool = False
     ledger: ComityError | None = None
+    made_under: Charter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def judge(case: Case, certificates: Certificates, decide: Decide) -> Verdict:
 
 
 def check_0_signed_by_lead(case: Case) -> None:
-    """Raises `NOT_A_MEMBER`, `SIGNATURE_INVALID`, `ORDER_NOT_LEAD`, `LEDGER_INVALID`, `JOURNAL_BEHIND`."""
+    """Raises `NOT_A_MEMBER`, `SUSPENDED`, `SIGNATURE_INVALID`, `ORDER_NOT_LEAD`, `LEDGER_INVALID`, `JOURNAL_BEHIND`."""
     if case.charter is None:
         raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")
     key = case.charter.member(case.statement.issuer).keys.statement
@@ -182,7 +184,7 @@ def check_0_signed_by_lead(case: Case) -> None:
     if all(step.lead != case.order.lead for step in agreement.proposal.steps):
         raise ComityError(ErrorCode.ORDER_NOT_LEAD, lead=case.order.lead)
     for org in agreement.parties:
-        case.charter.member(org)
+        case.charter.check_active(org)
 
 
 def check_1_agreement_held(case: Case) -> None:
@@ -200,7 +202,8 @@ def check_2_certificate(case: Case, certificates: Certificates) -> None:
     """Raises `AGREEMENT_INVALID`, `QUORUM_MISSING`, `NOT_A_MEMBER`."""
     assert case.stored is not None
     assert case.charter is not None
-    certificates.verify(case.order.agreement, case.stored, case.charter)
+    # Keys may have been rotated since; what was signed under a charter of our chain is judged by that charter's keys.
+    certificates.verify(case.order.agreement, case.stored, case.made_under or case.charter)
 
 
 def check_3_conforms(case: Case) -> None:
