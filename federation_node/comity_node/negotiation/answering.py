@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 OFFER = "offer"
 BY_PERSON = "review.person"
 REASON_CHARS_MAX = 500
+RECEIVE_FIRST_S, RECEIVE_S_MAX = 20, 1_200
 
 Sign = Callable[[str, dict[str, Any]], Statement]
 log = structlog.get_logger(__name__)
@@ -116,11 +117,11 @@ class Answering:
             ready = store.find_prepared(conn, proposal_digest)
             if last is None or last.decision != "review" or ready is None:
                 raise ComityError(ErrorCode.ILLEGAL_EVENT, "this proposal waits for no person")
-            if document not in ("", ready[1]):
-                raise ComityError(ErrorCode.CONFLICT, "another document was shown since", document=ready[1])
+            if document not in ("", ready.document):
+                raise ComityError(ErrorCode.CONFLICT, "another document was shown since", document=ready.document)
             if proposal.deadline <= self._now():
                 raise ComityError(ErrorCode.DEADLINE_PASSED, deadline=proposal.deadline)
-            answer = self._word(conn, found, ready[0], allow, reason)
+            answer = self._word(conn, found, ready.answer, allow, reason)
             self._give(conn, answer)
             self._reviews.obsolete(conn, STAGE_PROPOSAL, proposal_digest, "it was answered")
             log.info("offer.decided", proposal=proposal_digest, decision=answer.decision)
@@ -153,7 +154,7 @@ class Answering:
         held = self._apps.holds(app)
         try:
             await self._node.journal.run(lambda conn: self._node.ledger.check_new(conn, offer.statement))
-            await self._apps.receive(proposal, offer.app_payload, inline)
+            await self._receive(offer, inline, tries)
             judged = await self._judge(proposal)
         except ComityError as error:
             if error.code is ErrorCode.JOURNAL_UNWRITABLE:
@@ -173,6 +174,15 @@ class Answering:
         if judged.decision.decision == "deny" and not held:
             await self._discard(proposal)
         log.info("offer.answered", proposal=proposal.proposal_id, decision=judged.decision.decision)
+
+    async def _receive(self, offer: Offer, inline: bytes, tries: int) -> None:
+        """Fetch the app; whoever waits behind this offer does not wait long at first. Raises `TIMEOUT` and others."""
+        timeout_s = min(RECEIVE_FIRST_S * 2 ** min(tries, 10), RECEIVE_S_MAX)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._apps.receive(offer.proposal, offer.app_payload, inline)
+        except TimeoutError as error:
+            raise ComityError(ErrorCode.TIMEOUT, "the app does not come", waited_s=timeout_s) from error
 
     async def _later(self, offer: Offer, error: ComityError, tries: int) -> None:
         proposal = offer.proposal
@@ -223,14 +233,25 @@ class Answering:
         if last is not None and last.decision != "review":
             return
         if decision.decision == "review":
-            ready = replace(_answer(proposal, decision), decision="allow", terms=decision.terms)
-            store.prepare(conn, ready, canonical.digest(judged.document), self._now())
-            self._reviews.ask(conn, _ask(proposal, judged))
+            self._put_before_people(conn, proposal, judged)
             if last is not None:
                 return  # the coordinator knows that people are asked
         elif last is not None:
             self._reviews.obsolete(conn, STAGE_PROPOSAL, proposal.digest, "the policy decides it by now")
         self._give(conn, _answer(proposal, decision))
+
+    def _put_before_people(self, conn: Connection, proposal: Proposal, judged: Judgement) -> None:
+        """Ask people; if they are asked already and the document is another one now, they decide on that one."""
+        before = store.find_prepared(conn, proposal.digest)
+        number = before.round if before is not None else 1
+        shown = {**judged.document, "round": number}
+        if before is not None and canonical.digest(shown) != before.document:
+            self._reviews.obsolete(conn, STAGE_PROPOSAL, proposal.digest, "it is shown anew: something has changed")
+            number += 1
+            shown["round"] = number
+        ready = replace(_answer(proposal, judged.decision), decision="allow", terms=judged.decision.terms)
+        store.prepare(conn, store.Prepared(ready, canonical.digest(shown), number), self._now())
+        self._reviews.ask(conn, _ask(proposal, judged.decision, shown))
 
     def _give(self, conn: Connection, answer: Answer) -> None:
         statement = self._sign("answer", answer.to_json())
@@ -271,16 +292,15 @@ def _answer(proposal: Proposal, decision: Decision) -> Answer:
     )
 
 
-def _ask(proposal: Proposal, judged: Judgement) -> ReviewAsk:
-    need = judged.decision.review
+def _ask(proposal: Proposal, decision: Decision, shown: dict[str, Any]) -> ReviewAsk:
     return ReviewAsk(
         stage=STAGE_PROPOSAL,
         subject=proposal.digest,
         title=proposal.title,
-        document=judged.document,
-        reasons=judged.decision.reasons,
-        role=need.role,
-        approvals=need.approvals,
+        document=shown,
+        reasons=decision.reasons,
+        role=decision.review.role,
+        approvals=decision.review.approvals,
         until=model.before(proposal.deadline),
         proposal=proposal.digest,
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from comity.wire import instants
-from comity.wire.errors import ComityError
+from comity.wire.errors import ComityError, ErrorCode
 from comity_node.negotiation import store
 from comity_node.negotiation.store import Pending
 
@@ -95,8 +95,7 @@ class PendingItems:
         """Judge what is due; returns the seconds until something else is."""
         now = instants.to_text(self._node.clock())
         due = await self._node.journal.run(lambda conn: store.due_pending(conn, now))
-        for item in due:
-            await self._try(item)
+        await asyncio.gather(*(self._try(item) for item in due))
         first = await self._node.journal.run(store.next_pending)
         if first is None:
             return LOOK_S_MAX
@@ -112,8 +111,11 @@ class PendingItems:
             await self._judges[item.kind](again, last)
         except ComityError as error:
             log.warning("pending.failed", kind=item.kind, subject=item.subject, last=last, error=str(error))
-            if last:
-                await self._node.journal.run(lambda conn: store.drop_pending(conn, subject=item.subject))
+            if error.code is ErrorCode.JOURNAL_UNWRITABLE or not last:
+                return
+            await self._node.journal.run(lambda conn: store.drop_pending(conn, subject=item.subject))
+        except Exception as error:  # one item's defect must not keep the others; it is tried again
+            log.error("pending.broken", kind=item.kind, subject=item.subject, exc_info=error)
 
     def _next(self, item: Pending) -> str:
         """Return when to judge it next: after 1, 2, 4 … 60 s, and at its end. Past its end: after the longest pause."""

@@ -64,6 +64,15 @@ class Counter:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is answered once people approve the document with digest `document`; `round` counts the documents shown."""
+
+    answer: Answer
+    document: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pending:
     """An offer or an agreement to be judged again at `next_at`, the last time at `until`."""
 
@@ -145,10 +154,11 @@ def add_answer(conn: Connection, statement: Statement, now: str) -> None:
     )
 
 
-def prepare(conn: Connection, answer: Answer, document: str, now: str) -> None:
-    """Keep what is answered once people approve the document with digest `document`."""
+def prepare(conn: Connection, made: Prepared, now: str) -> None:
+    """Keep what is answered once people approve."""
+    answer = made.answer
     data = canonical.canonical(answer.to_json())
-    values = {"answer": data, "document": document, "decided_at": now}
+    values = {"answer": data, "document": made.document, "round": made.round, "decided_at": now}
     conn.execute(
         insert(prepared)
         .values(proposal_digest=answer.proposal_digest, **values)
@@ -156,11 +166,11 @@ def prepare(conn: Connection, answer: Answer, document: str, now: str) -> None:
     )
 
 
-def find_prepared(conn: Connection, proposal_digest: str) -> tuple[Answer, str] | None:
-    """Return (what is answered once people approve, digest of the document that they are shown)."""
-    query = select(prepared.c.answer, prepared.c.document).where(prepared.c.proposal_digest == proposal_digest)
-    row = conn.execute(query).first()
-    return None if row is None else (Answer.from_json(json.loads(row.answer)), row.document)
+def find_prepared(conn: Connection, proposal_digest: str) -> Prepared | None:
+    """Return what is answered once people approve."""
+    query = select(prepared.c.answer, prepared.c.document, prepared.c.round)
+    row = conn.execute(query.where(prepared.c.proposal_digest == proposal_digest)).first()
+    return None if row is None else Prepared(Answer.from_json(json.loads(row.answer)), row.document, row.round)
 
 
 def prepared_digests(conn: Connection) -> list[str]:

@@ -33,6 +33,7 @@ prepared = Table(
     Column("proposal_digest", String(64), primary_key=True),
     Column("answer", LargeBinary, nullable=False),
     Column("document", String(64), nullable=False),
+    Column("round", Integer, nullable=False),  # another document than before is shown in another round
     Column("decided_at", String(20), nullable=False),
 )
 # Other organisations' signed counter-offers to our own proposals.
