@@ -115,13 +115,7 @@ def issue_server(
     Raises:
         ComityError: `MALFORMED` if a name is not ASCII, an address is not one, or there are none or too many.
     """
-    if not 1 <= len(dns_names) + len(ips) <= NAMES_MAX:
-        raise ComityError(ErrorCode.MALFORMED, f"a server has 1 to {NAMES_MAX} names")
-    try:
-        names: list[x509.GeneralName] = [x509.DNSName(name) for name in dns_names]
-        names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ips]
-    except ValueError as error:
-        raise ComityError(ErrorCode.MALFORMED, "not a DNS name or IP address") from error
+    names = _server_names(dns_names, ips)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _issue(
         ca_key_pem,
@@ -133,6 +127,35 @@ def issue_server(
         ExtendedKeyUsageOID.SERVER_AUTH,
     )
     return _key_pem(key), certificate
+
+
+def self_signed(dns_names: Sequence[str], ips: Sequence[str], valid_days: int = SERVER_DAYS) -> tuple[bytes, bytes]:
+    """Return (key PEM, certificate PEM) of a server that vouches for itself: clients pin this very certificate.
+
+    Raises:
+        ComityError: `MALFORMED` as `issue_server`, or for a bad validity.
+    """
+    if not 1 <= valid_days <= NODE_DAYS_MAX:
+        raise ComityError(ErrorCode.MALFORMED, f"a server's certificate holds for 1 to {NODE_DAYS_MAX} days")
+    names = _server_names(dns_names, ips)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _subject((*dns_names, *ips)[0][:64])
+    start = instants.now() - _BACKDATE
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=valid_days))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return _key_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def fingerprint(cert_pem: bytes) -> str:
@@ -214,6 +237,17 @@ def _issue(
         .sign(ca_key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _server_names(dns_names: Sequence[str], ips: Sequence[str]) -> list[x509.GeneralName]:
+    """Return a server's names. Raises `MALFORMED` if there are none, too many, or one is neither."""
+    if not 1 <= len(dns_names) + len(ips) <= NAMES_MAX:
+        raise ComityError(ErrorCode.MALFORMED, f"a server has 1 to {NAMES_MAX} names")
+    try:
+        names: list[x509.GeneralName] = [x509.DNSName(name) for name in dns_names]
+        return names + [x509.IPAddress(ipaddress.ip_address(address)) for address in ips]
+    except ValueError as error:
+        raise ComityError(ErrorCode.MALFORMED, "not a DNS name or IP address") from error
 
 
 def _request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from comity_node import admin
+from comity_node.access import cli as access_cli
 from comity_node.governance import cli as charter_cli
 
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(ledger, name="ledger")
     app.command("invite")(invite)
     admin.register(app)
+    access_cli.register(app)
     charter_cli.register(app)
 
 

@@ -113,6 +113,7 @@ def _bind_port(address: str) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(where)
+        listener.listen(64)
     except OSError as error:
         listener.close()
         raise ComityError(ErrorCode.UNAVAILABLE, "listen: the port is taken, or not ours") from error
