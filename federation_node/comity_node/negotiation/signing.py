@@ -71,10 +71,19 @@ class Signing:
             log.warning("agreement.refused", agreement=agreement.digest, code=str(error.code), detail=error.detail)
             await self._node.journal.run(lambda conn: store.drop_pending(conn, subject=agreement.digest))
             if not self._asked_anew(agreement, error):
-                proposal = agreement.proposal
-                await self._withdraw(proposal.proposal_id, f"{error.code}: {error.detail}", proposal.digest)
+                await self._refuse(agreement, f"{error.code}: {error.detail}")
             return
         log.info(f"agreement.{done}", agreement=agreement.digest)
+
+    async def _refuse(self, agreement: Agreement, reason: str) -> None:
+        """Withdraw from the proposal of this name that this organisation knows, whatever the agreement says it is."""
+        proposal_id = agreement.proposal.proposal_id
+
+        def known(conn: Connection) -> str:
+            newest = store.newest_revision(conn, proposal_id)
+            return store.find_revision(conn, proposal_id, newest) or ""
+
+        await self._withdraw(proposal_id, reason, await self._node.journal.run(known))
 
     async def agreement_again(self, item: Pending, last: bool) -> None:
         """Judge a pending agreement."""
