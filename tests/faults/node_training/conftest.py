@@ -75,6 +75,9 @@ class Charters:
     def current(self) -> Charter | None:
         return self.charter
 
+    def at(self, digest: str) -> Charter | None:
+        return self.charter if self.charter is not None and self.charter.digest == digest else None
+
 
 @dataclass
 class Held:
