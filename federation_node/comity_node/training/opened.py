@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from comity_node.training.blobs import SealedBlob
 from comity_node.training.profiles.base import Collector, Delivery, Question
 from comity_policies.documents import OrderHeader
 
+DISPATCH = "dispatch"
 # Trouble on the way, not with the reply: it comes again.
 ON_THE_WAY = frozenset(
     {
@@ -39,11 +41,21 @@ class Open:
     errors: dict[str, ComityError] = field(default_factory=dict)
     passing: dict[str, ComityError] = field(default_factory=dict)
     accepting: set[str] = field(default_factory=set)
+    # Until when (`time.monotonic`) an organisation counts as waiting for its people, unless it says so again.
+    reviewing: dict[str, float] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
 
     @property
     def order(self) -> OrderHeader:
         return self.question.order
+
+    def refused_for_now(self, org: str, error: ComityError, lasts_s: float) -> None:
+        """Note why an organisation does not begin yet; it says so again within `lasts_s` if it stays so."""
+        self.passing[org] = error
+        if error.code is ErrorCode.REVIEW_NEEDED and error.facts.get("stage") == DISPATCH:
+            self.reviewing[org] = time.monotonic() + lasts_s
+        else:
+            self.reviewing.pop(org, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +85,10 @@ class OpenSink:
     def waiting(self, error: ComityError) -> None:
         """Tell who is watching that something is tried again."""
         self.tell(error)
+
+    def reviewing(self) -> frozenset[str]:
+        """Return the organisations whose people have to decide before they begin."""
+        found, now = self.find(), time.monotonic()
+        if found is None:
+            return frozenset()
+        return frozenset(org for org, until in found.reviewing.items() if org in found.waiting and now < until)

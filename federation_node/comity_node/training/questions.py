@@ -43,6 +43,8 @@ from comity_policies.documents import OrderHeader, ReplyHeader
 
 RESEND_S = 15.0
 GONE_S = 30.0
+# How long a refusal of a repeated order takes to come.
+REPLY_S = 5.0
 # A question that was open when this node died gets at least this long, however late it is.
 REOPENED_S = 30.0
 OWN_RETRY_S = 2.0
@@ -260,7 +262,7 @@ class QuestionDesk:
             if done.outcome != "refused" or not catalog.row(why.code).retry:
                 await self._drop(found, me, done.outcome, why)
                 return
-            found.passing[me] = why
+            found.refused_for_now(me, why, OWN_RETRY_S * 3)
             await asyncio.sleep(OWN_RETRY_S)
 
     async def _accept(self, found: Open, org: str, reply: ReplyHeader, inline: bytes) -> None:
@@ -270,7 +272,7 @@ class QuestionDesk:
                 return
             error = ComityError.from_json(reply.error)
             if reply.outcome == "refused" and catalog.row(error.code).retry:
-                found.passing[org] = error  # refused for now: the order is repeated until the deadline
+                found.refused_for_now(org, error, RESEND_S + REPLY_S)  # the order is repeated until the deadline
                 self._book.tell("waiting", org=org, round=found.order.round, error=error.to_json())
             else:
                 await self._drop(found, org, reply.outcome, error)

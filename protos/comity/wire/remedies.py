@@ -44,7 +44,7 @@ REMEDIES: dict[E, str] = {
     E.POLICY_TIMEOUT: "Make the slow rule cheaper, or take load from the machine.",
     E.BUNDLE_INVALID: "Correct the file and line that the detail names; `comity policy lint` checks again.",
     E.BUNDLE_STALE: "Get the consortium's bundle from a member and run `comity policy adopt FILE`.",
-    E.REVIEW_NEEDED: "Wait until the named instant; its people decide with `comity review list` and `comity review show ID`.",
+    E.REVIEW_NEEDED: "Wait until the named instant: its people decide with `comity review approve` or `deny`.",
     E.REVIEW_DENIED: "Read the reason, ask that organisation's people, then propose anew.",
     E.ORDER_NOT_LEAD: "Send orders from the lead that the agreement names.",
     E.ORDER_MISMATCH: "Let the app ask what was agreed: the fact names the field.",

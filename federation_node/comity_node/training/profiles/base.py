@@ -129,6 +129,10 @@ class Sink(Protocol):
         """Tell who is watching that something is tried again."""
         ...
 
+    def reviewing(self) -> frozenset[str]:
+        """Return the organisations whose people have to decide before they begin."""
+        ...
+
 
 class Collector(Protocol):
     """Takes the replies to one question. Not used by two tasks for the same organisation at a time."""

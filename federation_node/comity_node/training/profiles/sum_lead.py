@@ -5,6 +5,7 @@ Rules:
 2. A party that the question dropped is left out of the next attempt; one that merely has to begin anew is not.
 3. After `ATTEMPTS_MAX` attempts that failed by themselves, or where no attempt can help, the question fails by name.
 4. Every party's reply to the app is the same content, in one buffer, with the same weight.
+5. No attempt goes on while people of a party have to decide before it begins: it would go on without that party.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from comity_policies.documents import ReplyHeader
 ATTEMPTS_MAX = 5
 PAUSE_S = 0.2
 SHAPE_S = 60.0
+LOOK_S = 0.25
 
 # Another attempt would end the same way.
 _LASTING = frozenset(
@@ -178,10 +180,14 @@ class SumCollector:
         fixed = await asyncio.to_thread(self._plan, content)
         made = failures = 0
         while True:  # bounded by ATTEMPTS_MAX failures and by the parties that can still be dropped
+            while self._sink.reviewing():  # noqa: ASYNC110 - it ends by time too; at the latest with the question
+                await asyncio.sleep(LOOK_S)
             without = frozenset(self._gone)
             try:
                 opened = await self._attempt(fixed, without)
             except ComityError as error:
+                if self._sink.reviewing():
+                    continue
                 failures += frozenset(self._gone) == without
                 made += 1
                 log.warning("sum.again", run=self.question.order.run, attempts=made, error=str(error))
@@ -233,6 +239,7 @@ class SumCollector:
         driver = Driver(state, holder.step, work.perform, refused)
         work.driver = self._driver = driver
         silence = self.exchange.listen(offer, driver.tell)
+        watching = asyncio.create_task(self._stop_for_people(driver))
         for org in sorted(self._gone.intersection(offer.parties)):  # dropped while the key was made
             driver.tell(_without(org))
         try:
@@ -247,8 +254,9 @@ class SumCollector:
             self._driver = None
             silence()
             said.end()
-            uploading.cancel()
-            await asyncio.gather(uploading, return_exceptions=True)
+            for task in (uploading, watching):
+                task.cancel()
+            await asyncio.gather(uploading, watching, return_exceptions=True)
             (self.question.folder / str(sealed.file)).unlink(missing_ok=True)
             work.close()
         if isinstance(ended, Failed):
@@ -257,6 +265,12 @@ class SumCollector:
         assert isinstance(ended, Finished)
         assert work.opened is not None, "the machine ends well only with a decoded sum"
         return Opened(work.opened, ended.members)
+
+    async def _stop_for_people(self, driver: Driver[HolderState]) -> None:
+        """End an attempt of which a party has to ask its people first."""
+        while not self._sink.reviewing():  # noqa: ASYNC110 - as above; the attempt's end cancels it
+            await asyncio.sleep(LOOK_S)
+        driver.tell(WorkFailed(ComityError(ErrorCode.REVIEW_NEEDED, "people of a party have to decide first")))
 
     async def _sealed_key(self, offer: Offer, key: RoundKey, others: tuple[str, ...]) -> SealedBlob:
         charter = self._node.charters.current()
