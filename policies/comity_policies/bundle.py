@@ -32,7 +32,8 @@ DATA_BYTES_MAX = 1 << 20
 SIGNATURE_FILE = ".signature"
 SIGNATURE_BYTES_MAX = 4096
 ROOTS = ("comity", "settings")
-_OWN = "own"
+# What comes from the organisation's own folder, in names of modules and tests.
+OWN = "own/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Bundle:
 def read_texts(shipped: Path | None, folder: Path) -> dict[str, str]:
     """Return name -> Rego of a bundle, unchecked; the organisation's own is below `own/`. Raises `BUNDLE_INVALID`."""
     texts = {} if shipped is None else _read_rego(shipped, "")
-    return texts | _read_rego(folder, f"{_OWN}/")
+    return texts | _read_rego(folder, OWN)
 
 
 def apart(texts: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

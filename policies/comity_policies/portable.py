@@ -11,6 +11,8 @@ only when the rule is evaluated. `comity policy lint` prints them by these names
 - `number`: numbers are whole (the engines round fractions differently), and only a number is negated;
 - `key`: object keys that are written out are text; `head`: a rule's head has at most two parts;
 - `with`: it replaces input and data, and only in tests;
+- `annotation`: OPA reads METADATA comments as YAML, the embedded engine not at all: a value on its key's line holds no
+  `: `, and one file alone annotates a package;
 - `package`, `default`: packages are `comity.*`, and every stage's `result` has a default.
 """
 
@@ -40,6 +42,7 @@ BUILTINS = {
 ENTRY_POINTS = ("membership", "proposal", "dispatch", "egress")
 HEAD_PARTS_MAX = 2
 _VERB = re.compile(r"%(?:%|[^%]?)")
+_AMBIGUOUS = re.compile(r"# [a-z_]+: +[^\"'|>\s].*?: .*")
 _PLACE = re.compile(r"--> [^\n]*?:(\d+):\d+")
 
 
@@ -90,12 +93,27 @@ def findings(modules: Mapping[str, str], tests: Mapping[str, str]) -> Iterator[F
         yield from _calls(name, tree, package, functions)
         yield from _expressions(name, tree)
         yield from _replacements(name, tree, is_test=is_test)
+    yield from _annotations({name: text for name, text in {**modules, **tests}.items() if name in trees}, trees)
     if unread:
         return  # what is missing below may stand in a file that cannot be read
     defaults = {package_of(trees[name]) for name in modules for rule in trees[name]["rules"] if _default_result(rule)}
     for stage in ENTRY_POINTS:
         if f"data.comity.{stage}" not in defaults:
             yield Finding("default", "the bundle", 0, f"package comity.{stage} has no default for result")
+
+
+def _annotations(texts: Mapping[str, str], trees: Mapping[str, Any]) -> Iterator[Finding]:
+    annotated: dict[str, str] = {}
+    for name, text in texts.items():
+        inside = False
+        for number, line in enumerate(text.splitlines(), 1):
+            inside = line.startswith("#") and (inside or line.rstrip() == "# METADATA")
+            if inside and _AMBIGUOUS.fullmatch(line):
+                yield Finding("annotation", name, number, "a value with `: ` is put in quotes, or on lines of its own")
+            if inside and line.rstrip() == "# scope: package":
+                first = annotated.setdefault(package_of(trees[name]), name)
+                if first != name:
+                    yield Finding("annotation", name, number, f"the package is annotated in {first} already")
 
 
 def package_of(tree: Any) -> str:

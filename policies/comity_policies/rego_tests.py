@@ -1,7 +1,9 @@
 """Runs a bundle's own `test_*` rules: on the embedded engine, and with OPA's test command.
 
 Rules: a test passes if its rule is true; undefined, false and an error are failures; a folder without tests says so
-(no tests is not the same as passing). Modules and tests run in an engine of their own, which decides nothing.
+(no tests is not the same as passing). Modules and tests run in an engine of their own, which decides nothing. The
+shipped tests are about the shipped modules, and run without an organisation's own, whose rules may well deny what they
+expect to be allowed; an organisation's tests run over both.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 from comity.wire.errors import ComityError
 from comity_policies import embedded, portable
-from comity_policies.bundle import Bundle
+from comity_policies.bundle import OWN, Bundle
 
 OPA_TEST_TIMEOUT_S = 60.0
 OPA_OUTPUT_BYTES_MAX = 4 << 20
@@ -38,12 +41,27 @@ def run_embedded(bundle: Bundle) -> list[Outcome]:
 
 
 def _run_here(bundle: Bundle) -> list[Outcome]:
-    texts = {**bundle.modules, **bundle.tests}
+    return [outcome for modules, tests in _parts(bundle) for outcome in _run_part(modules, tests, bundle.data)]
+
+
+def _parts(bundle: Bundle) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Return (modules, tests) that belong together."""
+
+    def apart(texts: Mapping[str, str], *, own: bool) -> dict[str, str]:
+        return {name: text for name, text in texts.items() if name.startswith(OWN) == own}
+
+    shipped = (apart(bundle.modules, own=False), apart(bundle.tests, own=False))
+    mine = (dict(bundle.modules), apart(bundle.tests, own=True))
+    return [part for part in (mine, shipped) if part[1]]
+
+
+def _run_part(modules: dict[str, str], tests: dict[str, str], base: dict[str, Any]) -> list[Outcome]:
+    texts = {**modules, **tests}
     trees = portable.syntax_trees(texts)
-    data = json.dumps(bundle.data)
+    data = json.dumps(base)
     engine = embedded.build(dict(texts), data)
     outcomes = []
-    for file in sorted(bundle.tests):
+    for file in sorted(tests):
         for rule in portable.test_rules(trees[file]):
             problem = _problem(engine, f"{portable.package_of(trees[file])}.{rule}")
             outcomes.append(Outcome(file, rule, problem))
@@ -69,8 +87,12 @@ def run_opa(bundle: Bundle, opa: Path) -> list[Outcome]:
     Raises:
         ComityError: `BUNDLE_INVALID` if OPA cannot compile the bundle or does not answer in time.
     """
+    return [outcome for modules, tests in _parts(bundle) for outcome in _run_opa({**modules, **tests}, bundle, opa)]
+
+
+def _run_opa(texts: dict[str, str], bundle: Bundle, opa: Path) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in {**bundle.modules, **bundle.tests}.items():
+        for name, text in texts.items():
             path = Path(folder) / "rego" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -81,10 +103,10 @@ def run_opa(bundle: Bundle, opa: Path) -> list[Outcome]:
             done = subprocess.run(command, capture_output=True, timeout=OPA_TEST_TIMEOUT_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise portable.refuse(f"opa test did not finish: {type(error).__name__}") from None
-        return _parse_opa(done.stdout[:OPA_OUTPUT_BYTES_MAX], Path(folder) / "rego")
+        return _parse_opa(done.stdout[:OPA_OUTPUT_BYTES_MAX], done.stderr, Path(folder) / "rego")
 
 
-def _parse_opa(output: bytes, folder: Path) -> list[Outcome]:
+def _parse_opa(output: bytes, said: bytes, folder: Path) -> list[Outcome]:
     try:
         rows = json.loads(output)
         outcomes = [
@@ -96,5 +118,7 @@ def _parse_opa(output: bytes, folder: Path) -> list[Outcome]:
             for row in rows
         ]
     except (ValueError, KeyError, TypeError):
-        raise portable.refuse("opa test could not compile the bundle") from None
+        why = said.decode("utf-8", "replace").replace(f"{folder}/", "")
+        line = next((each.strip() for each in why.splitlines() if ".rego:" in each), "")[:300]
+        raise portable.refuse(f"opa test could not compile the bundle: {line}") from None
     return sorted(outcomes, key=lambda each: (each.file, each.rule))

@@ -68,6 +68,11 @@ def test_digest_covers_what_decides(folder: Path) -> None:
         ("package comity.x\n\nimport data.comity.lib\n\ny if lib.texts([])\n", "lib.texts"),
         ("package comity.x\n\ny if data.comity.egress.result with input as {}\n", "`with` belongs in tests"),
         ("package elsewhere\n\ny := 1\n", "outside comity"),
+        ("# METADATA\n# title: Mine: first\npackage comity.x\n\ny := 1\n", "mine.rego:2: a value with `: `"),
+        (
+            "# METADATA\n# scope: package\npackage comity.proposal\n\ny := 1\n",
+            "annotated in proposal/proposal.rego already",
+        ),
         ("package comity.x\n\ny := \n", "cannot be parsed"),
         ('package comity.x\n\ny := $"{input.a}"\n', "cannot be parsed"),
         ("", "cannot be parsed"),
