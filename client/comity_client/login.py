@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import time
@@ -18,17 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.urls import https_or_loopback
 
 ANSWER_BYTES_MAX = 256 << 10
 ANSWER_TIMEOUT_S = 10.0
 TOKEN_BYTES_MAX = 16 << 10
 WAIT_S_MAX = 900
 INTERVAL_S = 5
+PROVIDER = "an identity provider"
 SLOWER_S = 5
 GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _DISCOVERY = "/.well-known/openid-configuration"
@@ -56,7 +56,7 @@ class DeviceFlow:
 
     def __init__(self, issuer: str, client_id: str, scope: str, ca: Path | None = None) -> None:
         """Raises `MALFORMED` if the issuer is not reached by https."""
-        check_url(issuer)
+        https_or_loopback(issuer, PROVIDER)
         self._issuer, self._client_id, self._scope = issuer, client_id, scope
         verify: Any = True if ca is None else _context(ca)
         self._http = httpx.Client(verify=verify, trust_env=False, timeout=ANSWER_TIMEOUT_S)
@@ -70,8 +70,8 @@ class DeviceFlow:
         device, token = document.get("device_authorization_endpoint"), document.get("token_endpoint")
         if not isinstance(device, str) or not isinstance(token, str):
             raise ComityError(ErrorCode.UNSUPPORTED, "the identity provider has no device flow: use --id-token-file")
-        check_url(device)
-        check_url(token)
+        https_or_loopback(device, PROVIDER)
+        https_or_loopback(token, PROVIDER)
         self._token_url = token
         found = self._send("POST", device, {"client_id": self._client_id, "scope": self._scope})
         return Code(
@@ -170,23 +170,6 @@ def save(path: Path, token: str) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def check_url(url: str) -> None:
-    """Return if `url` is https, or http to loopback. Raises `MALFORMED`."""
-    parts = urlsplit(url)
-    plain = parts.scheme == "http" and _is_loopback(parts.hostname or "")
-    if not (plain or (parts.scheme == "https" and parts.hostname)) or parts.username or parts.password:
-        raise ComityError(ErrorCode.MALFORMED, "an identity provider is reached by https")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _context(ca: Path) -> Any:

@@ -10,18 +10,17 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import ssl
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.urls import https_or_loopback
 
 if TYPE_CHECKING:
     from comity_node.settings import OidcSettings
@@ -32,6 +31,7 @@ ASK_AGAIN_S = 60.0
 FETCH_TIMEOUT_S = 5.0
 DOCUMENT_BYTES_MAX = 256 << 10
 KEYS_MAX = 64
+PROVIDER = "an identity provider"
 DISCOVERY = "/.well-known/openid-configuration"
 
 log = structlog.get_logger("comity.access")
@@ -49,9 +49,9 @@ class KeySet:
         self._fetched_at = -STALE_S
         self._asked_at = -ASK_AGAIN_S
         self._asking = asyncio.Lock()
-        check_url(settings.issuer)
+        https_or_loopback(settings.issuer, PROVIDER)
         if settings.jwks_url is not None:
-            check_url(settings.jwks_url)
+            https_or_loopback(settings.jwks_url, PROVIDER)
         self._tls = _trust(settings)
 
     async def get(self, kid: str) -> Keys:
@@ -102,7 +102,7 @@ class KeySet:
         url = document.get("jwks_uri")
         if not isinstance(url, str):
             raise ComityError(ErrorCode.MALFORMED, "the discovery document names no keys")
-        check_url(url)
+        https_or_loopback(url, PROVIDER)
         return url
 
 
@@ -123,23 +123,6 @@ async def read_document(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ComityError(ErrorCode.MALFORMED, "the provider's document is not an object")
     return found
-
-
-def check_url(url: str) -> None:
-    """Return if `url` is https, or http to loopback. Raises `MALFORMED`."""
-    parts = urlsplit(url)
-    plain = parts.scheme == "http" and _is_loopback(parts.hostname or "")
-    if not (plain or (parts.scheme == "https" and parts.hostname)) or parts.username or parts.password:
-        raise ComityError(ErrorCode.MALFORMED, "an identity provider is reached by https")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _trust(settings: OidcSettings) -> ssl.SSLContext | bool:

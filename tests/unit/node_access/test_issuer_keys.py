@@ -8,8 +8,9 @@ import json
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.urls import https_or_loopback
 from comity_node.access import jwks
-from comity_node.access.jwks import ASK_AGAIN_S, FRESH_S, STALE_S, KeySet, check_url
+from comity_node.access.jwks import ASK_AGAIN_S, FRESH_S, STALE_S, KeySet
 from comity_node.settings import OidcSettings
 
 KEYS, DISCOVERY = "/keys", "/.well-known/openid-configuration"
@@ -128,18 +129,26 @@ async def test_nobody_there_is_unavailable_and_bounded(clock, monkeypatch) -> No
 
 @pytest.mark.parametrize(
     "url",
-    ["http://id.example", "ftp://127.0.0.1", "https://", "id.example", "https://u:p@id.example", "http://10.0.0.1"],
+    [
+        "http://id.example",
+        "ftp://127.0.0.1",
+        "https://",
+        "id.example",
+        "https://u:p@id.example",
+        "http://10.0.0.1",
+        "https://[::1",
+    ],
 )
 def test_a_provider_is_reached_by_https(url) -> None:
     with pytest.raises(ComityError, match="https"):
-        check_url(url)
+        https_or_loopback(url, "it")
     with pytest.raises(ComityError, match="https"):
         KeySet(OidcSettings(issuer=url, audience="a"))
 
 
 def test_loopback_may_be_plain() -> None:
     for url in ("http://127.0.0.1:8080/x", "http://[::1]:1", "http://localhost:1", "https://id.example/realms/a"):
-        check_url(url)
+        https_or_loopback(url, "it")
 
 
 def test_a_missing_authority_file_is_named(tmp_path) -> None:
