@@ -26,6 +26,7 @@ from comity.wire.ids import COORDINATOR
 from comity_coordinator import setup
 from comity_coordinator.db import Database, open_database
 from comity_coordinator.feed import Feed
+from comity_coordinator.governance.policy import ConsortiumGate
 from comity_coordinator.governance.service import Governance, charter_in_force, genesis_in_force
 from comity_coordinator.ledger.sequencer import Sequencer
 from comity_coordinator.ledger.service import Ledger
@@ -111,6 +112,7 @@ class Coordinator:
             feed=self.feed,
             expect_sums=self.sums.expect,
         )
+        self.gate = ConsortiumGate(settings.home, settings.opa_url)
         self.negotiation = NegotiationService(
             consortium=settings.consortium,
             charter_of=charter_in_force,
@@ -120,6 +122,7 @@ class Coordinator:
             engine=self.engine,
             agreements=self.training,
             feed=self.feed,
+            gate=self.gate,
         )
         self.port = 0
         self.rest_port = 0
@@ -152,6 +155,7 @@ class Coordinator:
             stack.callback(ready_file.unlink, missing_ok=True)
             stack.callback(self.database.close)
             stack.callback(self.spool.close)
+            stack.callback(self.gate.close)
             self.database.create_all()
             self.governance.ballots.register(self.hub)
             self.membership.on_enrolled(self.governance.ballots.candidate)

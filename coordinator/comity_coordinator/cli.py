@@ -134,6 +134,30 @@ def revoke(home: Home, org: Annotated[str, typer.Argument()], as_json: AsJson = 
     typer.echo(json.dumps({"revoked": org}) if as_json else f"{org} is revoked.")
 
 
+@group.command("policy")
+def policy(
+    home: Home,
+    file: Annotated[Path, typer.Argument(help="The consortium's bundle, as `comity policy build` writes it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Keep the consortium's policy bundle, so that proposals which it denies are refused at once.
+
+    It counts once the charter names its digest; nodes ask it themselves and believe nobody's word for it.
+
+    \b
+    Example:
+      comity coordinator policy /srv/comity consortium.tar.gz
+    """
+    from comity_coordinator.governance.policy import install
+    from comity_coordinator.settings import CoordinatorSettings
+    from comity_policies.bundle import read_bounded
+    from comity_policies.bundle_archive import ARCHIVE_BYTES_MAX
+
+    settings = CoordinatorSettings.load(home)
+    bundle = install(settings.home, read_bounded(file, ARCHIVE_BYTES_MAX))
+    typer.echo(json.dumps({"bundle": bundle.digest}) if as_json else f"kept: bundle {bundle.digest}")
+
+
 def revoke_at(org: Annotated[str, typer.Argument()], home: HomeOption, as_json: AsJson = False) -> None:
     """Refuse the transport to an organisation from its next message on: `comity coordinator revoke`, said shorter.
 

@@ -23,7 +23,8 @@ class CoordinatorSettings(BaseSettings):
     """Settings of one coordinator; nothing secret is among them.
 
     `address` is what nodes dial (host:port), `listen` what this process binds, `rest_listen` the operator's API on
-    loopback; port 0 takes a free one.
+    loopback; port 0 takes a free one. `opa_url` names an OPA server that holds the consortium's policy bundle; by
+    default the embedded engine is asked.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="COMITY_COORDINATOR_")
@@ -36,6 +37,7 @@ class CoordinatorSettings(BaseSettings):
     log_name: str
     server_names: tuple[str, ...] = ()
     database_url: str = ""
+    opa_url: str = ""
     workflows: Literal["temporal", "timers"] = "temporal"
     spool_total_bytes: int = 16 << 30
     spool_owner_bytes: int = 8 << 30

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_policies import charter_cli
 from comity_policies.decisions import Stage, example, schema, validate_input
 from comity_policies.portable import ENTRY_POINTS
 
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     ledger = typer.Typer(no_args_is_help=True, help="The shared history.")
     ledger.command("verify")(verify)
     app.add_typer(ledger, name="ledger")
+    charter_cli.register(app)
 
 
 def run_tests(
@@ -84,7 +86,8 @@ def lint(folder: Folder, as_json: AsJson = False) -> None:
     from comity_policies.bundle import apart, read_texts, shipped_folder
     from comity_policies.embedded import EmbeddedEngine
 
-    findings = list(portable.findings(*apart(read_texts(shipped_folder(), folder))))
+    texts = read_texts(shipped_folder(), folder)
+    findings = sorted(portable.findings(*apart(texts)), key=lambda each: (each.file, each.line))
     if findings:
         if as_json:
             rows = [{"rule": f.rule, "file": f.file, "line": f.line, "message": f.message} for f in findings]

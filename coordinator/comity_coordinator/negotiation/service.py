@@ -23,6 +23,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator import inbound
 from comity_coordinator.db import after_commit
 from comity_coordinator.feed import Feed
+from comity_coordinator.governance.policy import Gate, no_gate
 from comity_coordinator.inbound import CharterOf, Outbox, Signer
 from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.negotiation import model, store, view
@@ -72,7 +73,10 @@ class NegotiationService:
         agreements: Agreements,
         feed: Feed,
         clock: Callable[[], str] = instants.now_text,
+        gate: Gate = no_gate,
     ) -> None:
+        """`gate` is the consortium's policy bundle, which refuses early what no node could accept."""
+        self._gate = gate
         self._consortium = consortium
         self._charter_of = charter_of
         self._ledger = ledger
@@ -111,6 +115,7 @@ class NegotiationService:
         if before is not None:
             self._supersede(conn, before, org, proposal)
         self._check_proposal(conn, charter, org, proposal, now)
+        self._gate(charter, proposal, now)
         if payload is not None:
             _check_receivers(SealedRef.from_json(payload), proposal)
         negotiation = model.open_negotiation(

@@ -21,6 +21,7 @@ from comity_node.negotiation.answering import OFFER, Answering
 from comity_node.negotiation.apps import AppStore
 from comity_node.negotiation.pending import PendingItems
 from comity_node.negotiation.ports import STAGE_AGREEMENT, STAGE_PROPOSAL, Reviews
+from comity_node.negotiation.refused import RefusedProposals
 from comity_node.negotiation.signing import AGREEMENT, Signing
 from comity_policies.documents import Agreement, CounterAcceptance, Proposal
 
@@ -55,6 +56,7 @@ class NegotiationService:
         link.register("agreement.sign", self.on_sign)
         link.register("agreement.final", self.on_final)
         link.register("negotiation.update", self.on_update)
+        RefusedProposals(self._node).register()
         self._reviews.on_decided(STAGE_PROPOSAL, self._answering.on_verdict)
         self._reviews.on_decided(STAGE_AGREEMENT, self._signing.on_verdict)
 

@@ -27,6 +27,7 @@ from comity_node.negotiation.answering import Sign
 from comity_node.negotiation.pending import PendingItems
 from comity_node.negotiation.ports import STAGE_AGREEMENT, Reviews, Verdict
 from comity_node.negotiation.store import Pending
+from comity_node.policy.recorded import missing_bundle
 from comity_node.reviews.model import ReviewAsk
 from comity_policies.documents import Agreement, Answer, Reason
 
@@ -107,6 +108,11 @@ class Signing:
         charter = node.charters.in_force()
         if not last and agreement.charter_digest != charter.digest and not self._knows(agreement.charter_digest):
             self._wait(conn, agreement, answers, "made under a charter that has not come here yet")
+            return "later"
+        if (stale := missing_bundle(node.policy)) is not None:
+            if last:
+                raise stale
+            self._wait(conn, agreement, answers, stale.detail)
             return "later"
         node.ledger.check(conn)
         said = store.find_answer_statement(conn, proposal.digest)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.context import NodeContext
+from comity_node.negotiation.service import NegotiationService
 from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.engine import ReloadablePolicy
 from comity_node.policy.recorded import RecordedPolicy
@@ -53,6 +54,7 @@ def router(node: NodeContext) -> APIRouter:
         own = _recorded(node).own
         assert isinstance(own, ReloadablePolicy)
         digest = await own.reload()
+        await node.services.get(NegotiationService).reconsider_all()
         return {"engine": node.policy.name, "bundle": digest}
 
     @api.post("/consortium")
@@ -66,6 +68,7 @@ def router(node: NodeContext) -> APIRouter:
         assert isinstance(consortium, ConsortiumPolicy)
         digest = await asyncio.to_thread(consortium.adopt, data, node.journal)
         log.info("policy.consortium_adopted", bundle=digest)
+        await node.services.get(NegotiationService).reconsider_all()
         return {"consortium": digest}
 
     @api.get("/decisions")

@@ -221,7 +221,8 @@ def _show_change(change: Change) -> None:
             if reason not in others["reasons"]:
                 typer.echo(f"  {mark} {reason['rule']}: {reason['message']} ({reason['code']})")
         for field, value in these["terms"].items():
-            if others["terms"].get(field) != value:
+            # A denial asks for nothing: all its terms would be listed as gone.
+            if "deny" not in (before["decision"], after["decision"]) and others["terms"].get(field) != value:
                 typer.echo(f"  {mark} asks for {field}: {json.dumps(value)}")
 
 

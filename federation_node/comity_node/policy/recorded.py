@@ -12,10 +12,12 @@ from typing import Any, Protocol
 
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
+from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.log import DecisionLog
 from comity_node.policy.store import Row
 from comity_policies.access import Granted
 from comity_policies.decisions import Decision, Stage, stricter
+from comity_policies.engine import PolicyEngine
 
 OWN = "own"
 CONSORTIUM = "consortium"
@@ -107,6 +109,17 @@ class RecordedPolicy:
         if self.consortium is not None:
             self.consortium.close()
         self.log.close()
+
+
+def missing_bundle(policy: PolicyEngine) -> ComityError | None:
+    """Return `BUNDLE_STALE` while the charter names a consortium's bundle that is not held here: nothing is signed."""
+    if not isinstance(policy, RecordedPolicy) or not isinstance(policy.consortium, ConsortiumPolicy):
+        return None
+    try:
+        policy.consortium.check()
+    except ComityError as error:
+        return error
+    return None
 
 
 def subject_of(document: dict[str, Any]) -> str:

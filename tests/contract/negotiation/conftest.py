@@ -111,9 +111,23 @@ class NodeLink:
     ledger: LedgerStore
     out: deque[tuple[str, bytes]] = field(default_factory=deque)
     handlers: dict[str, Any] = field(default_factory=dict)
+    refusing: dict[str, Any] = field(default_factory=dict)
+    refusals: list[Any] = field(default_factory=list)
 
     def register(self, kind: str, handler: Any) -> None:
         self.handlers[kind] = handler
+
+    def on_refused(self, kind: str, callback: Any) -> None:
+        self.refusing[kind] = callback
+
+    def on_refusal(self, callback: Any) -> None:
+        self.refusals.append(callback)
+
+    async def refused(self, kind: str, data: bytes, error: ComityError) -> None:
+        if (callback := self.refusing.get(kind)) is not None:
+            self.journal.transact(lambda conn: callback(conn, data))
+        for tell in self.refusals:
+            await tell("m", kind, error)
 
     def send(self, conn: Any, kind: str, body: Any, *, run: str = "") -> str:
         data = body.to_bytes()
@@ -255,6 +269,7 @@ class World:
                     error = self.deliver(node.org, kind, data)
                     if error is not None:
                         self.refused.append((node.org, kind, error))
+                        await node.link.refused(kind, data, error)
             while self.inbound:
                 moved = True
                 org, kind, body = self.inbound.popleft()
