@@ -1,0 +1,159 @@
+"""Several organisations' nodes in one process, told what to do over standard input: for `bench_negotiation.py`.
+
+Each node is the product's own `Node`: journal, policy engine, local API, link over mutual TLS. They share the process
+only, because fifty interpreters on one machine would measure its memory.
+
+Commands are lines of JSON; each is answered by one line:
+{"sign": NAME}             sign the genesis at every node; {}
+{"charter": NAME}          wait until it is in force everywhere; {}
+{"propose": [TITLE, ...]}  propose at the first node, all at once; the seconds until each was proved, and agreements
+{"final": [DIGEST, ...]}   wait until these agreements are final and proved at every node; the instant, Unix seconds
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from comity.wire import instants
+from comity_agents.flower.bundle import build_app
+from comity_node.app import Node
+from comity_node.context import NodeContext
+from comity_node.governance.service import GovernanceService
+from comity_node.ledger.store import EntryState
+from comity_node.negotiation import store
+from comity_node.negotiation.drafting import TrainWish, draft
+from comity_node.negotiation.service import NegotiationService
+from comity_node.settings import NodeSettings
+
+LOOK_S = 0.004
+WAIT_S = 240.0
+WAIT = timedelta(seconds=WAIT_S)
+APP = Path(__file__).parent / "dummy_app"
+
+
+class Host:
+    """The nodes of this process; the first is the proposer's, if it is here."""
+
+    def __init__(self, homes: list[Path]) -> None:
+        self.nodes = [Node(NodeSettings.load(home)) for home in homes]
+        self._bundle = build_app(APP)
+
+    async def run(self) -> None:
+        """Start everything, serve commands until standard input ends, and stop."""
+        ready = [asyncio.Event() for _ in self.nodes]
+        running = [asyncio.create_task(node.run(event.set)) for node, event in zip(self.nodes, ready, strict=True)]
+        await asyncio.gather(*(event.wait() for event in ready))
+        await self._until(lambda: all(node.context.link.connected for node in self.nodes))
+        _say({"ready": len(self.nodes)})
+        loop = asyncio.get_running_loop()
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            (what, value), *_ = json.loads(line).items()
+            _say(await getattr(self, what)(value))
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def sign(self, name: str) -> dict[str, Any]:
+        for node in self.nodes:
+            await node.context.services.get(GovernanceService).sign(name)
+        return {}
+
+    async def charter(self, name: str) -> dict[str, Any]:
+        await self._until(lambda: all(node.context.charters.genesis_name() == name for node in self.nodes))
+        return {}
+
+    async def propose(self, titles: list[str]) -> dict[str, Any]:
+        """Propose as `comity train` does, without the command's own start; the app's zip is built once."""
+        done = await asyncio.gather(*(self._propose(title) for title in titles))
+        return {"seconds": [each[0] for each in done], "agreements": [each[1] for each in done]}
+
+    async def final(self, digests: list[str]) -> dict[str, Any]:
+        for node in self.nodes:
+            for digest in digests:
+                await self._proved(node, digest)
+        return {"at": time.time()}
+
+    async def _propose(self, title: str) -> tuple[float, str]:
+        node = self.nodes[0].context
+        begun = time.perf_counter()
+        wish = TrainWish(app=APP, purpose="research", dataset="patients", title=title, columns=("x", "y"))
+        charter = node.charters.in_force()
+        proposal, bundle = await asyncio.to_thread(
+            draft, wish, charter=charter, me=node.settings.org, own_columns=("x", "y"), now=instants.now()
+        )
+        # Nothing runs afterwards: what is measured is the agreement.
+        proposal = replace(proposal, start="manual", deadline=instants.to_text(instants.now() + WAIT))
+        await node.services.get(NegotiationService).propose(proposal, bundle.data)
+        digest = proposal.digest
+        found: str = await self._look(node, lambda conn: store.final_of(conn, digest))
+        await self._proved(self.nodes[0], found)
+        return time.perf_counter() - begun, found
+
+    async def _proved(self, node: Node, agreement: str) -> None:
+        """Wait until the agreement's certificate was verified here, and its place in the ledger proved."""
+        ledger = node.context.ledger
+
+        def entered(conn: Connection) -> str | None:
+            held = store.find_agreement(conn, agreement) if store.agreement_state(conn, agreement) == "final" else None
+            return None if held is None or held.statement is None else held.statement.digest
+
+        statement: str = await self._look(node.context, entered)
+        await self._look(node.context, lambda conn: ledger.state_of(conn, statement) is EntryState.INCLUDED)
+
+    @staticmethod
+    async def _look(node: NodeContext, found: Callable[[Connection], Any]) -> Any:
+        """Return the first true answer of `found`, asked of the journal every `LOOK_S` seconds."""
+        until = time.monotonic() + WAIT_S
+        while time.monotonic() < until:
+            if answer := await node.journal.run(found):
+                return answer
+            await asyncio.sleep(LOOK_S)
+        raise TimeoutError("it takes too long")
+
+    @staticmethod
+    async def _until(condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + WAIT_S
+        while not condition() and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(LOOK_S)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    sys.__stdout__.write(json.dumps(answer) + "\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def main() -> None:
+    """Host the nodes whose homes are the arguments."""
+    os.umask(0o077)
+    from comity.wire.logs import configure
+
+    configure()
+    profile = os.environ.get("COMITY_BENCH_PROFILE")
+    host = Host([Path(each) for each in sys.argv[1:]])
+    if profile is None:
+        asyncio.run(host.run())
+        return
+    import cProfile
+
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        asyncio.run(host.run())
+    finally:
+        profiler.disable()
+        profiler.dump_stats(f"{profile}.{host.nodes[0].context.settings.org}")
+
+
+if __name__ == "__main__":
+    main()
