@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.documents import Genesis, Leg, News, ProposalView, RunView
+from comity_client.documents import Genesis, Leg, News, ProposalView, ReviewLine, RunView
 from comity_client.sdk import Node
 
 # The node's local API answers from its journal in milliseconds; people do not see a quarter of a second.
@@ -47,6 +47,23 @@ def waits_of(proposals: Iterable[ProposalView], runs: Iterable[RunView]) -> list
     """Return everything that waits for somebody, proposals first."""
     found = [wait for view in proposals if (wait := _proposal_wait(view)) is not None]
     return found + [wait for view in runs if (wait := _run_wait(view)) is not None]
+
+
+def review_waits(reviews: Iterable[ReviewLine]) -> list[Wait]:
+    """Return what waits for people of this organisation."""
+    return [
+        Wait(
+            "review",
+            each["id"],
+            each["state"],
+            (f"{each['missing']} of the role {each['role']}",),
+            each["asked_at"],
+            each["until"],
+            f"{each['then']}: comity review show {each['id']}",
+        )
+        for each in reviews
+        if each["missing"]
+    ]
 
 
 def genesis_waits(found: Genesis) -> list[Wait]:
