@@ -223,6 +223,11 @@ def _ledger() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/ledger")
 
 
+def _send_app(files: Mapping[str, str]) -> Call[dict[str, str]]:
+    """Send an app's files (base64 by relative name); `app` in the answer is how a proposal names it."""
+    return Call("POST", "/v1/apps", {"files": dict(files)}, timeout_s=LONG_ANSWER_TIMEOUT_S)
+
+
 def _me() -> Call[dict[str, Any]]:
     """Return who the caller is at this node: user, roles, how it was proved, until when."""
     return Call("GET", "/v1/access/me")
@@ -322,6 +327,7 @@ class NodeRoutes:
     end_delegation = Route(_end_delegation)
     reload_policy = Route(_reload_policy)
     ledger = Route(_ledger)
+    send_app = Route(_send_app)
     me = Route(_me)
     login_facts = Route(_login_facts)
     issue_token = Route(_issue_token)

@@ -71,10 +71,11 @@ def train(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    from comity_client.sdk import Node
+    from comity_client import where
+    from comity_client.uploads import app_for
 
     deadline_s = seconds(deadline)
-    wish: TrainWish = {"app": str(app.resolve()), "purpose": purpose, "dataset": dataset, "deadline_s": deadline_s}
+    wish: TrainWish = {"purpose": purpose, "dataset": dataset, "deadline_s": deadline_s}
     wish.update({"title": title, "partners": partners or [], "optional": optional or [], "columns": column or []})
     wish.update({"run_config": run_config(config or []), "terms": {} if terms is None else read_terms(terms)})
     if person:
@@ -88,7 +89,8 @@ def train(
     if accepts is not None or bound:
         wish["accepts"] = accepts or "within"
         wish["bounds"] = read_values(bound or [])
-    with Node(home) as node:
+    with where.node(home) as node:
+        wish["app"] = app_for(node, app)
         proposed = node.propose(wish)
         outcome: dict[str, Any] = {"proposal_id": proposed["proposal_id"], "digest": proposed["digest"]}
         done = True

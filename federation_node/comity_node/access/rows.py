@@ -46,6 +46,7 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/policy/decisions"): frozenset({ADMIN, AUDITOR}),
     ("GET", "/v1/policy/decisions/{name}"): frozenset({ADMIN, AUDITOR}),
     # negotiation
+    ("POST", "/v1/apps"): _PROPOSER,
     ("POST", "/v1/proposals"): _PROPOSER,
     ("GET", "/v1/proposals"): ROLES,
     ("GET", "/v1/proposals/{name}"): ROLES,

@@ -21,6 +21,7 @@ from comity_node.negotiation.drafting import (
     draft,
     revised,
 )
+from comity_node.negotiation.offered import add_routes
 from comity_node.negotiation.service import NegotiationService
 from comity_node.training.datasets import DatasetCatalogue
 from comity_policies.terms import difference
@@ -35,7 +36,7 @@ DEADLINE_S_MAX = 90 * 24 * 3600
 
 
 class TrainRequest(BaseModel):
-    """A wish to train; `app` is a folder on the node's machine."""
+    """A wish to train; `app` is a folder on the node's machine (its own user only), or an app that was sent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,6 +94,7 @@ def router(node: NodeContext) -> APIRouter:
     routes = APIRouter(tags=["negotiation"])
     service = node.services.get(NegotiationService)
     catalogue = DatasetCatalogue(node.settings.home)
+    offered = add_routes(routes, node)
 
     @routes.post("/v1/proposals", status_code=201)
     async def propose(request: TrainRequest, who: Who) -> dict[str, Any]:
@@ -106,7 +108,8 @@ def router(node: NodeContext) -> APIRouter:
         # Whoever asks is one of the people unless others are named; the node's own Unix user is nobody in particular.
         persons = tuple(request.persons) or (() if who.user == LOCAL_USER else (who.user,))
         names = {name: tuple(getattr(request, name)) for name in ("partners", "optional")}
-        wish = TrainWish(**{**request.model_dump(), **names, "columns": columns, "persons": persons})
+        names |= {"columns": columns, "persons": persons}
+        wish = TrainWish(**{**request.model_dump(), **names, "app": offered.folder(request.app, who)})
         proposal, bundle = await asyncio.to_thread(
             draft, wish, charter=charter, me=node.settings.org, own_columns=columns, now=node.clock()
         )

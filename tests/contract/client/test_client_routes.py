@@ -46,7 +46,7 @@ def called(routes: type) -> dict[str, tuple[str, str]]:
         if isinstance(route, calls.Route):
             build = route._build
             needed = [p for p in inspect.signature(build).parameters.values() if p.default is inspect.Parameter.empty]
-            call = build(*({} if p.name == "wish" else "MARK" for p in needed))
+            call = build(*({} if p.name in ("wish", "files") else "MARK" for p in needed))
             found[name] = (call.method, call.path.replace("MARK", "{}"))
     return found
 
