@@ -49,6 +49,7 @@ from comity_policies.decisions import Stage
 
 VOTES_AT_ONCE_MAX = 64
 DEADLINE_S_DEFAULT = 7 * 86_400
+NOT_TAKEN_YET = "the coordinator has not taken it yet: it is sent as soon as the stream is open"
 SPONSORED = "invited by this organisation and enrolled since"
 log = structlog.get_logger("comity.node.charter")
 
@@ -79,7 +80,11 @@ class CharterDecisions:
         following = next_charter(current, wish, {each.member.org: each.member for each in candidates})
         said, message_id = await self._submit(current, following, reason, deadline_s)
         await self._echoes.wait(said.digest, message_id)
-        return await self.show(CharterProposal.from_json(said.body).charter.digest)
+        proposal = CharterProposal.from_json(said.body)
+        if await self._node.journal.run(lambda conn: store.proposals_of(conn, proposal.charter.digest)):
+            return await self.show(proposal.charter.digest)
+        sent = store.Known(said, proposal, said.issued_at, None)
+        return {**describe(sent, self._node.charters, {}, {}, self._now()), "then": NOT_TAKEN_YET}
 
     async def vote(self, typed: str, *, deny: str = "", reason: str = "", instead_of: str = "") -> dict[str, Any]:
         """Say yes to the open proposal with the digest or name `typed`, or deny it with the reason `deny`.
