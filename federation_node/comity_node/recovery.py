@@ -29,7 +29,14 @@ from comity_node.transport.dial import Dialer, ask
 from comity_policies.documents import Receipt
 
 # Whoever defines tables of the journal; they have to exist before they are written.
-_TABLES = ("governance.store", "ledger.store", "negotiation.store", "training.tables", "transport.store")
+_TABLES = (
+    "governance.store",
+    "ledger.store",
+    "negotiation.store",
+    "reviews.store",
+    "training.tables",
+    "transport.store",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ async def recover(settings: NodeSettings) -> Recovered:
 def book(conn: Connection, remembered: Remembered, now: str) -> Recovered:
     """Book everything that is open as spent and go on from what others remember, in the transaction of `conn`."""
     from comity_node.negotiation import store as negotiation
+    from comity_node.reviews import store as reviews
     from comity_node.training import store as training
     from comity_node.training.profiles import sum_store
     from comity_node.transport import store as transport
@@ -94,6 +102,7 @@ def book(conn: Connection, remembered: Remembered, now: str) -> Recovered:
         training.spend_all(conn, agreement.digest, agreement.limits)
     runs = training.end_all(conn, now, ComityError(ErrorCode.JOURNAL_BEHIND, "the node was recovered from a backup"))
     sum_store.forget_all(conn)
+    reviews.end_with_runs(conn, "the node was recovered from a backup", now)
     number = max(remembered.receipt, training.next_receipt_no(conn) - 1)
     journals.set_mark(conn, training.RECEIPT_FLOOR, str(number))
     transport.skip_to(conn, remembered.received_seq, remembered.acked_seq)

@@ -247,6 +247,13 @@ def set_told(conn: Connection, name: str) -> None:
     conn.execute(update(items).where(items.c.id == name).values(told=True))
 
 
+def end_with_runs(conn: Connection, why: str, now: str) -> None:
+    """Make obsolete whatever waits in any run."""
+    values = {"state": str(ReviewState.OBSOLETE), "decided_at": now, "why": why, "told": True}
+    wanted = (items.c.state == str(ReviewState.OPEN)) & (items.c.run != "")
+    conn.execute(update(items).where(wanted).values(**values))
+
+
 def statements_of(conn: Connection, name: str) -> list[bytes]:
     """Return the signed votes on an item, in order."""
     query = select(votes.c.statement).where(votes.c.review == name).order_by(votes.c.no)

@@ -13,6 +13,8 @@ from comity_node.journal import mark
 from comity_node.ledger.store import LedgerStore
 from comity_node.negotiation import store as negotiation
 from comity_node.recovery import Recovered, Remembered, book
+from comity_node.reviews import store as reviews
+from comity_node.reviews.model import ReviewAsk, open_review
 from comity_node.training import store
 from comity_node.training.profiles import sum_store
 from comity_node.training.tables import PREPARING, OrderRow, RunRow
@@ -62,6 +64,9 @@ def lived(journal):
         store.start_order(conn, started)
         store.put_receipt(conn, 1, "run-1", receipt(1))
         sum_store.begin_session(conn, "run-1", "s" * 64, "k" * 64)
+        for run in ("run-1", ""):
+            asked = ReviewAsk("dispatch", "ab" * 32, "t", {"run": run}, (), "reviewer", 1, "2099-01-01T00:00:00Z", run)
+            reviews.put(conn, open_review(asked, NOW))
         transport.append(conn, "m-1", "run.ready", "run-1", b"{}")
 
     journal.transact(write)
@@ -90,6 +95,7 @@ def test_recovery_books_everything_open_as_spent(lived) -> None:
     run = lived.transact(lambda conn: store.find_run(conn, "run-1"))
     sessions = lived.transact(lambda conn: conn.exec_driver_sql("SELECT count(*) FROM training_sum_sessions").scalar())
     assert sessions == 0
+    assert [each.ask.run for each in lived.transact(lambda conn: reviews.every(conn, open_only=True))] == [""]
     assert (run.state, run.closed, json.loads(run.error)["code"]) == ("CANCELLED", True, "JOURNAL_BEHIND")
     # Numbers go on from where others saw this node, never again from where the backup was.
     assert lived.transact(transport.position) == transport.Position(40, 7)
