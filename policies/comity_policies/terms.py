@@ -69,7 +69,7 @@ ISOLATION = ("process", "sandbox", "container")
 EGRESS_KINDS = ("aggregate", "model", "statistic", "record")
 REVIEW_STAGES = ("agreement", "dispatch", "egress")
 # Below three contributors a party subtracts its own part and holds the other's (secure-aggregation.md section 1).
-MASKED_PARTICIPANTS_MIN = 3
+SUMMED_PARTICIPANTS_MIN = 3
 PARTIES_MAX = 64
 
 
@@ -253,8 +253,8 @@ def contradiction(terms: Terms, parties: Collection[str], now: str | None = None
 
 
 def _participants_needed(terms: Terms) -> int:
-    masked = AGGREGATION.index(terms.get("aggregation", AGGREGATION[0])) >= AGGREGATION.index("masked")
-    return max(int(terms.get("min_participants", 0)), MASKED_PARTICIPANTS_MIN if masked else 0)
+    summed = terms.get("aggregation", "plain") != "plain"
+    return max(int(terms.get("min_participants", 0)), SUMMED_PARTICIPANTS_MIN if summed else 0)
 
 
 def _clashing(terms_by_org: Mapping[str, Terms], field: str, parties: Collection[str], now: str | None) -> list[str]:
