@@ -1,4 +1,4 @@
-"""Write the pages of the handbook that say what the code says: docs/errors.md and docs/cli.md.
+"""Write what in the handbook says what the code says: docs/errors.md, docs/cli.md, and the tables in docs/access.md.
 
     python docs/generate.py            write them
     python docs/generate.py --check    end with status 1 if one of them is not current
@@ -15,12 +15,16 @@ from pathlib import Path
 import click
 import typer.main
 
+from comity.wire.authorisation import PUBLIC, SIGNED_IN
 from comity.wire.catalog import CATALOG
 from comity.wire.remedies import remedy
 from comity_client.main import build_app
+from comity_coordinator import authorisation
+from comity_node.access import rows
 
 DOCS = Path(__file__).resolve().parent
 WIDTH_CHARS = 100
+BEGIN, END = "<!-- begin tables -->", "<!-- end tables -->"
 GENERATED = "<!-- Written by docs/generate.py; tests/unit/docs checks that it is current. -->"
 ERRORS_HEAD = """# Errors
 
@@ -73,7 +77,36 @@ def helps(command: click.Command, name: str, parent: click.Context | None) -> It
             yield from helps(command.commands[each], f"{name} {each}", context)
 
 
-PAGES = {"errors.md": errors_page, "cli.md": cli_page}
+def access_page() -> str:
+    """Return docs/access.md: what is written there, with the tables between the marks as the code has them."""
+    head, _, rest = (DOCS / "access.md").read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n{GENERATED}\n\n{access_tables()}\n{END}{tail}"
+
+
+def access_tables() -> str:
+    """Return the authorisation tables of the node's API, the coordinator's API and its gRPC methods."""
+    order = ("admin", "proposer", "reviewer", "auditor")
+    lines = ["### The node's API", "", f"| route | {' | '.join(order)} |", "|---" * (len(order) + 1) + "|"]
+    for (method, path), row in rows.ROUTES.items():
+        if row == PUBLIC:
+            cells = ["everybody, without credentials"] + [""] * (len(order) - 1)
+        elif row == SIGNED_IN:
+            cells = ["whoever is signed in"] + [""] * (len(order) - 1)
+        else:
+            cells = ["yes" if role in row else "" for role in order]
+        lines.append(f"| `{method} {path}` | {' | '.join(cells)} |")
+    lines += ["", "### The coordinator's API (loopback)", "", "| route | who |", "|---|---|"]
+    for (method, path), row in authorisation.ROUTES.items():
+        who = "everybody on that machine" if row == PUBLIC else "the operator, with the coordinator's `api.token`"
+        lines.append(f"| `{method} {path}` | {who} |")
+    lines += ["", "### The coordinator's gRPC port (mutual TLS 1.3)", "", "| method | certificate |", "|---|---|"]
+    kinds = {authorisation.JOIN: "of a join token", authorisation.ORG: "of an enrolled organisation, its current one"}
+    lines += [f"| `{method}` | {kinds[kind]} |" for method, kind in authorisation.METHODS.items()]
+    return "\n".join(lines)
+
+
+PAGES = {"errors.md": errors_page, "cli.md": cli_page, "access.md": access_page}
 
 
 def main() -> int:

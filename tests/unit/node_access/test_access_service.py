@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_node.access import model, store
 from comity_node.access.model import LOCAL, ROLES
 from comity_node.access.service import AccessService
+from comity_node.settings import ListenSettings, OidcSettings
 from comity_policies.access import Granted
 
 API_TOKEN = "t" * 43
@@ -207,3 +210,28 @@ def test_tokens_are_random_and_long() -> None:
     texts = {model.new_secret()[1] for _ in range(100)}
     assert len(texts) == 100
     assert {len(text) for text in texts} == {len("comity_") + 16 + 1 + 43}
+
+
+def blocks(kind: str) -> list[str]:
+    """Code blocks of docs/access.md."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "access.md").read_text()
+    return re.findall(rf"```{kind}\n(.*?)```", page, re.S)
+
+
+async def test_the_page_s_settings_and_rules_hold(journal, engine, clock, oidc, issuer) -> None:
+    documents = [json.loads("{" + each + "}") for each in blocks("json")]
+    (roles,) = (each["access"]["roles"] for each in documents if "access" in each)
+    (provider,) = (each["oidc"] for each in documents if "oidc" in each)
+    (port,) = (each["listen"] for each in documents if "listen" in each)
+    OidcSettings(**provider)
+    ListenSettings(**port)
+    (own,) = blocks("rego")
+    service = AccessService(journal, engine(roles, own), clock, oidc)
+
+    async def of(user: str, *groups: str) -> frozenset[str]:
+        return (await service.over_port(issuer.token(sub=user, groups=list(groups)))).roles
+
+    assert await of("ada@hospital.example") == {"admin"}
+    assert await of("ada@hospital.example", "contractors") == frozenset()
+    assert await of("bob@hospital.example", "data-science", "auditors") == {"reviewer", "proposer", "auditor"}
+    assert await of("eve", "ethics-board") == {"reviewer"}
