@@ -130,9 +130,10 @@ def test_conflicts_are_named(terms: dict[str, Any], field: str, clash: str) -> N
     assert caught.value.facts == {"field": field, "organisations": wanted}
 
 
-def test_masks_need_three() -> None:
-    by_org = {"hospital-a": Terms.parse({"aggregation": "masked"}), "hospital-b": Terms()}
+@pytest.mark.parametrize("profile", ["lead-key", "masked", "threshold"])
+def test_a_sum_needs_three(profile: str) -> None:
+    by_org = {"hospital-a": Terms.parse({"aggregation": profile}), "hospital-b": Terms()}
     with pytest.raises(ComityError, match="min_participants"):
         meet_all(by_org)
-    assert meet_all({**by_org, "hospital-c": Terms()})["aggregation"] == "masked"
-    assert meet_all({"hospital-a": Terms.parse({"aggregation": "lead-key"}), "hospital-b": Terms()})
+    assert meet_all({**by_org, "hospital-c": Terms()})["aggregation"] == profile
+    assert meet_all({"hospital-a": Terms.parse({"aggregation": "plain"}), "hospital-b": Terms()})
