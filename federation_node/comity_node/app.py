@@ -23,6 +23,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keystore import FileKeyStore
 from comity_node.access.service import AccessService
 from comity_node.context import NodeContext, Service
+from comity_node.governance.service import GovernanceService
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
 from comity_node.ledger.store import LedgerStore
@@ -147,6 +148,8 @@ class Node:
             "genesis": node.charters.genesis_name(),
             "charter_version": charter.version if charter else None,
             "members": list(charter.organisations) if charter else [],
+            "suspended": list(charter.suspended) if charter else [],
+            "charter_proposals": await node.services.get(GovernanceService).decisions.awaited(),
             "link": node.link.state.to_json(),
             "connected_orgs": sorted(node.link.connected_orgs),
             "outbox": {

@@ -142,6 +142,11 @@ class CharterDecisions:
         views = [await self._describe(known) for known in await self._of_next_version()]
         return [view for view in views if view["state"] in (Outcome.OPEN, Outcome.CARRIED)]
 
+    async def awaited(self) -> list[dict[str, Any]]:
+        """Return, in short, whose vote is awaited on what, until when, and what happens then."""
+        names = ("name", "digest", "kinds", "proposer", "proposed_at", "deadline", "state", "awaited", "then")
+        return [{name: view[name] for name in names} for view in await self.open()]
+
     async def newest_open(self) -> store.Known | None:
         """Return the newest proposal that votes count for."""
         now, current = self._now(), self._node.charters.current()

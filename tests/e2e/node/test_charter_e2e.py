@@ -1,0 +1,120 @@
+"""The members' decisions through the commands, with real processes: admit, change a rule, suspend, rotate; verified."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+A, B, C, D = "hospital-a", "hospital-b", "hospital-c", "hospital-d"
+
+
+def charter(cast: Any, org: str, *args: str) -> dict[str, Any]:
+    found: dict[str, Any] = cast.ok("charter", *args, "--home", str(cast.home(org)))
+    return found
+
+
+def propose(cast: Any, org: str, *args: str) -> str:
+    view = charter(cast, org, "propose", *args)
+    assert view["state"] == "OPEN", view
+    return str(view["name"])
+
+
+def shown(cast: Any, org: str, name: str) -> None:
+    def there() -> bool:
+        return any(each["name"] == name for each in charter(cast, org, "list")["proposals"])
+
+    cast.wait(there, f"{org} knows the proposal")
+
+
+def carried(cast: Any, name: str, *orgs: str) -> dict[str, Any]:
+    view: dict[str, Any] = {}
+    for org in orgs:
+        shown(cast, org, name)
+        view = charter(cast, org, "vote", name)
+    assert view["in_force"], view
+    return view
+
+
+def version(cast: Any, number: int, *orgs: str) -> None:
+    for org in orgs:
+        cast.wait(lambda org=org: cast.status(org)["charter_version"] == number, f"{org} has charter {number}")
+
+
+def test_the_members_decide(cast: Any) -> None:
+    genesis = cast.found(A, B, C)
+
+    # Admit: the sponsor's node proposes its guest; everybody reads the fingerprint, two of three suffice.
+    token = cast.api(B).post("/v1/invitations", {"org": D})["token"]
+    joined = cast.ok("node", "join", "-", "--home", str(cast.home(D)), "--genesis", genesis, stdin=token + "\n")
+    cast.start(D)
+    view = cast.wait(lambda: charter(cast, A, "show")["proposals"], "the sponsor has proposed its guest")[0]
+    assert (view["proposer"], view["kinds"], view["awaited"]) == (B, ["admit-member"], [A, B, C])
+    assert view["differences"] == [f"admit {D}: {D}, {D}, fingerprint {joined['fingerprint']}"]
+    carried(cast, view["name"], A, C)
+    version(cast, 2, A, B, C, D)
+
+    # Change a quorum rule: all four have to say yes; one denial ends it, with its reason.
+    args = ("--set", "quorum.change-charter=3/4", "--reason", "so that we need not all be awake")
+    name = propose(cast, C, *args)
+    shown(cast, D, name)
+    denied = charter(cast, D, "vote", name, "--deny", "explain it first")
+    assert (denied["state"], denied["reasons"]) == ("DENIED", {D: "explain it first"})
+    error = cast.refused("charter", "vote", name, "--home", str(cast.home(D)))
+    assert error["code"] == "CONFLICT"
+    again = propose(cast, C, *args)
+    assert again != name, "who denied does not sign: it is another attempt"
+    carried(cast, again, A, B, C, D)
+    version(cast, 3, A, B, C, D)
+
+    # A proposal that too few vote on ends at its deadline, and names them.
+    late = propose(cast, A, "--set", "max_checkpoint_age_s=60", "--deadline", "3s", "--reason", "faster")
+    status = cast.status(B)
+    assert [each["awaited"] for each in status["charter_proposals"]] == [[A, B, C, D]]
+    ended = cast.wait(
+        lambda: (v := charter(cast, B, "show", late))["state"] == "EXPIRED" and v, "the proposal ends at its deadline"
+    )
+    assert ended["missing"] == [A, B, C, D]
+
+    # Suspend: no vote any more, not asked any more, still connected.
+    name = propose(cast, A, "--suspend", C, "--reason", "keys may be stolen")
+    carried(cast, name, A, B, D)
+    version(cast, 4, A, B, C, D)
+    error = cast.refused("charter", "propose", "--reinstate", C, "--reason", "we are back", "--home", str(cast.home(C)))
+    assert error["code"] == "SUSPENDED"
+    cast.connected(C)
+    members = {each["org"]: each["suspended"] for each in charter(cast, D, "show")["members"]}
+    assert members == {A: False, B: False, C: True, D: False}
+
+    # Rotate: the node signs with its new keys once the members have decided, without a restart.
+    before = cast.status(D)["fingerprint"]
+    name = propose(cast, D, "--rotate", "--reason", "yearly")
+    carried(cast, name, A, B, D)
+    version(cast, 5, A, B, C, D)
+    cast.wait(lambda: cast.status(D)["fingerprint"] != before, "the new keys are in use")
+    name = propose(cast, D, "--reinstate", C, "--reason", "all keys are new")
+    carried(cast, name, A, B, D)
+    version(cast, 6, A, B, C, D)
+
+    # Whoever has nothing but the genesis name can replay all of it.
+    file = cast.folder / "ledger.jsonl"
+    cast.ok("coordinator", "ledger", "export", str(cast.home("coordinator")), str(file))
+    report = cast.ok("charter", "verify", str(file), "--genesis", genesis)
+    assert [each["kinds"] for each in report["charters"]] == [
+        ["genesis"],
+        ["admit-member"],
+        ["change-charter"],
+        ["suspend-member"],
+        ["rotate-key"],
+        ["admit-member"],
+    ]
+    assert report["counts"]["charter-ended"] == 2
+    assert cast.ok("coordinator", "ledger", "fsck", str(cast.home("coordinator")))["findings"] == []
+    other = "b" * 26 if not genesis.startswith("b") else "c" * 26
+    assert cast.refused("charter", "verify", str(file), "--genesis", other)["code"] == "LEDGER_INVALID"
+    lines = file.read_text().splitlines()
+    entry = json.loads(lines[-1])
+    file.write_text("\n".join([*lines[:-1], json.dumps({**entry, "index": 0})]) + "\n")
+    assert cast.refused("charter", "verify", str(file), "--genesis", genesis)["code"] == "LEDGER_INVALID"
