@@ -158,6 +158,8 @@ class Gate:
             except ComityError:
                 log.warning("http.refused", method=method, route=path, user=principal.user, via=principal.via)
                 raise
+            if method != "GET":
+                log.info("http.asked", method=method, route=path, user=principal.user, via=principal.via)
         return principal
 
     def _path(self, scope: Scope) -> str | None:
@@ -173,9 +175,12 @@ class Gate:
             await self._app(scope, receive, send)
             return
         left_s = (principal.until - instants.now()).total_seconds()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left_s):
+        try:
+            async with asyncio.timeout(left_s) as limit:
                 await self._app(scope, receive, send)
+        except TimeoutError:
+            if not limit.expired():
+                raise  # somebody else's: a route failed
 
 
 def _credentials(scope: Scope) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import timedelta
 
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.responses import PlainTextResponse
 
-from comity.wire import http_api
+from comity.wire import http_api, instants
 from comity.wire.authorisation import PUBLIC, SIGNED_IN
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.http_api import Gate, routes_of
@@ -214,3 +216,31 @@ def test_only_plain_routes_are_gated() -> None:
     outer.include_router(inner)
     with pytest.raises(ValueError, match="plain routes"):
         routes_of([outer])
+
+
+async def test_a_route_s_own_timeout_is_no_end_of_credentials() -> None:
+    routes = APIRouter()
+
+    @routes.get("/v1/access/me")
+    async def slow() -> None:
+        raise TimeoutError
+
+    async def soon_over(credentials: str) -> Principal:
+        return Principal("ada", ROLES, "token", instants.now() + timedelta(seconds=60))
+
+    api = build_api(soon_over, [routes], status)
+    transport = httpx.ASGITransport(app=api, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+        answer = await client.get("/v1/access/me", headers=[ADMIN])
+    assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
+
+
+async def test_who_changed_something_and_who_was_refused_is_logged(capsys) -> None:
+    await asked([ADMIN, ("content-type", "application/json")], "POST", "/v1/datasets", b"{}")
+    await asked([("authorization", "Bearer auditor")], "POST", "/v1/datasets", b"{}")
+    await asked([ADMIN])
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(each["event"], each["user"], each["route"]) for each in lines] == [
+        ("http.asked", "admin", "/v1/datasets"),
+        ("http.refused", "auditor", "/v1/datasets"),
+    ]

@@ -26,7 +26,7 @@ def loaded() -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("package", ["temporalio", "flwr", "sklearn", "mcp", "torch", "py_ecc", "comity_coordinator"])
+@pytest.mark.parametrize("package", ["temporalio", "flwr", "sklearn", "mcp", "torch", "py_ecc", "jwt", "comity_coordinator"])
 def test_a_node_does_not_import(loaded: set[str], package: str) -> None:
     assert package not in loaded
 
