@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import re
 import threading
 from typing import Any
 
@@ -26,6 +27,7 @@ from comity_policies.engine import TIMEOUT_MS, decide_with
 QUEUE_MAX = 256
 LOAD_TIMEOUT_S = 10.0
 NAME = "embedded-regorus"
+_QUOTED = re.compile(r"`.*`|\".*\"|'.*'")
 
 
 class _Question:
@@ -127,7 +129,8 @@ def _serve(modules: dict[str, str], data_json: str, questions: queue.Queue[_Ques
                 engine = build(modules, data_json)
             question.value = evaluate(engine, question.query, question.input_json)
         except ComityError as error:
-            question.error = error
+            # Its traceback would keep the engine alive in the asker's thread, where it must not be dropped (rule 1).
+            question.error = error.with_traceback(None)
         except BaseException as error:  # noqa: BLE001 - rule 2: panics are no `Exception`
             engine = None
             question.error = ComityError(ErrorCode.POLICY_ERROR, f"the policy failed: {headline(error)}")
@@ -135,6 +138,6 @@ def _serve(modules: dict[str, str], data_json: str, questions: queue.Queue[_Ques
 
 
 def headline(error: BaseException) -> str:
-    """Return what the engine complains of, without the source lines that it quotes."""
+    """Return what the engine complains of, without the source lines and the values that it quotes: they may be data."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("error:")]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    return _QUOTED.sub("…", lines[0] if lines else type(error).__name__)[:200]
