@@ -5,16 +5,19 @@ Rules:
 2. Errors and the gate are as in `comity.wire.http_api`; `access.rows` says which roles each route asks for.
 3. The port speaks TLS 1.3 and nothing older, with a key file that is its owner's alone. It is off unless node.json
    says `listen`, and never takes `api.token` (`access.service`).
+4. On the port, who is silent for `SILENCE_S` before a request is whole is sent away.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
@@ -28,6 +31,8 @@ from comity_node.settings import ListenSettings
 SOCKET_PATH_BYTES_MAX = 100
 SHUTDOWN_GRACE_S = 3
 CONNECTIONS_MAX = 64
+SILENCE_S = 15.0
+SWEEP_EVERY_S = 1.0
 
 
 def build_api(authenticate: Authenticate, routers: Sequence[APIRouter], status: Status, rows: Rows = ROUTES) -> FastAPI:
@@ -71,10 +76,24 @@ class PortServer:
 
     async def run(self) -> None:
         """Serve until `stop` or cancelled."""
+        sweeping = asyncio.create_task(self._hang_up_on_silence())
         try:
             await self._server.serve(sockets=[self._socket])
         finally:
+            sweeping.cancel()
             self._socket.close()
+
+    async def _hang_up_on_silence(self) -> None:
+        """Close connections that do not say what they want, head or body: they would keep others out (rule 4)."""
+        since: dict[Any, float] = {}
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            now = asyncio.get_running_loop().time()
+            silent = {each for each in self._server.server_state.connections if _is_silent(each)}
+            since = {each: since.get(each, now) for each in silent}
+            for each, started in since.items():
+                if now - started > SILENCE_S:
+                    each.transport.close()
 
     async def ready(self) -> None:
         """Return once the port is served."""
@@ -83,6 +102,12 @@ class PortServer:
     def stop(self) -> None:
         """Ask the server to end."""
         self._server.should_exit = True
+
+
+def _is_silent(connection: Any) -> bool:
+    """Tell whether a connection of uvicorn waits for its client: no request yet, none again, or half a body."""
+    cycle = connection.cycle
+    return cycle is None or bool(cycle.response_complete or cycle.more_body)
 
 
 def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -167,6 +167,45 @@ async def test_the_head_of_a_request_is_bounded(port, folder) -> None:
     assert CONNECTIONS_MAX <= 256
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"GET /v1/live HTTP/1.1\r\nhost: x\r\n", b"POST /v1/apps HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"],
+)
+async def test_who_says_nothing_is_sent_away(node, routers, folder, tmp_path, monkeypatch, said) -> None:
+    monkeypatch.setattr("comity_node.rest.SILENCE_S", 0.3)
+    monkeypatch.setattr("comity_node.rest.SWEEP_EVERY_S", 0.1)
+    token = (await token_of(node, tmp_path, "proposer")).read_text().strip()
+    said = said.replace(b"host: x", f"host: x\r\nauthorization: Bearer {token}".encode())
+    async with served(node, routers, folder) as port:
+        context = ssl.create_default_context(cafile=folder / "people.cert.pem")
+        host, _, number = port.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(number), ssl=context)
+        writer.write(said)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_a_stream_is_not_taken_for_silence(node, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("comity_node.rest.SILENCE_S", 0.2)
+    monkeypatch.setattr("comity_node.rest.SWEEP_EVERY_S", 0.05)
+    routes = APIRouter()
+
+    @routes.get("/v1/runs/{run}/events")
+    async def slow(run: str) -> StreamingResponse:
+        async def lines() -> AsyncIterator[bytes]:
+            yield b": alive\n\n"
+            await asyncio.sleep(1)
+            yield b"data: {}\n\n"
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
+
+    token = await token_of(node, tmp_path, "auditor")
+    async with served(node, [routes], folder) as port, client(port, folder, token) as ada:
+        assert [event async for event in ada.stream_events("/v1/runs/x/events", {})] == [{}]
+
+
 def test_an_open_key_is_refused(folder, tmp_path) -> None:
     for name in ("people.key.pem", "people.cert.pem"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

@@ -76,7 +76,7 @@ def test_odd_input_gives_no_role_on_either(engines, changes) -> None:
 
 @pytest.mark.parametrize("own", ["grant contains 7", 'grant contains "NO SUCH"', "grant contains x if x := 1 / 0"])
 def test_own_rules_that_fail_give_no_role_on_either(bundle, start_opa, own) -> None:
-    made = Bundle.of({**bundle.modules, "own/access.rego": f"package comity.access\n\n{own}\n"}, bundle.settings)
+    made = Bundle.of({**bundle.modules, "own/access.rego": f"package comity.access\n\n{own}\n"}, dict(bundle.settings))
     mine, theirs = EmbeddedEngine(made, timeout_ms=3_000), OpaServerEngine(start_opa(made), made, timeout_ms=3_000)
     asked = question("ada", (), "token", roles=frozenset(ROLES))
     for engine in (mine, theirs):
