@@ -53,7 +53,13 @@ class Held:
         self.state = "final"
 
 
-def judged(terms: dict[str, Any], history: History = NOTHING_YET, **changes: Any) -> Verdict:
+def allow(stage: str, document: dict[str, Any]) -> Decision:
+    return Decision("allow")
+
+
+def judged(
+    terms: dict[str, Any], history: History = NOTHING_YET, decide: Any = allow, now: str = NOW, **changes: Any
+) -> Verdict:
     """Judge an order under terms, from a node that could do everything else."""
     stored = Held(terms)
     order = OrderHeader(
@@ -72,8 +78,8 @@ def judged(terms: dict[str, Any], history: History = NOTHING_YET, **changes: Any
     order = replace(order, **changes)
     statement = sign_statement(KEYS[ORGS[0]], kind="order", consortium="oncology", issuer=ORGS[0], body=order.to_json())
     abilities = Abilities(frozenset({"plain"}), "process")
-    case = Case(order, statement, stored, CHARTER, history, ME, NOW, abilities, CATALOGUE, False)
-    return judge(case, Certificates(), lambda stage, document: Decision("allow"))
+    case = Case(order, statement, stored, CHARTER, history, ME, now, abilities, CATALOGUE, False)
+    return judge(case, Certificates(), decide)
 
 
 def test_an_order_that_conforms_passes() -> None:
@@ -138,6 +144,32 @@ def test_an_expired_agreement_fails_check_4() -> None:
     verdict = judged({"not_after": "2026-11-22T09:59:59Z"})
     assert verdict.error is not None
     assert verdict.error.code is ErrorCode.GRANT_EXPIRED
+
+
+def test_the_time_of_a_decision_is_our_own() -> None:
+    """A lead whose clock runs behind or ahead moves nothing here: only the node's own present is compared and asked."""
+    asked: list[str] = []
+
+    def decide(stage: str, document: dict[str, Any]) -> Decision:
+        asked.append(document["now"])
+        return Decision("allow")
+
+    for reply_by in ("2026-11-22T10:00:01Z", "2099-01-01T00:00:00Z"):
+        assert judged({}, decide=decide, reply_by=reply_by).error is None
+        expired = judged({"not_after": NOW}, decide=decide, now=LATER, reply_by="2099-01-01T00:00:00Z")
+        assert expired.error is not None
+        assert expired.error.code is ErrorCode.GRANT_EXPIRED
+    late = judged({}, decide=decide, reply_by=NOW)
+    assert late.error is not None
+    assert late.error.code is ErrorCode.DEADLINE_PASSED
+    assert asked == [NOW, NOW]
+
+
+def test_a_clock_that_was_put_back_gives_no_grant_back() -> None:
+    spent = History({"rounds": 2, "uses": 1}, False, 2, None, 0)
+    verdict = judged({"rounds": 2}, spent, now="2020-01-01T00:00:00Z", round=3, seq=2)
+    assert verdict.error is not None
+    assert verdict.error.code is ErrorCode.GRANT_EXHAUSTED
 
 
 def test_columns_outside_the_terms_are_not_given() -> None:
