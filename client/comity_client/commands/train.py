@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -78,14 +78,8 @@ def train(
     wish: TrainWish = {"purpose": purpose, "dataset": dataset, "deadline_s": deadline_s}
     wish.update({"title": title, "partners": partners or [], "optional": optional or [], "columns": column or []})
     wish.update({"run_config": run_config(config or []), "terms": {} if terms is None else read_terms(terms)})
-    if person:
-        wish["persons"] = person
-    if minimum is not None:
-        wish["minimum"] = minimum
-    if rounds is not None:
-        wish["rounds"] = rounds
-    if aggregation is not None:
-        wish["aggregation"] = aggregation
+    given = {"persons": person, "minimum": minimum, "rounds": rounds, "aggregation": aggregation}
+    wish.update(cast("TrainWish", {name: value for name, value in given.items() if value is not None}))
     if accepts is not None or bound:
         wish["accepts"] = accepts or "within"
         wish["bounds"] = read_values(bound or [])

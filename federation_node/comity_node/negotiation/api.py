@@ -93,6 +93,13 @@ def router(node: NodeContext) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(tags=["negotiation"])
     service = node.services.get(NegotiationService)
+    _add_making(routes, node, service)
+    _add_reading(routes, node)
+    _add_deciding(routes, service)
+    return routes
+
+
+def _add_making(routes: APIRouter, node: NodeContext, service: NegotiationService) -> None:
     catalogue = DatasetCatalogue(node.settings.home)
     offered = add_routes(routes, node)
 
@@ -116,6 +123,17 @@ def router(node: NodeContext) -> APIRouter:
         await service.propose(proposal, bundle.data, user=who.user)
         return {"proposal_id": proposal.proposal_id, "digest": proposal.digest, "proposal": proposal.to_json()}
 
+    @routes.post("/v1/proposals/{name}/revise", status_code=201)
+    async def revise(name: str, request: RevisionRequest, who: Who) -> dict[str, Any]:
+        """Put a newer revision in the place of an own proposal; everyone answers anew."""
+        before = (await node.journal.run(lambda conn: store.find_proposal(conn, name))).proposal
+        change = Revision(**{**request.model_dump(), "without": tuple(request.without)})
+        proposal = revised(before, change, now=node.clock())
+        await service.revise(proposal, user=who.user)
+        return {"proposal_id": proposal.proposal_id, "digest": proposal.digest, "proposal": proposal.to_json()}
+
+
+def _add_reading(routes: APIRouter, node: NodeContext) -> None:
     @routes.get("/v1/proposals")
     async def list_proposals() -> list[dict[str, Any]]:
         """List proposals, newest first, with whose move it is."""
@@ -138,20 +156,6 @@ def router(node: NodeContext) -> APIRouter:
 
         return await node.journal.run(read)
 
-    @routes.post("/v1/proposals/{name}/accept")
-    async def accept(name: str, request: AcceptRequest) -> dict[str, Any]:
-        """Accept the stricter terms that an organisation asks of an own proposal."""
-        return (await service.accept(name, request.org)).to_json()
-
-    @routes.post("/v1/proposals/{name}/revise", status_code=201)
-    async def revise(name: str, request: RevisionRequest, who: Who) -> dict[str, Any]:
-        """Put a newer revision in the place of an own proposal; everyone answers anew."""
-        before = (await node.journal.run(lambda conn: store.find_proposal(conn, name))).proposal
-        change = Revision(**{**request.model_dump(), "without": tuple(request.without)})
-        proposal = revised(before, change, now=node.clock())
-        await service.revise(proposal, user=who.user)
-        return {"proposal_id": proposal.proposal_id, "digest": proposal.digest, "proposal": proposal.to_json()}
-
     @routes.get("/v1/agreements")
     async def list_agreements() -> list[dict[str, Any]]:
         """List agreements that this organisation signed, newest first."""
@@ -170,13 +174,18 @@ def router(node: NodeContext) -> APIRouter:
             for each in found
         ]
 
+
+def _add_deciding(routes: APIRouter, service: NegotiationService) -> None:
+    @routes.post("/v1/proposals/{name}/accept")
+    async def accept(name: str, request: AcceptRequest) -> dict[str, Any]:
+        """Accept the stricter terms that an organisation asks of an own proposal."""
+        return (await service.accept(name, request.org)).to_json()
+
     @routes.post("/v1/withdrawals", status_code=202)
     async def withdraw(request: WithdrawRequest) -> dict[str, str]:
         """Withdraw; running work stops at the next dispatch."""
         await service.withdraw(request.name, request.reason)
         return {"withdrawn": request.name}
-
-    return routes
 
 
 def _counter(stored: store.StoredProposal, counter: store.Counter) -> dict[str, Any]:
