@@ -27,7 +27,7 @@ from comity_coordinator import setup
 from comity_coordinator.db import Database, open_database
 from comity_coordinator.feed import Feed
 from comity_coordinator.governance.policy import ConsortiumGate
-from comity_coordinator.governance.service import Governance, charter_in_force, genesis_in_force
+from comity_coordinator.governance.service import Governance, ProofsOnceNamed, genesis_in_force
 from comity_coordinator.ledger.sequencer import Sequencer
 from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.ledger.servicer import LedgerReadServicer
@@ -85,7 +85,8 @@ class Coordinator:
         self.engine = _engine(settings, self.database)
         self.membership = Membership(self.authority, self.keys, genesis_in_force)
         log_name = settings.log_name
-        self.ledger = Ledger(settings.consortium, log_name, lambda text: sign_note(text, log_name, self.keys), self.hub)
+        proofs = ProofsOnceNamed(self.hub, self.keys.public.statement)
+        self.ledger = Ledger(settings.consortium, log_name, lambda text: sign_note(text, log_name, self.keys), proofs)
         self.governance = Governance(
             settings.consortium,
             log_name,
@@ -102,9 +103,9 @@ class Coordinator:
                 total_bytes=settings.spool_total_bytes,
             ),
         )
-        self.sums = Sums(self.database, charter_in_force, self.spool, self.hub.tell)
+        self.sums = Sums(self.database, self.governance.in_charge, self.spool, self.hub.tell)
         self.training = TrainingService(
-            charter_of=charter_in_force,
+            charter_of=self.governance.in_charge,
             ledger=self.ledger,
             outbox=self.hub,
             sign=self.sign,
@@ -115,7 +116,7 @@ class Coordinator:
         self.gate = ConsortiumGate(settings.home, settings.opa_url)
         self.negotiation = NegotiationService(
             consortium=settings.consortium,
-            charter_of=charter_in_force,
+            charter_of=self.governance.in_charge,
             ledger=self.ledger,
             outbox=self.hub,
             sign=self.sign,

@@ -58,6 +58,49 @@ def init(
         typer.echo(f"Start it with: comity coordinator up {home}", err=True)
 
 
+@group.command("adopt")
+def adopt(
+    home: Home,
+    export: Annotated[Path, typer.Option(help="The newest ledger export that the members have.", exists=True)],
+    genesis: Annotated[str, typer.Option(help="The consortium's name, obtained outside any coordinator.")],
+    consortium: Annotated[str, typer.Option(help="Id of the consortium, as in the export.")],
+    address: Annotated[str, typer.Option(help="HOST:PORT that nodes will dial.")],
+    org: Annotated[list[str], typer.Option(help="A member to make a token for; may be given several times.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to bind, where it differs from the address.")] = "",
+    rest_listen: Annotated[str, typer.Option(help="HOST:PORT of the operator's API, on loopback.")] = "",
+    workflows: Annotated[str, typer.Option(help="temporal, or timers for small tests.")] = "temporal",
+    valid_hours: ValidHours = 168,
+    as_json: AsJson = False,
+) -> None:
+    """Start a successor from an export, for when the coordinator is dead or no longer trusted; see docs/charter.md.
+
+    It takes the log over under a new key. Members then point their nodes to it (`comity node adopt`) and vote on it
+    (`comity charter propose --coordinator FILE`); before that it does nothing else for them.
+
+    \b
+    Example:
+      comity coordinator adopt /srv/next --export ledger.jsonl --genesis xxxx-xxxx-xxxx-xxxx-xxxxx-xxxxx \\
+        --consortium health-net --address next.example.org:7700 --org hospital-a --org hospital-b
+    """
+    from comity_coordinator import setup
+    from comity_coordinator.governance import adoption
+
+    settings = setup.new_settings(
+        home, consortium, address, listen=listen, rest_listen=rest_listen, workflows=workflows
+    )
+    made = adoption.adopt(settings, export, genesis, tuple(org), valid_hours * 3600)
+    offer, file = made.offer(), home / adoption.OFFER
+    file.write_text(json.dumps(offer, indent=2, sort_keys=True) + "\n")
+    tokens = {name: each.to_text() for name, each in made.tokens.items()}
+    if as_json:
+        typer.echo(json.dumps({"offer": offer, "offer_file": str(file), "tokens": tokens}))
+        return
+    for name, text in tokens.items():
+        typer.echo(f"{name}: {text}")
+    typer.echo(f"{made.report.size} entries taken over. Hand each member its token, and {file} to all:", err=True)
+    typer.echo(json.dumps(offer, sort_keys=True), err=True)
+
+
 @group.command("token")
 def token(
     home: Home,

@@ -9,7 +9,7 @@ Rules, in this order:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
@@ -31,6 +31,9 @@ class Outbox(Protocol):
 
     def enqueue(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
         """Send `body` to `org` once the transaction has committed."""
+
+    def enqueue_all(self, conn: Connection, orgs: Iterable[str], kind: str, body: dict[str, Any]) -> None:
+        """Send one `body` to each of `orgs`; it is encoded once."""
 
 
 class Signer(Protocol):

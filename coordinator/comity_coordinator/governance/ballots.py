@@ -51,6 +51,8 @@ class Ballots:
         enforce: puts a charter with these yes votes into force; raises if they do not suffice.
         sign, append, send: as in `service.Governance`.
         clock: the present as text.
+        log_key: this coordinator's; while the charter in force names another one, only a charter that names this one
+            may be proposed, and nothing is stated in the coordinator's name.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Ballots:
         append: Append,
         send: Send,
         clock: Callable[[], str] = instants.now_text,
+        log_key: bytes = b"",
     ) -> None:
         self._charter_of = charter_of
         self._enforce = enforce
@@ -68,6 +71,7 @@ class Ballots:
         self._append = append
         self._send = send
         self._clock = clock
+        self._log_key = log_key
 
     def register(self, outbox: inbound.Outbox) -> None:
         """Take the message kinds of charter decisions."""
@@ -88,6 +92,8 @@ class Ballots:
         proposal, now = read_proposal(said, in_force), self._clock()
         if proposal.deadline <= now:
             raise ComityError(ErrorCode.DEADLINE_PASSED, "the proposal came after its own deadline")
+        if not self._names_us(in_force) and not self._names_us(proposal.charter):
+            raise ComityError(ErrorCode.CHARTER_INVALID, "the members have to decide on their coordinator first")
         model.check_newcomers(in_force, proposal.charter, self._enrolled(conn))
         digest, opened = proposal.charter.digest, store.in_state(conn, Outcome.OPEN, OPEN_MAX)
         if any(row.charter_digest == digest for row in opened):
@@ -153,6 +159,11 @@ class Ballots:
         in_force = self._charter_of(conn)
         if in_force is None:
             return  # the genesis draft names it
+        if member.org in in_force.organisations:
+            # After a change of coordinator members enrol anew: as themselves, and as nobody else.
+            if in_force.member(member.org).keys != member.keys:
+                raise ComityError(ErrorCode.CONFLICT, "the charter in force names other keys for this organisation")
+            return
         for org in in_force.voters:
             self._send(conn, org, CANDIDATE, {"member": member.to_json(), "sponsor": sponsor})
 
@@ -191,10 +202,15 @@ class Ballots:
             denied=ballot.denied,
             missing=ballot.awaited,
         )
-        said = self._sign(ENDED, ended.to_json())
         store.set_state(conn, row.statement_digest, outcome)
+        if not self._names_us(inbound.charter(conn, self._charter_of)):
+            return  # our word does not count yet; every node computes the end itself
+        said = self._sign(ENDED, ended.to_json())
         self._append(conn, said, charter.organisations)
         self._tell(conn, charter, OVER, {"statement": said.to_json()})
+
+    def _names_us(self, charter: Charter) -> bool:
+        return not self._log_key or charter.log_public_key == self._log_key
 
     def _tell(self, conn: Connection, charter: Charter, kind: str, body: dict[str, Any]) -> None:
         for org in charter.organisations:

@@ -6,7 +6,7 @@ Every later charter is proposed and voted on by members (`ballots.py`); the gene
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -16,6 +16,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.governance import model, store
 from comity_coordinator.governance.ballots import Ballots
 from comity_coordinator.governance.ports import Append, Send
+from comity_coordinator.inbound import Handler, Outbox
 from comity_coordinator.membership import store as membership_store
 from comity_crypto.encoding import fields, from_base64
 from comity_crypto.quorum import QuorumCertificate, bls_verify, make_certificate, message_for
@@ -47,6 +48,29 @@ def genesis_in_force(conn: Connection) -> str | None:
     return genesis_name(_charter_of(found[0])) if found else None
 
 
+class ProofsOnceNamed:
+    """The way to the nodes for inclusion proofs: before the charter names this log, nobody believes its notes."""
+
+    def __init__(self, outbox: Outbox, log_key: bytes) -> None:
+        self._outbox = outbox
+        self._log_key = log_key
+
+    def register(self, kind: str, handler: Handler) -> None:
+        """Pass on."""
+        self._outbox.register(kind, handler)
+
+    def enqueue(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
+        """Pass on, or drop what would be refused: nodes ask again once the charter has changed."""
+        charter = charter_in_force(conn)
+        if charter is None or charter.log_public_key == self._log_key:
+            self._outbox.enqueue(conn, org, kind, body, run=run)
+
+    def enqueue_all(self, conn: Connection, orgs: Iterable[str], kind: str, body: dict[str, Any]) -> None:
+        """As `enqueue`, to each of `orgs`."""
+        for org in orgs:
+            self.enqueue(conn, org, kind, body)
+
+
 class Governance:
     """Use cases. Methods that take `conn` run inside the caller's transaction and may run again."""
 
@@ -67,7 +91,18 @@ class Governance:
         self._sign = sign
         self._append = append
         self._send = send
-        self.ballots = Ballots(charter_in_force, self._enforce, sign, append, send, clock)
+        self.ballots = Ballots(charter_in_force, self._enforce, sign, append, send, clock, log_key)
+
+    def in_charge(self, conn: Connection) -> Charter | None:
+        """Return the charter in force, for everything but its own change.
+
+        Raises:
+            ComityError: `CHARTER_INVALID` if it names another coordinator's log: the members have to decide first.
+        """
+        charter = charter_in_force(conn)
+        if charter is not None and charter.log_public_key != self._log_key:
+            raise ComityError(ErrorCode.CHARTER_INVALID, "the charter in force names another coordinator")
+        return charter
 
     def draft(self, conn: Connection) -> Charter:
         """Return the genesis draft, later the newest charter that is voted on. Raises `NOT_FOUND` if there is none."""

@@ -104,3 +104,7 @@ class _NoOutbox:
     def enqueue(self, conn: object, org: str, kind: str, body: dict[str, object], *, run: str = "") -> None:
         """Refuse."""
         raise AssertionError(f"this command sends no {kind} to {org}: {run} {len(body)} {conn!r}")
+
+    def enqueue_all(self, conn: object, orgs: object, kind: str, body: dict[str, object]) -> None:
+        """Refuse."""
+        raise AssertionError(f"this command sends no {kind} to {orgs!r}: {len(body)} {conn!r}")

@@ -66,7 +66,7 @@ def _findings(conn: Connection, ledger: Ledger, log_key: bytes) -> Iterator[str]
 
 
 class _Keys:
-    """Who may have signed an entry: the members of the newest charter before it, and the log."""
+    """Who may have signed an entry: the members of the newest charter before it, and the log that it names."""
 
     def __init__(self, log_key: bytes) -> None:
         self._log_key = log_key
@@ -89,7 +89,9 @@ class _Keys:
 
     def _key(self, said: Statement) -> bytes:
         if said.issuer == COORDINATOR:
-            return self._log_key
+            # A charter is stated by the log that it names itself: a successor's is its own first word.
+            stated = Charter.from_json(said.body["charter"]) if said.kind == "charter" else self._charter
+            return self._log_key if stated is None else stated.log_public_key
         if self._charter is None:
             raise KeyError("no charter before it")
         return self._charter.member(said.issuer).keys.statement

@@ -19,7 +19,7 @@ from comity_coordinator.ledger import store
 from comity_coordinator.ledger.service import Ledger
 
 FLUSH_EVERY_S = 0.05
-# Without a wake-up: statements of another replica whose sequencer has died.
+# Without a wake-up: patient statements, and those of another replica whose sequencer has died.
 LOOK_EVERY_S = 1.0
 RETRY_S = 1.0
 

@@ -74,14 +74,19 @@ class Ledger:
         """Have `wake` called, from any thread, after a commit that left something to integrate."""
         self._wake = wake
 
-    def append(self, conn: Connection, statement: Statement, recipients: Sequence[str] = ()) -> bool:
+    def append(
+        self, conn: Connection, statement: Statement, recipients: Sequence[str] = (), *, patient: bool = False
+    ) -> bool:
         """Queue `statement` for the log; its proof will go to its issuer and to `recipients`.
+
+        A `patient` one wakes no sequencer: it is entered with the next one that does, or within a second. So entries
+        that belong together share one checkpoint, and each organisation gets their proofs in one message.
 
         Returns:
             False if it was appended before, which changes nothing.
         """
         known = not store.add(conn, statement, self._place(), sorted(set(recipients)), instants.now_text())
-        if not known and self._wake is not None:
+        if not known and not patient and self._wake is not None:
             after_commit(conn, self._wake)
         return not known
 

@@ -26,7 +26,7 @@ from comity_coordinator.feed import Feed
 from comity_coordinator.governance.policy import Gate, no_gate
 from comity_coordinator.inbound import CharterOf, Outbox, Signer
 from comity_coordinator.ledger.service import Ledger
-from comity_coordinator.negotiation import model, store, view
+from comity_coordinator.negotiation import model, store, subjects, view
 from comity_coordinator.negotiation.states import Event, LegState, Negotiation, Phase
 from comity_coordinator.transport.model import Message
 from comity_coordinator.workflows.engine import WorkflowEngine
@@ -86,6 +86,18 @@ class NegotiationService:
         self._agreements = agreements
         self._feed = feed
         self._clock = clock
+        self._news: Callable[[], None] | None = None
+
+    def on_news(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from any thread, after a commit that left something to tell (`news.py`)."""
+        self._news = wake
+
+    def tell_news(self, conn: Connection, limit: int) -> int:
+        """Send the states that were not sent yet; return how many negotiations that were."""
+        untold = store.untold(conn, limit)
+        for negotiation in untold:
+            self._send(conn, negotiation)
+        return len(untold)
 
     def register(self) -> None:
         """Take the message kinds of negotiation."""
@@ -131,12 +143,12 @@ class NegotiationService:
             accepts=proposal.accepts,
             bounds=proposal.bounds,
         )
-        self._ledger.append(conn, said)
+        self._ledger.append(conn, said, patient=True)
         store.create(conn, store.Record(negotiation, proposal.digest, said.digest, now))
-        for asked in proposal.asked:
-            self._outbox.enqueue(conn, asked, "offer", {"proposal": said.to_json(), "app_payload": payload})
+        offer = {"proposal": said.to_json(), "app_payload": payload}
+        self._outbox.enqueue_all(conn, proposal.asked, "offer", offer)
         self._tell(conn, negotiation)
-        after_commit(conn, partial(self._engine.negotiation_opened, _subject(negotiation), negotiation.until))
+        after_commit(conn, partial(self._engine.negotiation_opened, subjects.of(negotiation), negotiation.until))
 
     def answer(self, conn: Connection, org: str, message: Message) -> None:
         """Take an organisation's signed answer.
@@ -246,7 +258,7 @@ class NegotiationService:
 
     def on_deadline(self, conn: Connection, subject_id: str) -> str | None:
         """Judge the deadline of a proposal; return the next one."""
-        record = _of_subject(conn, subject_id)
+        record = subjects.find(conn, subject_id)
         if record is None or record.negotiation.phase not in model.OPEN:
             return None
         self._apply(conn, record, model.DeadlinePassed(), inbound.charter(conn, self._charter_of))
@@ -254,12 +266,12 @@ class NegotiationService:
 
     def deadline_of(self, conn: Connection, subject_id: str) -> str | None:
         """Return until when answers or signatures are awaited."""
-        record = _of_subject(conn, subject_id)
+        record = subjects.find(conn, subject_id)
         return record.negotiation.until if record and record.negotiation.phase in model.OPEN else None
 
     def open_deadlines(self, conn: Connection) -> list[tuple[str, str]]:
         """Return (subject, deadline) of all open negotiations."""
-        return [(_subject_of(proposal, revision), until) for proposal, revision, until in store.open_until(conn)]
+        return [(subjects.named(proposal, revision), until) for proposal, revision, until in store.open_until(conn)]
 
     # Inside.
 
@@ -280,8 +292,8 @@ class NegotiationService:
         store.supersede(conn, replace(before, negotiation=after))
         store.void_drafts(conn, old.proposal_id, now)
         if after is not old:
-            self._tell(conn, after)
-            after_commit(conn, partial(self._engine.negotiation_ended, _subject(old)))
+            self._send(conn, after)
+            after_commit(conn, partial(self._engine.negotiation_ended, subjects.of(old)))
 
     def _check_proposal(self, conn: Connection, charter: Charter, org: str, proposal: Proposal, now: str) -> None:
         if proposal.proposer != org or proposal.consortium != self._consortium:
@@ -310,13 +322,14 @@ class NegotiationService:
         if after is before:
             return before
         if said is not None:
-            self._ledger.append(conn, said)
+            # What is still under way is entered together with the agreement, if that comes soon.
+            self._ledger.append(conn, said, patient=after.phase in model.OPEN)
         if after.phase is Phase.SIGNING and not after.agreement:
             after = self._draft(conn, record, after, charter)
         store.save(conn, after)
         self._tell(conn, after)
         if after.phase is Phase.TERMINATED:
-            after_commit(conn, partial(self._engine.negotiation_ended, _subject(after)))
+            after_commit(conn, partial(self._engine.negotiation_ended, subjects.of(after)))
         return after
 
     def _draft(self, conn: Connection, record: store.Record, after: Negotiation, charter: Charter) -> Negotiation:
@@ -336,8 +349,7 @@ class NegotiationService:
         after = model.step(after, model.Drafted(after.attempt, agreement.digest), now)
         store.put_agreement(conn, agreement.digest, after.proposal_id, canonical.canonical(document).decode(), now)
         answers = [each.to_json() for each in self._answers(conn, after)]
-        for org in after.parties:
-            self._outbox.enqueue(conn, org, "agreement.sign", {"agreement": document, "answers": answers})
+        self._outbox.enqueue_all(conn, after.parties, "agreement.sign", {"agreement": document, "answers": answers})
         return after
 
     def _finalize(self, conn: Connection, verified: Negotiation, agreement: Agreement, charter: Charter) -> Negotiation:
@@ -355,36 +367,27 @@ class NegotiationService:
         now = self._clock()
         self._ledger.append(conn, said, agreement.parties)
         store.set_agreement(conn, digest, store.FINAL, now, statement=said.digest)
-        for org in agreement.parties:
-            self._outbox.enqueue(conn, org, "agreement.final", {"statement": said.to_json()})
+        self._outbox.enqueue_all(conn, agreement.parties, "agreement.final", {"statement": said.to_json()})
         self._agreements.agreement_final(conn, agreement)
-        after_commit(conn, partial(self._engine.negotiation_ended, _subject(verified)))
+        after_commit(conn, partial(self._engine.negotiation_ended, subjects.of(verified)))
         return model.step(verified, model.Finalized(), now)
 
     def _answers(self, conn: Connection, negotiation: Negotiation) -> list[Statement]:
         return [self._ledger.statement(conn, negotiation.legs[org].answer) for org in negotiation.parties]
 
     def _tell(self, conn: Connection, negotiation: Negotiation, ended: model.Ended | None = None) -> None:
-        update = view.update(negotiation, ended)
-        for org in sorted({negotiation.proposer, *negotiation.legs}):
-            self._outbox.enqueue(conn, org, "negotiation.update", update)
-        event = {"kind": "negotiation", "id": negotiation.proposal_id, "state": update["state"]}
+        """Tell everybody concerned: an end at once, anything else in a moment, as it stands then."""
+        if ended is not None or negotiation.phase not in model.OPEN:
+            self._send(conn, negotiation, ended)
+        elif self._news is not None:
+            after_commit(conn, self._news)
+        event = {"kind": "negotiation", "id": negotiation.proposal_id, "state": view.state(negotiation, ended)}
         after_commit(conn, partial(self._feed.publish, event))
 
-
-def _subject(negotiation: Negotiation) -> str:
-    return _subject_of(negotiation.proposal_id, negotiation.revision)
-
-
-def _subject_of(proposal_id: str, revision: int) -> str:
-    """Return what the workflow engine knows a revision by; no proposal's id holds the sign between the two."""
-    return proposal_id if revision == 1 else f"{proposal_id}~{revision}"
-
-
-def _of_subject(conn: Connection, subject: str) -> store.Record | None:
-    """Return the negotiation of a subject while its revision is the newest."""
-    record = store.by_id(conn, subject.partition("~")[0])
-    return record if record is not None and _subject(record.negotiation) == subject else None
+    def _send(self, conn: Connection, negotiation: Negotiation, ended: model.Ended | None = None) -> None:
+        concerned = sorted({negotiation.proposer, *negotiation.legs})
+        self._outbox.enqueue_all(conn, concerned, "negotiation.update", view.update(negotiation, ended))
+        store.set_told(conn, negotiation.proposal_id, negotiation.revision)
 
 
 def _agreement(row: store.AgreementRow) -> Agreement:

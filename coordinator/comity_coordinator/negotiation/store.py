@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Connection,
     Index,
@@ -36,7 +37,9 @@ negotiations = Table(
     Column("until", String(20), nullable=False),
     Column("opened_at", String(20), nullable=False),
     Column("document", Text, nullable=False),
+    Column("told", Boolean, nullable=False),  # whether the nodes concerned were sent this state
     Index("negotiations_phase", "phase", "until"),
+    Index("negotiations_told", "told", "proposal_id"),
     Index("negotiations_opened", "opened_at", "proposal_id"),
 )
 # Revisions that a newer one has taken the place of, each as it ended.
@@ -123,6 +126,7 @@ def create(conn: Connection, record: Record) -> None:
             until=negotiation.until,
             opened_at=record.opened_at,
             document=_text(negotiation),
+            told=False,
         )
     )
 
@@ -155,8 +159,21 @@ def save(conn: Connection, negotiation: Negotiation) -> None:
     conn.execute(
         update(negotiations)
         .where(negotiations.c.proposal_id == negotiation.proposal_id)
-        .values(phase=str(negotiation.phase), until=negotiation.until, document=_text(negotiation))
+        .values(phase=str(negotiation.phase), until=negotiation.until, document=_text(negotiation), told=False)
     )
+
+
+def untold(conn: Connection, limit: int) -> list[Negotiation]:
+    """Return negotiations whose state the nodes concerned were not sent yet."""
+    query = select(negotiations.c.document).where(negotiations.c.told.is_(False))
+    rows = conn.execute(query.order_by(negotiations.c.proposal_id).limit(limit)).scalars()
+    return [states.from_json(canonical.parse(document.encode())) for document in rows]
+
+
+def set_told(conn: Connection, proposal_id: str, revision: int) -> None:
+    """Note that the nodes concerned were sent a negotiation's state."""
+    this = (negotiations.c.proposal_id == proposal_id, negotiations.c.revision == revision)
+    conn.execute(update(negotiations).where(*this).values(told=True))
 
 
 def by_id(conn: Connection, proposal_id: str) -> Record | None:

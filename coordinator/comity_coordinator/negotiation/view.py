@@ -32,13 +32,18 @@ def update(negotiation: Negotiation, ended: Ended | None = None) -> dict[str, An
     return {
         "proposal_id": negotiation.proposal_id,
         "revision": negotiation.revision,
-        "state": WITHDRAWN if ended else str(negotiation.phase),
+        "state": state(negotiation, ended),
         "legs": [_leg(negotiation, leg) for _, leg in sorted(negotiation.legs.items())],
         "then": then(negotiation),
         "agreement": negotiation.agreement or None,
         "conflict": None if conflict is None else {"field": conflict[0], "organisations": conflict[1].split(",")},
         "ended": None if why is None else ended_json(why),
     }
+
+
+def state(negotiation: Negotiation, ended: Ended | None = None) -> str:
+    """Return where a negotiation stands; `ended` if a final agreement was withdrawn from."""
+    return WITHDRAWN if ended else str(negotiation.phase)
 
 
 def then(negotiation: Negotiation) -> str:

@@ -4,7 +4,8 @@ Rules, in this order:
 1. `step(run, event, now)` returns the next run, or raises and changes nothing: no clock, no I/O;
 2. PREPARING until every party is ready, READY when the lead may start, RUNNING from its first progress, then one of
    COMPLETED, FAILED, DIVERGED, CANCELLED;
-3. the lead alone ends a run; the coordinator ends it only at a deadline or when a party withdrew;
+3. the lead alone ends a run; the coordinator ends it only at a deadline or when a party withdrew, and then still takes
+   the lead's word on who took part until then, if it comes before the run is closed and says the same ending;
 4. a run that ended waits a little for its receipts, then it is closed; whatever comes later changes nothing;
 5. duplicates and late events return the same run.
 """
@@ -210,7 +211,13 @@ def _finished(run: Run, event: Finished, now: str) -> Run:
     if run.state in ENDINGS:
         if run.finished and run.finished != event.digest:
             raise ComityError(ErrorCode.CONFLICT, "the lead has ended the run before, otherwise")
-        return run
+        if run.finished or run.closed or event.state is not run.state:
+            return run
+        until = max(run.until, _later(now, RECEIPTS_UNCOUNTED_S))
+        expected = dict(event.expected) if event.exact else {}
+        return _close_if_complete(
+            replace(run, finished=event.digest, rounds=event.rounds, expected=expected, until=until)
+        )
     if event.state not in ENDINGS:
         raise ComityError(ErrorCode.MALFORMED, "a run ends COMPLETED, FAILED, DIVERGED or CANCELLED")
     if run.state is RunState.PREPARING and event.state is RunState.COMPLETED:
@@ -250,9 +257,9 @@ def _deadline(run: Run, now: str) -> Run:
 def _end(run: Run, state: RunState, code: str, detail: str, move: str, now: str) -> Run:
     if run.state in ENDINGS:
         return run
-    return replace(
-        run, state=state, since=now, until=_later(now, RECEIPTS_UNCOUNTED_S), code=code, detail=detail, move=move
-    )
+    # Nobody took part before everybody was ready; afterwards the lead says who did.
+    wait_s = RECEIPTS_UNCOUNTED_S if run.state is RunState.PREPARING else RECEIPTS_S
+    return replace(run, state=state, since=now, until=_later(now, wait_s), code=code, detail=detail, move=move)
 
 
 def _close_if_complete(run: Run) -> Run:

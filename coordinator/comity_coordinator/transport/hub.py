@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -108,6 +108,13 @@ class Hub:
         """Send a durable message to `org`, in the transaction of `conn` (rule 3). Raises `MALFORMED`."""
         store.append(conn, org, from_coordinator(new_id("msg"), kind, body, run=run))
         after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, org)))
+
+    def enqueue_all(self, conn: Connection, orgs: Iterable[str], kind: str, body: dict[str, Any]) -> None:
+        """As `enqueue`, the same body to each of `orgs`; it is encoded once. Raises `MALFORMED`."""
+        first = from_coordinator(new_id("msg"), kind, body)
+        for org in orgs:
+            store.append(conn, org, replace(first, id=new_id("msg")))
+            after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, org)))
 
     def on_presence(self, callback: PresenceCallback) -> None:
         """Call `callback(org, connected)` in the event loop when a stream opens or ends; it must not block."""

@@ -46,6 +46,10 @@ class RecordingHub:
         assert len(canonical.canonical(body)) <= BODY_BYTES_MAX
         after_commit(conn, lambda: self.sent[org].append((kind, body, run)))
 
+    def enqueue_all(self, conn, orgs, kind, body):
+        for org in orgs:
+            self.enqueue(conn, org, kind, body)
+
     def take(self, org, kind):
         found = [body for each, body, _ in self.sent[org] if each == kind]
         self.sent[org] = [row for row in self.sent[org] if row[0] != kind]

@@ -235,6 +235,10 @@ class World:
     def enqueue(self, conn: Any, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
         after_commit(conn, lambda: self.inbound.append((org, kind, body)))
 
+    def enqueue_all(self, conn: Any, orgs: Any, kind: str, body: dict[str, Any]) -> None:
+        for org in orgs:
+            self.enqueue(conn, org, kind, body)
+
     def agreement_final(self, conn: Any, agreement: Any) -> None:
         after_commit(conn, lambda: self.final.append(agreement.digest))
 
@@ -276,7 +280,7 @@ class World:
                 changed = self.alter(org, kind, body)
                 if changed is not None:
                     await self.hand(org, kind, changed)
-            if not moved:
+            if not moved and not self.db.transact(lambda conn: self.negotiation.tell_news(conn, 64)):
                 return
             await asyncio.sleep(0)
         raise AssertionError("it never ends")

@@ -99,7 +99,7 @@ async def test_a_ledger_without_the_proposers_word_does_not_verify(world: Any) -
     proposal = await world.propose(accepts="none")
     await world.nodes["alpha"].service.accept(proposal.proposal_id, "beta")
     append = world.ledger.append
-    world.ledger.append = lambda conn, said, *a: said.kind == "counter-acceptance" or append(conn, said, *a)
+    world.ledger.append = lambda conn, said, *a, **kw: said.kind == "counter-acceptance" or append(conn, said, *a, **kw)
     await world.settle()
     assert world.final
     file = world.folder / "export"
