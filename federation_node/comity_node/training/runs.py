@@ -33,7 +33,7 @@ from comity_node.training.ports import FINAL, Agreements
 from comity_node.training.profiles.base import Profiles, profile_of
 from comity_node.training.receipts import ReceiptBook
 from comity_node.training.results import Results
-from comity_node.training.tables import CANCELLED, PREPARING, READY, RUNNING, RunRow
+from comity_node.training.tables import CANCELLED, FAILED, PREPARING, READY, RUNNING, RunRow
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, TrainStep
@@ -166,8 +166,10 @@ class Runs:
         await self._workshop.close(run)
         if host is None and not told:
             host = await self._waiting_host(run)
+        # Who was too late failed; everything else was called off.
+        state = FAILED if told and error.code is ErrorCode.TIMEOUT else CANCELLED
         if host is not None:
-            await host.cancel(error)
+            await (host.fail(error) if state == FAILED else host.cancel(error))
             return
 
         def write(conn: Connection) -> bool:
@@ -175,12 +177,12 @@ class Runs:
             if row is None or row.ended_at is not None:
                 return False
             text = json.dumps(error.to_json())
-            store.change_run(conn, run, state=CANCELLED, ended_at=self._now(), error=text)
+            store.change_run(conn, run, state=state, ended_at=self._now(), error=text)
             self._participant.reviews.end_of_run(conn, run)
             return True
 
         if await self._node.journal.run(write):
-            self._events.tell(run, "ended", state=CANCELLED, error=error.to_json())
+            self._events.tell(run, "ended", state=state, error=error.to_json())
 
     async def on_closed(self, message: Message) -> None:
         """Close a run once its end is on the ledger: free what it held. Raises `SIGNATURE_INVALID`."""
