@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     node.command("join")(join)
     node.command("up")(up)
     node.command("rotate")(rotate)
+    node.command("adopt")(adopt)
     node.command("recover")(recover)
     node.command("status")(status)
     genesis = typer.Typer(no_args_is_help=True, help="The consortium's charter: compare it, sign it.")
@@ -83,6 +84,26 @@ def up(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
     logs.configure()
     run_node(home, lambda: _show({"ready": True, "socket": str(home / "api.sock")}, as_json))
+
+
+def adopt(
+    token: Annotated[str, typer.Argument(help="The other coordinator's token, or - to read it from standard input.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Point a stopped node to another coordinator, on which the members then vote; see docs/charter.md.
+
+    \b
+    Example:
+      comity node adopt - --home /srv/node < token
+    """
+    from comity_node.app import locked
+    from comity_node.membership import service
+
+    text = sys.stdin.readline(65_536) if token == "-" else token  # noqa: S105 - a dash
+    with locked(home):
+        address = asyncio.run(service.adopt(text, home))
+    _show({"coordinator": address, "home": str(home)}, as_json)
 
 
 def rotate(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:

@@ -222,6 +222,8 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
         if statement.consortium != history.consortium or statement.digest in history.seen:
             raise ComityError(ErrorCode.LEDGER_INVALID, "the statement is of another consortium, or stands here twice")
         history.seen.add(statement.digest)
+        if statement.kind in CHARTER_KINDS:
+            history.decisions.may_have_ended(history.tree.size, history.tree.root())
         history.tree.append(merkle.leaf_hash(data))
         history.counts[statement.kind] += 1
         history.held[1] += 1
@@ -262,7 +264,7 @@ def _enter_charter(history: _History, index: int, statement: Statement) -> None:
         else:
             former, signatures = history.charter, statement.body.get("signatures")
             verify_successor(former, charter, certificate)
-            history.decisions.in_force(former, charter, certificate, signatures, history.tree.root_at)
+            history.decisions.in_force(former, charter, certificate, signatures)
             history.decisions.decided(charter, changes(former, charter), certificate.signers)
         history.held[number] += 1
     # A successor that names a new log is signed by the one that it names (negotiation.md section 6).

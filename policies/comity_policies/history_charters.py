@@ -4,12 +4,13 @@
 2. a member says yes or no to a charter once, and no yes comes after the proposal's end;
 3. a charter in force carries the statements of those whose signatures its certificate joins, if it carries any;
 4. the coordinator ends a proposal only where the votes before it, or the deadline, end it, and names who said what;
-5. a charter that names another log names its former end, which these entries have.
+5. a charter that names another log names where the former one ended: these entries have that root there, and what
+   follows up to the charter begins with a proposal or vote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass, field
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -30,6 +31,7 @@ from comity_policies.charter_votes import (
 
 KINDS = frozenset({PROPOSAL, VOTE, ENDED})
 VOTES_MAX = 64
+ENDS_KEPT = 4_096
 
 
 @dataclass(slots=True)
@@ -57,6 +59,11 @@ class CharterBook:
 
     put: dict[str, _Put] = field(default_factory=dict)
     chain: list[Decided] = field(default_factory=list)
+    ends: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=ENDS_KEPT))
+
+    def may_have_ended(self, size: int, root: bytes) -> None:
+        """Note the log before a proposal or vote: a successor takes over there, and begins with the vote on itself."""
+        self.ends.append((size, root))
 
     def enter(self, statement: Statement, charter: Charter) -> None:
         """Check one statement under the charter in force at its place. Raises `LEDGER_INVALID` and more."""
@@ -81,12 +88,8 @@ class CharterBook:
         charter: Charter,
         certificate: QuorumCertificate,
         signatures: object,
-        root_at: Callable[[int], bytes],
     ) -> None:
-        """Check a charter whose certificate was verified, with the statements that it carries (rules 3 and 5).
-
-        `root_at(size)` is the root over the first entries; it raises `PROOF_INVALID` for more than there are.
-        """
+        """Check a charter whose certificate was verified, with the statements that it carries (rules 3 and 5)."""
         if signatures:
             if not isinstance(signatures, list) or len(signatures) > VOTES_MAX:
                 raise _broken("a charter carries a short list of votes")
@@ -98,7 +101,7 @@ class CharterBook:
                 raise _broken("a charter carries other votes than its certificate joins")
         moved = (previous.log_name, previous.log_key) != (charter.log_name, charter.log_key)
         former = charter.adopted
-        if moved and former is not None and root_at(former.size) != bytes.fromhex(former.root):
+        if moved and former is not None and (former.size, bytes.fromhex(former.root)) not in self.ends:
             raise _broken("these entries do not have the former log's end", size=former.size)
 
     def decided(self, charter: Charter, kinds: tuple[str, ...], signers: tuple[str, ...]) -> None:

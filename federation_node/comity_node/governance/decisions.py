@@ -32,7 +32,7 @@ from comity_node.governance.own_keys import OwnKeys
 from comity_node.governance.proposing import Wish, attempt_of, next_charter
 from comity_node.governance.view import describe
 from comity_node.transport.model import Message
-from comity_policies.charter import Charter, Member, check_follows, matches_genesis, reachable
+from comity_policies.charter import Adopted, Charter, Member, check_follows, matches_genesis, reachable
 from comity_policies.charter_votes import (
     ENDED,
     PROPOSAL,
@@ -105,7 +105,7 @@ class CharterDecisions:
         known = await self._open(typed, late=bool(deny))
         charter = known.charter
         if not deny:
-            self._check(current, charter)
+            await self._check(current, charter)
             await self._ask_policy(known, reason)
         said = self._vote_statement(charter, deny, reason)
 
@@ -303,9 +303,20 @@ class CharterDecisions:
         }
         return await asyncio.to_thread(self._node.policy.decide, Stage.MEMBERSHIP, document)
 
-    def _check(self, current: Charter, charter: Charter) -> None:
+    async def _check_adopted(self, end: Adopted) -> None:
+        """Refuse a successor that takes over less than this node has seen: what is left out would be rewritten.
+
+        Raises:
+            ComityError: `LEDGER_INVALID`.
+        """
+        seen = await self._node.journal.run(self._node.ledger.newest)
+        if seen is not None and (seen.size > end.size or (seen.size == end.size and seen.root.hex() != end.root)):
+            raise ComityError(ErrorCode.LEDGER_INVALID, "the successor took over less than was seen", seen=seen.size)
+
+    async def _check(self, current: Charter, charter: Charter) -> None:
         """What this node would never sign: a charter that does not follow, or one with strange keys for itself."""
-        check_follows(current, charter)
+        if "change-coordinator" in check_follows(current, charter) and charter.adopted is not None:
+            await self._check_adopted(charter.adopted)
         me = self._node.settings.org
         if me in charter.organisations and not self._own_keys.are_ours(charter.member(me).keys):
             raise ComityError(ErrorCode.CHARTER_INVALID, "it names other keys for this organisation")

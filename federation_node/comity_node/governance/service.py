@@ -156,6 +156,7 @@ class GovernanceService:
     async def _accept(self, statement: Statement) -> None:
         if statement.kind != CHARTER_KIND:
             raise ComityError(ErrorCode.MALFORMED, "not a charter")
+        before = self._node.charters.current()
         if await self._node.charters.accept(statement):
             await self._node.journal.run(lambda conn: self._node.ledger.expect(conn, statement))
             charter = self._node.charters.in_force()
@@ -163,6 +164,8 @@ class GovernanceService:
             self.own_keys.switch()
             self.decisions.accepted(charter.digest)
             await self.decisions.in_force()
+            if before is not None and before.log_key != charter.log_key:
+                self._node.link.redial()  # what was said meanwhile is asked for anew, under the log that counts now
 
     async def _proposed(self, current: Charter) -> Draft:
         known = await self.decisions.newest_open()

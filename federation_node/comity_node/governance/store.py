@@ -6,8 +6,8 @@ Rules:
 2. A node signs at most one successor for each version; a second, different one is refused until so many members have
    denied the first that it can never be certified, or a person takes the responsibility (docs/charter.md). Drafts of
    the genesis charter may change while founders are still joining, and each is signed by its typed digest.
-3. The coordinator's log key in the genesis charter is the one that was pinned at enrolment; whoever states a later
-   charter is the log that this charter names, and the members' certificate decides, not the log.
+3. The coordinator's log key in the genesis charter is the one that a founder pinned at enrolment. A later charter is
+   stated by the log that it names itself, and the members' certificate decides, not the log.
 """
 
 from __future__ import annotations
@@ -80,6 +80,11 @@ class CharterStore:
         """Return the verified charter with this digest."""
         return self._by_digest.get(digest)
 
+    def statement_keys(self, organisation: str) -> set[bytes]:
+        """Return every statement key that a verified charter ever named for `organisation`."""
+        named = (member for charter in self._chain for member in charter.members)
+        return {member.keys.statement for member in named if member.org == organisation}
+
     def genesis_name(self) -> str | None:
         """Return the consortium's name for people, None before genesis."""
         return genesis_name(self._chain[0]) if self._chain else None
@@ -102,7 +107,9 @@ class CharterStore:
             raise ComityError(ErrorCode.CHARTER_INVALID, "not the next version", version=charter.version)
         previous = self.current()
         log_key = charter.log_public_key
-        if previous is None and not hmac.compare_digest(log_key, self._settings.log_key_bytes):
+        # A newcomer typed the genesis digest, and may join at a later coordinator's: the chain names that one's log.
+        founder = previous is None and self._settings.genesis is None
+        if founder and not hmac.compare_digest(log_key, self._settings.log_key_bytes):
             raise ComityError(ErrorCode.CHARTER_INVALID, "the genesis charter names another log key than enrolment did")
         verify_statement(statement, log_key, kind=CHARTER_KIND, consortium=self._settings.consortium)
         if previous is None:

@@ -25,7 +25,10 @@ from comity_crypto.keys import OrgKeys, spell
 from comity_crypto.keystore import FileKeyStore
 from comity_crypto.statements import sign_statement
 from comity_crypto.tokens import INVITATION, JoinToken, enrolment_message, invitation_body, rotation_message
+from comity_node.governance.store import CharterStore
+from comity_node.journal import Journal
 from comity_node.settings import NodeSettings, write_private
+from comity_node.transport import store as link_store
 from comity_node.transport.dial import Dialer, ask, dial_with
 from comity_policies.bundle import write_defaults
 
@@ -79,6 +82,48 @@ async def join(
     settings.save()
     (home / "keys" / "join.pending").unlink(missing_ok=True)
     return Joined(settings.org, settings.consortium, keys.public.fingerprint())
+
+
+async def adopt(token_text: str, home: Path) -> str:
+    """Point this node to another coordinator; it keeps keys, journal and chain of charters. Returns where it dials.
+
+    The node must be stopped. Whether the other coordinator counts is the members' decision: until a charter that they
+    have certified names its log, this node believes nothing that only a coordinator can say.
+
+    Args:
+        token_text: a token that the other coordinator made for this organisation.
+        home: the node's folder.
+
+    Raises:
+        ComityError: `NOT_FOUND` before `join`; `GENESIS_MISMATCH` if the token is for another consortium than this
+            node's chain of charters; `FORBIDDEN` if it is for another organisation; and what `join` raises.
+    """
+    settings, token = NodeSettings.load(home), JoinToken.parse(token_text)
+    token.check_expiry(instants.now())
+    if (token.org, token.consortium) != (settings.org, settings.consortium):
+        raise ComityError(ErrorCode.FORBIDDEN, "the token is for another organisation or consortium")
+    journal = Journal.open(settings.journal_file)
+    try:
+        journal.create_all()
+        charters = CharterStore(settings, journal)
+        charters.load()
+        _check_genesis(token, charters.genesis_name() or "")
+        keystore = FileKeyStore(settings.keys_folder)
+        request = _pending_request(settings.keys_folder / "adopt.pending", token.token_id, token.org)
+        response = await _enrol(token, keystore.load(), request, settings.title, settings.owner)
+        authority = token.authority_pem.encode()
+        if x509.fingerprint(response.authority_pem) != token.authority_fingerprint:
+            raise ComityError(ErrorCode.CERTIFICATE_INVALID, "the coordinator's authority is not the token's")
+        x509.check_set(request.key_pem, response.certificate_pem, authority, spiffe=settings.spiffe_id)
+        # Each step may be done again: after a crash the same token goes on from here.
+        journal.transact(link_store.restart)
+        keystore.store_tls(request.key_pem, response.certificate_pem, authority)
+        log_key = base64.b64encode(response.log_key).decode()
+        settings.model_copy(update={"coordinator": token.address, "log_key": log_key}).save()
+        (settings.keys_folder / "adopt.pending").unlink(missing_ok=True)
+    finally:
+        journal.close()
+    return token.address
 
 
 async def rotate(home: Path) -> str:

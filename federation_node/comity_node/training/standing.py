@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from comity.v1 import ledger_pb2
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.statements import Statement, verify_statement
+from comity_crypto.statements import Statement, key_id, verify_statement
 from comity_node.context import NodeContext
 from comity_node.training import store
 from comity_node.transport.dial import ask
@@ -85,5 +85,8 @@ def read_receipt(node: NodeContext, data: bytes) -> Statement | None:
     settings, statement = node.settings, Statement.from_bytes(data)
     if statement.issuer != settings.org:
         raise ComityError(ErrorCode.SIGNATURE_INVALID, "the receipt is not ours")
-    verify_statement(statement, node.keys.public.statement, kind="receipt", consortium=settings.consortium)
+    # A receipt may be older than the last rotation of our keys; the charters say which keys were ours.
+    ours = {node.keys.public.statement, *node.charters.statement_keys(settings.org)}
+    named = next((key for key in ours if key_id(key) == statement.key_id), node.keys.public.statement)
+    verify_statement(statement, named, kind="receipt", consortium=settings.consortium)
     return statement

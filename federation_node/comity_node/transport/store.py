@@ -110,6 +110,17 @@ def skip_to(conn: Connection, sent_seq: int, received_seq: int) -> None:
     _set(conn, "received_seq", max(received_seq, now.received_seq))
 
 
+def restart(conn: Connection) -> None:
+    """Begin with another coordinator: what waits is numbered from 1 on, and nothing was received from it."""
+    rows = conn.execute(sa.select(_outbox).order_by(_outbox.c.seq)).all()
+    conn.execute(_outbox.delete())
+    for seq, row in enumerate(rows, start=1):
+        values = {"id": row.id, "kind": row.kind, "run": row.run, "body": row.body, "created_at": row.created_at}
+        conn.execute(_outbox.insert().values(seq=seq, **values))
+    _set(conn, "sent_seq", len(rows))
+    _set(conn, "received_seq", 0)
+
+
 def failed(conn: Connection, message: Message, error: str) -> None:
     """Keep a message that no handler could take, for the organisation's admin; the newest `FAILED_KEPT` of them."""
     newest = sa.select(_failed.c.id).order_by(_failed.c.seq.desc()).limit(FAILED_KEPT - 1)

@@ -1,8 +1,10 @@
-"""The members' decisions through the commands, with real processes: admit, change a rule, suspend, rotate; verified."""
+"""The members' decisions through the commands, with real processes, verified offline: members, rules, coordinator."""
 
 from __future__ import annotations
 
 import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +120,79 @@ def test_the_members_decide(cast: Any) -> None:
     entry = json.loads(lines[-1])
     file.write_text("\n".join([*lines[:-1], json.dumps({**entry, "index": 0})]) + "\n")
     assert cast.refused("charter", "verify", str(file), "--genesis", genesis)["code"] == "LEDGER_INVALID"
+
+
+def successor(cast: Any, genesis: str, export: Path) -> dict[str, str]:
+    """Start another coordinator in the dead one's place, on another port; returns the tokens."""
+    cast.home("coordinator").rename(cast.folder / "dead")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        cast.port = int(probe.getsockname()[1])
+    args = ("coordinator", "adopt", str(cast.home("coordinator")), "--export", str(export), "--consortium=demo")
+    orgs = [f"--org={org}" for org in (A, B, C)]
+    wrong = cast.refused(*args, *orgs, f"--address=127.0.0.1:{cast.port}", "--genesis", "b" * 26)
+    assert wrong["code"] == "LEDGER_INVALID"
+    made = cast.ok(*args, *orgs, f"--address=127.0.0.1:{cast.port}", "--genesis", genesis, "--workflows=timers")
+    assert cast.ok("coordinator", "ledger", "fsck", str(cast.home("coordinator")))["findings"] == []
+    cast.start("coordinator")
+    tokens: dict[str, str] = made["tokens"]
+    return tokens
+
+
+def proved(cast: Any, *orgs: str) -> None:
+    for org in orgs:
+        cast.wait(
+            lambda org=org: not cast.api(org).get("/v1/ledger")["entries"].get("expected"), f"{org} has all proofs"
+        )
+        assert cast.api(org).get("/v1/ledger")["alarms"] == []
+
+
+def test_a_dead_coordinator_is_replaced(cast: Any) -> None:
+    genesis = cast.found(A, B, C)
+    name = propose(cast, A, "--set", "max_checkpoint_age_s=300", "--reason", "something to remember")
+    carried(cast, name, A, B, C)
+    version(cast, 2, A, B, C)
+    proved(cast, A, B, C)
+    export = cast.folder / "export.jsonl"
+    cast.ok("ledger", "export", str(export), "--home", str(cast.home(B)))
+    cast.kill("coordinator")
+
+    tokens = successor(cast, genesis, export)
+    for org in (A, B, C):
+        adopt = ("node", "adopt", "-", "--home", str(cast.home(org)))
+        assert cast.refused(*adopt, stdin=tokens[org])["code"] == "CONFLICT", "not while the node runs"
+        assert cast.stop(org) == 0
+        other = tokens[A if org != A else B]
+        assert cast.refused(*adopt, stdin=other)["code"] == "FORBIDDEN"
+        cast.ok(*adopt, stdin=tokens[org])
+        cast.start(org)
+        cast.connected(org)
+
+    # Before the members have decided it does nothing for them but take their votes on this.
+    home = ("--home", str(cast.home(A)))
+    early = cast.refused("charter", "propose", "--set", "max_checkpoint_age_s=60", "--reason", "early", *home)
+    assert early["code"] == "CHARTER_INVALID"
+    offer = str(cast.home("coordinator") / "coordinator-change.json")
+    name = propose(cast, C, "--coordinator", offer, "--reason", "the old one is gone")
+    carried(cast, name, A, B, C)
+    version(cast, 3, A, B, C)
+    for org in (A, B, C):
+        cast.connected(org)
+
+    # From here on it is the coordinator: decisions go on, newcomers join, and history is one.
+    name = propose(cast, A, "--set", "max_checkpoint_age_s=60", "--reason", "now")
+    carried(cast, name, A, B, C)
+    version(cast, 4, A, B, C)
+    token = cast.api(B).post("/v1/invitations", {"org": D})["token"]
+    cast.ok("node", "join", "-", "--home", str(cast.home(D)), "--genesis", genesis, stdin=token + "\n")
+    cast.start(D)
+    view = cast.wait(lambda: charter(cast, A, "show")["proposals"], "the sponsor has proposed its guest")[0]
+    carried(cast, view["name"], A, C)
+    version(cast, 5, A, B, C, D)
+    proved(cast, A, B, C)
+    whole = cast.folder / "whole.jsonl"
+    cast.ok("ledger", "export", str(whole), "--home", str(cast.home(C)))
+    report = cast.ok("charter", "verify", str(whole), "--genesis", genesis)
+    kinds = [each["kinds"] for each in report["charters"]]
+    assert kinds == [["genesis"], ["change-charter"], ["change-coordinator"], ["change-charter"], ["admit-member"]]
+    assert cast.ok("coordinator", "ledger", "fsck", str(cast.home("coordinator")))["findings"] == []

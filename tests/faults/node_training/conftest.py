@@ -75,6 +75,9 @@ class Charters:
     def current(self) -> Charter | None:
         return self.charter
 
+    def statement_keys(self, org: str) -> set[bytes]:
+        return set() if self.charter is None else {self.charter.member(org).keys.statement}
+
     def at(self, digest: str) -> Charter | None:
         return self.charter if self.charter is not None and self.charter.digest == digest else None
 
