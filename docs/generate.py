@@ -21,6 +21,7 @@ from comity.wire.remedies import remedy
 from comity_client.main import build_app
 from comity_coordinator import authorisation
 from comity_node.access import rows
+from comity_policies import term_pages
 
 DOCS = Path(__file__).resolve().parent
 WIDTH_CHARS = 100
@@ -32,6 +33,17 @@ Every refusal that crosses a process or an organisation is one of these. The `co
 sentence, the detail and facts, whose move it is and what to do; with `--json` the same as an object under `error`.
 Exit status 2 means refused, 1 means that what was asked for did not come out well (a test failed, a run did not
 complete). The REST API answers with `application/problem+json` and the status below, gRPC with the status below.
+"""
+TERMS_HEAD = """# Terms
+
+Terms say how a workflow may run. An absent term is no constraint. An agreement holds the *meet* of what all parties
+ask, term by term the strictest, whoever asked. Each term below has an example of that. A contradiction (no purpose left,
+a time that has passed, more participants than named) ends the proposal and names the term and who clashes
+(`TERMS_CONFLICT`).
+
+Whether this version's nodes enforce a term stands in [governance.md](governance.md#terms); a term that a node cannot
+enforce it refuses by name. The JSON Schema: `comity policy terms --schema`. Real numbers are text, because signed bytes
+hold no fractions; instants read `YYYY-MM-DDTHH:MM:SSZ`, in UTC.
 """
 CLI_HEAD = """# Commands
 
@@ -77,6 +89,11 @@ def helps(command: click.Command, name: str, parent: click.Context | None) -> It
             yield from helps(command.commands[each], f"{name} {each}", context)
 
 
+def terms_page() -> str:
+    """Return docs/terms.md."""
+    return f"{TERMS_HEAD}\n{GENERATED}\n\n{term_pages.page()}"
+
+
 def access_page() -> str:
     """Return docs/access.md: what is written there, with the tables between the marks as the code has them."""
     head, _, rest = (DOCS / "access.md").read_text(encoding="utf-8").partition(BEGIN)
@@ -106,7 +123,7 @@ def access_tables() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"errors.md": errors_page, "cli.md": cli_page, "access.md": access_page}
+PAGES = {"errors.md": errors_page, "cli.md": cli_page, "access.md": access_page, "terms.md": terms_page}
 
 
 def main() -> int:

@@ -33,6 +33,8 @@ def register(app: typer.Typer) -> None:
     policy.command("lint")(lint)
     policy.command("eval")(evaluate)
     policy.command("explain-input")(explain_input)
+    policy.command("terms")(terms)
+    policy.command("init")(init)
     policy.command("build")(build)
     app.add_typer(policy, name="policy")
     ledger = typer.Typer(no_args_is_help=True, help="The shared history.")
@@ -148,6 +150,54 @@ def explain_input(
     """
     del as_json  # the flag is accepted everywhere; this output is JSON anyway
     _print_json(schema(stage) if with_schema else example(stage))
+
+
+def terms(
+    term: Annotated[str, typer.Argument(help="One term; all of them by default.")] = "",
+    with_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of terms.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Explain the terms that an agreement may have, each with an example.
+
+    \b
+    Examples:
+      comity policy terms min_cohort
+      comity policy terms --schema
+    """
+    from comity_policies import term_pages
+
+    if with_schema:
+        _print_json(term_pages.schema())
+        return
+    if term and term not in term_pages.EXPLAINED:
+        raise ComityError(ErrorCode.NOT_FOUND, "there is no such term; `comity policy terms` lists all")
+    shown = {term: term_pages.EXPLAINED[term]} if term else term_pages.EXPLAINED
+    if as_json:
+        _print_json({field: {"says": each.says, "example": each.example} for field, each in shown.items()})
+        return
+    for field, each in shown.items():
+        typer.echo(f"{field}: {each.says}\n  for example {json.dumps(each.example)}")
+
+
+def init(
+    folder: Folder,
+    org: Annotated[str, typer.Option(help="The organisation's id, or the consortium's for a bundle of its own.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a policy folder with the settings that a new organisation starts with; nothing is overwritten.
+
+    \b
+    Example:
+      comity policy init ./policy --org hospital-b
+    """
+    from comity_policies.bundle import write_defaults
+
+    write_defaults(folder, org)
+    bundle = _bundle(folder)
+    if as_json:
+        _print_json({"bundle": bundle.digest, "folder": str(folder)})
+    else:
+        typer.echo(f"{folder}: data.json and README.md; bundle {bundle.digest}")
 
 
 def build(

@@ -41,7 +41,7 @@ def comity() -> click.Group:
     return found
 
 
-@pytest.mark.parametrize("name", ["errors.md", "cli.md", "access.md"])
+@pytest.mark.parametrize("name", ["errors.md", "cli.md", "access.md", "terms.md"])
 def test_generated_page_is_current(generate: ModuleType, name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == generate.PAGES[name](), "run python docs/generate.py"
 
