@@ -5,7 +5,7 @@ Fields that this version does not know are kept, never dropped. Instants are RFC
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class LinkState(TypedDict):
@@ -15,6 +15,20 @@ class LinkState(TypedDict):
     since: str
     attempts: int
     error: dict[str, Any] | None
+
+
+class CharterWait(TypedDict):
+    """A charter proposal that is open: whose votes are awaited, until when, and what happens then."""
+
+    name: str
+    digest: str
+    kinds: list[str]
+    proposer: str
+    proposed_at: str
+    deadline: str
+    state: str
+    awaited: list[str]
+    then: str
 
 
 class NodeStatus(TypedDict):
@@ -33,6 +47,7 @@ class NodeStatus(TypedDict):
     isolation: str
     started_at: str
     pid: int
+    charter_proposals: NotRequired[list[CharterWait]]
 
 
 class MemberLine(TypedDict):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.documents import Genesis, Leg, News, ProposalView, ReviewLine, RunView
+from comity_client.documents import Genesis, Leg, News, NodeStatus, ProposalView, ReviewLine, RunView
 from comity_client.sdk import Node
 
 # The node's local API answers from its journal in milliseconds; people do not see a quarter of a second.
@@ -72,6 +72,22 @@ def genesis_waits(found: Genesis) -> list[Wait]:
     awaited = tuple(each["org"] for each in draft["members"] if each["org"] not in draft["signed_by"])
     then = "nothing is proposed before every founder signs: comity genesis show, comity genesis sign"
     return [Wait("charter", draft["name"], "UNSIGNED", awaited, "", "", then)]
+
+
+def charter_waits(state: NodeStatus) -> list[Wait]:
+    """Return the charter proposals that wait for members' votes."""
+    return [
+        Wait(
+            "charter",
+            each["name"],
+            each["state"],
+            tuple(each["awaited"]) or ("coordinator",),
+            each["proposed_at"],
+            each["deadline"],
+            f"{each['then']}: comity charter show {each['name']}",
+        )
+        for each in state.get("charter_proposals", ())
+    ]
 
 
 def movers(news: News) -> tuple[str, ...]:

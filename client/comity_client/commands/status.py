@@ -24,11 +24,11 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
       comity status --home /srv/hospital-a --json
     """
     from comity_client import where
-    from comity_client.follow import review_waits, waits_of
+    from comity_client.follow import charter_waits, review_waits, waits_of
 
     with where.node(home) as node:
         state = node.status()
-        waits = review_waits(node.reviews()) + waits_of(node.proposals(), node.runs())
+        waits = charter_waits(state) + review_waits(node.reviews()) + waits_of(node.proposals(), node.runs())
         if state["charter_version"] is None and state["link"]["connected"]:
             waits = _unsigned(node) + waits
     if as_json:

@@ -70,7 +70,10 @@ def propose(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="quorum.KIND, roles.ROLE, defaults.TERM, …; see docs."),
     ] = None,
-    policy: Annotated[Path | None, typer.Option(help="The consortium's policy bundle: a folder.", exists=True)] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="The consortium's policy bundle: a folder, or what `policy build` wrote.", exists=True),
+    ] = None,
     publish_agent: Annotated[Path | None, typer.Option(help="An app's folder, to be published.", exists=True)] = None,
     trust_root: Annotated[
         str, typer.Option(metavar="KIND:FILE", help="A root of attestation, such as sev-snp:amd-milan.pem.")
@@ -168,8 +171,10 @@ def _proposal_lines(found: dict[str, Any]) -> list[str]:
 
 def _policy(path: Path) -> dict[str, str]:
     from comity_policies.bundle import Bundle, shipped_folder
+    from comity_policies.bundle_archive import read_archive
 
-    return {"digest": Bundle.load(shipped_folder(), path).digest, "name": path.resolve().name}
+    bundle = Bundle.load(shipped_folder(), path) if path.is_dir() else read_archive(_read(path))
+    return {"digest": bundle.digest, "name": path.resolve().name}
 
 
 def _agent(folder: Path) -> dict[str, str]:
