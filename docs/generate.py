@@ -37,8 +37,8 @@ complete). The REST API answers with `application/problem+json` and the status b
 TERMS_HEAD = """# Terms
 
 Terms say how a workflow may run. An absent term is no constraint. An agreement holds the *meet* of what all parties
-ask, term by term the strictest, whoever asked. Each term below has an example of that. A contradiction (no purpose left,
-a time that has passed, more participants than named) ends the proposal and names the term and who clashes
+ask, term by term the strictest, whoever asked. Each term below has an example of that. A contradiction (no purpose
+left, a time that has passed, more participants than named) ends the proposal and names the term and who clashes
 (`TERMS_CONFLICT`).
 
 Whether this version's nodes enforce a term stands in [governance.md](governance.md#terms); a term that a node cannot
