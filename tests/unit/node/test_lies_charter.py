@@ -21,10 +21,11 @@ from comity_node.governance import ballot_store, service
 from comity_node.governance.proposing import Wish, apply_setting, differences, next_charter
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
-from comity_node.ledger.store import LedgerStore
+from comity_node.ledger.store import LedgerStore, Seen
 from comity_node.settings import NodeSettings
+from comity_node.transport import store as link_store
 from comity_node.transport.model import Message
-from comity_policies.charter import Charter, Member, QuorumRule
+from comity_policies.charter import Adopted, Charter, Member, QuorumRule
 from comity_policies.charter_votes import CharterEnded, CharterProposal, CharterVote
 from comity_policies.decisions import Decision
 from comity_policies.documents import Reason
@@ -42,6 +43,10 @@ class Link:
         self.handlers: dict[str, Any] = {}
         self.refusing: dict[str, Any] = {}
         self.sent: list[tuple[str, Statement]] = []
+        self.redialled = 0
+
+    def redial(self) -> None:
+        self.redialled += 1
 
     def register(self, kind: str, handler: Any) -> None:
         self.handlers[kind] = handler
@@ -403,3 +408,46 @@ def test_wishes_become_charters(consortium: Any) -> None:
         with pytest.raises(ComityError) as caught:
             next_charter(before, wish, {})
         assert caught.value.code is code
+
+
+async def test_a_successor_that_took_over_less_than_was_seen_gets_no_signature(rig: Rig) -> None:
+    root = bytes(range(32))
+    rig.journal.transact(lambda conn: rig.node.ledger.see(conn, Seen(9, root, "note")))
+    log_key = base64.b64encode(rig.all[D].public.statement).decode()
+    for size, told, code in (
+        (8, root, ErrorCode.LEDGER_INVALID),
+        (9, bytes(32), ErrorCode.LEDGER_INVALID),
+        (9, root, None),
+    ):
+        end = Adopted(rig.genesis.log_name, size, told.hex())
+        charter = rig.following(log_key=log_key, adopted=end)
+        await rig.proposed(charter, "change-coordinator")
+        if code is not None:
+            assert await refused(rig.decisions.vote(charter.digest)) is code
+            continue
+        await rig.decisions.vote(charter.digest)
+        await rig.voted(rig.ballot(B, charter))
+        # Only the log that the charter names may state it, and only with the members' certificate.
+        former = _final(rig, charter, (A, B, C))
+        assert await refused(rig.service._accept(former)) is ErrorCode.SIGNATURE_INVALID
+        rig.consortium = replace(rig.consortium, log=rig.all[D])
+        assert await refused(rig.service._accept(_final(rig, charter, (A, B)))) is ErrorCode.QUORUM_MISSING
+        await rig.accept(charter, (A, B, C))
+        assert rig.charters.in_force() == charter
+        assert rig.link.redialled == 1
+
+
+def test_messages_that_wait_begin_anew_with_another_coordinator(journal: Journal) -> None:
+    def send(conn: Any) -> None:
+        for number in range(4):
+            link_store.append(conn, f"m-{number}", "answer", "", b"{}")
+        link_store.acknowledged(conn, 2)
+        link_store.received(conn, 1)
+
+    journal.transact(send)
+    journal.transact(link_store.restart)
+    journal.transact(link_store.restart)  # after a crash it is done again
+    position = journal.transact(link_store.position)
+    assert (position.sent_seq, position.received_seq) == (2, 0)
+    waiting = journal.transact(lambda conn: link_store.waiting(conn, 0, 10, A))
+    assert [(each.seq, each.id) for each in waiting] == [(1, "m-2"), (2, "m-3")]
