@@ -13,17 +13,27 @@ from typing import Any
 
 import pytest
 from harness import issuer as provider
-from harness.consortium import COMITY, CONSORTIUM, LEAD, Consortium
+from harness.consortium import COMITY, LEAD, ORGS, Consortium
 
+from comity.wire.errors import ComityError
+from comity_agents.flower.bundle import build_app
 from comity_client.demo.cast import free_port
+from comity_client.sdk import Node, node_endpoint
+from comity_client.transport import Endpoint
 
 LOGIN_TIMEOUT_S = 60
+DUMMY = Path(__file__).resolve().parents[3] / "benchmarks" / "dummy_app"
 
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[provider.Issuer]:
     with provider.serving() as found:
         yield found
+
+
+def table(path: Path) -> Path:
+    path.write_text("age,outcome\n" + "".join(f"{30 + row},{row % 2}\n" for row in range(30)))
+    return path
 
 
 class Hospital:
@@ -37,18 +47,15 @@ class Hospital:
         self.person = person
 
     def found(self) -> None:
-        made = self.consortium.ok(
-            *("coordinator", "init", str(self.consortium.home("coordinator")), "--consortium", CONSORTIUM),
-            *("--first-member", LEAD, "--address", f"127.0.0.1:{free_port()}"),
-        )
-        self.consortium.up("coordinator")
         access = {"roles": {"admin": [], "proposer": [], "reviewer": ["group:board"], "auditor": []}, "issuers": {}}
-        self.consortium._join(LEAD, made["token"], (), {"access": access})
+        datasets = {org: {"patients": table(self.consortium.folder / f"{org}.csv")} for org in ORGS}
+        self.consortium.found(datasets, (build_app(DUMMY).digest,), access=access)
         shown = self.consortium.ok("access", "certificate", "127.0.0.1", "--home", str(self.home))
         settings = json.loads((self.home / "node.json").read_text())
         settings["listen"] = {**shown["listen"], "address": self.url.removeprefix("https://")}
         settings["oidc"] = {"issuer": self.issuer.url, "audience": provider.AUDIENCE}
         (self.home / "node.json").write_text(json.dumps(settings))
+        assert self.consortium.down(LEAD) == 0
         self.consortium.up(LEAD)
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -110,7 +117,7 @@ def test_a_reviewer_logs_in_from_another_machine(hospital: Hospital) -> None:
     for command in (("access", "token", "list"), ("withdraw", "x", "--reason", "y")):
         status, refused = hospital.remote(*command)
         assert (status, refused["error"]["code"]) == (2, "FORBIDDEN")
-    status, refused = hospital.remote("invite", "hospital-b")
+    status, refused = hospital.remote("invite", "hospital-d")
     assert (status, refused["error"]["code"]) == (2, "UNSUPPORTED")
     assert kept.read_text().strip() not in hospital.consortium.log(LEAD).read_text()
 
@@ -134,7 +141,7 @@ def test_a_token_from_its_issue_to_its_end(hospital: Hospital, tmp_path: Path) -
     assert (status, me["user"], me["roles"]) == (0, "robot", ["auditor"])
     # The same person on the node's own machine, by name and not as the Unix user.
     assert hospital.consortium.ok("--token-file", str(file), "access", "me", *home)["user"] == "robot"
-    refused = hospital.consortium.refused("--token-file", str(file), "invite", "hospital-b", *home)
+    refused = hospital.consortium.refused("--token-file", str(file), "invite", "hospital-d", *home)
     assert refused["code"] == "FORBIDDEN"
     assert hospital.consortium.ok("access", "me", *home)["via"] == "local"
     # The Unix user's own token opens the socket only.
@@ -179,3 +186,27 @@ def test_a_changed_policy_counts_at_the_next_request(hospital: Hospital) -> None
     data.write_text(json.dumps(settings))
     hospital.consortium.ok("policy", "reload", "--home", str(hospital.home))
     assert hospital.remote("access", "me")[1]["roles"] == ["proposer"]
+
+
+@pytest.mark.e2e
+def test_an_analyst_proposes_from_another_machine(hospital: Hospital, tmp_path: Path) -> None:
+    home, file = ("--home", str(hospital.home)), tmp_path / "carol.token"
+    hospital.consortium.ok(
+        *("access", "token", "issue", "--user", "carol", "--role", "proposer", "--expires", "1h", *home),
+        *("-o", str(file)),
+    )
+    wish = ("--purpose", "research", "--dataset", "patients", "--aggregation", "plain", "--rounds", "1", "--no-wait")
+    status, made = hospital.remote("train", str(DUMMY), *wish, COMITY_TOKEN_FILE=str(file))
+    assert status == 0, made
+    hospital.consortium.agreed(made["proposal_id"])
+    status, view = hospital.remote("proposals", "show", made["proposal_id"], COMITY_TOKEN_FILE=str(file))
+    assert (status, view["news"]["state"]) == (0, "FINALIZED")
+    assert view["proposal"]["steps"][0]["app"]["digest"] == build_app(DUMMY).digest
+    assert "carol" in json.dumps(view["proposal"])
+    # A path of the node's machine is nobody's to name who is not its user.
+    with pytest.raises(ComityError, match="FORBIDDEN"), Node(hospital.home, socket_as(hospital, file)) as node:
+        node.propose({"app": str(hospital.home / "keys"), "purpose": "research", "dataset": "patients"})
+
+
+def socket_as(hospital: Hospital, file: Path) -> Endpoint:
+    return node_endpoint(hospital.home).with_token(file)
