@@ -101,6 +101,14 @@ class ReviewAsk:
         object.__setattr__(self, "document_digest", digest)
         object.__setattr__(self, "id", f"rev-{named[:20]}")
 
+    @classmethod
+    def without_document(cls, name: str, document_digest: str, **values: Any) -> ReviewAsk:
+        """Return an item that was checked when it was asked, its document left in the store: here it is empty."""
+        made = cls(document={}, **values)
+        object.__setattr__(made, "document_digest", document_digest)
+        object.__setattr__(made, "id", name)
+        return made
+
 
 @dataclass(frozen=True, slots=True)
 class Vote:

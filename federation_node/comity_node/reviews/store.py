@@ -1,7 +1,8 @@
 """Items, votes, delegations in the node's journal: the only SQL of this capability.
 
 Functions take the connection of an open transaction and never commit. Votes and documents are never updated or deleted;
-of an item only state, ending and what was told about it change.
+of an item only state, ending and what was told about it change. A document is read where it is shown: it may be large,
+and many may wait.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ items = Table(
     Column("subject", String(64), nullable=False),
     Column("title", Text, nullable=False),
     Column("document", LargeBinary, nullable=False),
+    Column("document_digest", String(64), nullable=False),
     Column("reasons", Text, nullable=False),
     Column("role", Text, nullable=False),
     Column("approvals", Integer, nullable=False),
@@ -105,6 +107,9 @@ events = Table(
 )
 
 
+_LINES = select(*(column for column in items.c if column.name != "document"))
+
+
 def put(conn: Connection, review: Review) -> None:
     """Store a new item."""
     ask = review.ask
@@ -116,6 +121,7 @@ def put(conn: Connection, review: Review) -> None:
             subject=ask.subject,
             title=ask.title,
             document=canonical.canonical(ask.document),
+            document_digest=ask.document_digest,
             reasons=json.dumps([reason.to_json() for reason in ask.reasons]),
             role=ask.role,
             approvals=ask.approvals,
@@ -164,29 +170,29 @@ def put_vote(conn: Connection, review: str, vote: Vote, number: int, statement: 
 
 
 def find(conn: Connection, name: str) -> Review:
-    """Return an item by its id. Raises `NOT_FOUND`."""
-    found = look(conn, name)
-    if found is None:
+    """Return an item by its id, with its document. Raises `NOT_FOUND`."""
+    row = conn.execute(select(items).where(items.c.id == name)).mappings().first()
+    if row is None:
         raise ComityError(ErrorCode.NOT_FOUND, "there is no such review here")
-    return found
+    return _review(conn, row)
 
 
 def look(conn: Connection, name: str) -> Review | None:
     """Return an item by its id, None if there is none."""
-    row = conn.execute(select(items).where(items.c.id == name)).mappings().first()
+    row = conn.execute(_LINES.where(items.c.id == name)).mappings().first()
     return None if row is None else _review(conn, row)
 
 
 def newest(conn: Connection, stage: str, subject: str) -> Review | None:
     """Return the item that was put last for a subject, None if there is none."""
-    query = select(items).where(items.c.stage == stage, items.c.subject == subject).order_by(items.c.no.desc())
+    query = _LINES.where(items.c.stage == stage, items.c.subject == subject).order_by(items.c.no.desc())
     row = conn.execute(query.limit(1)).mappings().first()
     return None if row is None else _review(conn, row)
 
 
 def open_of(conn: Connection, *, stage: str = "", subject: str = "", run: str = "", proposal: str = "") -> list[Review]:
     """Return the open items of a subject, a run or a proposal, whichever is named."""
-    query = select(items).where(items.c.state == str(ReviewState.OPEN))
+    query = _LINES.where(items.c.state == str(ReviewState.OPEN))
     named = {"stage": stage, "subject": subject, "run": run, "proposal": proposal}
     assert any(named.values()), "ending everything at once is nobody's wish"
     for column, value in named.items():
@@ -201,9 +207,9 @@ def count_open(conn: Connection) -> int:
     return int(conn.execute(query).scalar_one())
 
 
-def every(conn: Connection, *, open_only: bool, limit: int = LISTED_MAX) -> list[Review]:
-    """Return items, the newest first."""
-    query = select(items)
+def every(conn: Connection, *, open_only: bool, whole: bool = False, limit: int = LISTED_MAX) -> list[Review]:
+    """Return items, the newest first; `whole` with their documents."""
+    query = select(items) if whole else _LINES
     if open_only:
         query = query.where(items.c.state == str(ReviewState.OPEN))
     rows = conn.execute(query.order_by(items.c.no.desc()).limit(limit)).mappings().all()
@@ -212,14 +218,14 @@ def every(conn: Connection, *, open_only: bool, limit: int = LISTED_MAX) -> list
 
 def overdue(conn: Connection, now: str) -> list[Review]:
     """Return open items whose end has come."""
-    query = select(items).where(items.c.state == str(ReviewState.OPEN), items.c.until <= now)
+    query = _LINES.where(items.c.state == str(ReviewState.OPEN), items.c.until <= now)
     return [_review(conn, row) for row in conn.execute(query.order_by(items.c.no)).mappings().all()]
 
 
 def to_remind(conn: Connection, now: str) -> list[Review]:
     """Return open items of which people are to be reminded."""
     due = (items.c.state == str(ReviewState.OPEN)) & (items.c.remind_at != "") & (items.c.remind_at <= now)
-    return [_review(conn, row) for row in conn.execute(select(items).where(due)).mappings().all()]
+    return [_review(conn, row) for row in conn.execute(_LINES.where(due)).mappings().all()]
 
 
 def set_remind_at(conn: Connection, name: str, at: str) -> None:
@@ -238,7 +244,7 @@ def next_due(conn: Connection) -> str:
 
 def untold(conn: Connection, limit: int) -> list[Review]:
     """Return ended items whose asker has not heard the verdict, the oldest first."""
-    query = select(items).where(items.c.told.is_(False), items.c.state != str(ReviewState.OPEN))
+    query = _LINES.where(items.c.told.is_(False), items.c.state != str(ReviewState.OPEN))
     return [_review(conn, row) for row in conn.execute(query.order_by(items.c.no).limit(limit)).mappings().all()]
 
 
@@ -325,18 +331,13 @@ def _next_no(conn: Connection) -> int:
 
 
 def _review(conn: Connection, row: Any) -> Review:
-    ask = ReviewAsk(
-        stage=row["stage"],
-        subject=row["subject"],
-        title=row["title"],
-        document=json.loads(row["document"]),
-        reasons=tuple(Reason.from_json(each) for each in json.loads(row["reasons"])),
-        role=row["role"],
-        approvals=row["approvals"],
-        until=row["until"],
-        run=row["run"],
-        proposal=row["proposal"],
-    )
+    same = ("stage", "subject", "title", "role", "approvals", "until", "run", "proposal")
+    values = {name: row[name] for name in same}
+    values["reasons"] = tuple(Reason.from_json(each) for each in json.loads(row["reasons"]))
+    if "document" in row:
+        ask = ReviewAsk(document=json.loads(row["document"]), **values)
+    else:
+        ask = ReviewAsk.without_document(row["id"], row["document_digest"], **values)
     return Review(
         ask=ask,
         asked_at=row["asked_at"],

@@ -183,7 +183,7 @@ class NodeRig:
     def open_items(self) -> list[Any]:
         from comity_node.reviews import store as review_store
 
-        return list(self.read(lambda conn: review_store.every(conn, open_only=True)))
+        return list(self.read(lambda conn: review_store.every(conn, open_only=True, whole=True)))
 
     async def vote(self, decision: str, reason: str = "looked at it", user: str = "ruth") -> None:
         (item,) = self.open_items()

@@ -27,9 +27,9 @@ def _soon(monkeypatch):
 
 
 async def voted(rig, org, decision, reason="looked"):
-    await rig.until(lambda: rig.nodes[org].read(lambda conn: reviews.every(conn, open_only=True)))
+    await rig.until(lambda: rig.nodes[org].read(lambda conn: reviews.every(conn, open_only=True, whole=True)))
     await asyncio.sleep(READY_S + 1.0)  # a sum that did not wait would have closed its roster by now
-    review = rig.nodes[org].read(lambda conn: reviews.every(conn, open_only=True))[0]
+    review = rig.nodes[org].read(lambda conn: reviews.every(conn, open_only=True, whole=True))[0]
     who = Principal("anna", frozenset({"reviewer"}), "token")
     digest = review.ask.document_digest
     await rig.nodes[org].reviews.vote(review.ask.id, who, decision=decision, reason=reason, document=digest)

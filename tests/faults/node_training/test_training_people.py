@@ -28,7 +28,7 @@ def look(rig, org, stage, approvals=1, scope="run"):
 
 
 def items(rig, org, *, open_only=True):
-    return rig.nodes[org].read(lambda conn: reviews.every(conn, open_only=open_only))
+    return rig.nodes[org].read(lambda conn: reviews.every(conn, open_only=open_only, whole=True))
 
 
 async def asked(rig, org):
