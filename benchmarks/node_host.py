@@ -96,7 +96,14 @@ class Host:
         proposal = replace(proposal, start="manual", deadline=instants.to_text(instants.now() + WAIT))
         await node.services.get(NegotiationService).propose(proposal, bundle.data)
         digest = proposal.digest
-        found: str = await self._look(node, lambda conn: store.final_of(conn, digest))
+
+        def agreed(conn: Connection) -> str | None:
+            news = store.find_proposal(conn, digest).news
+            if news is not None and news["ended"] is not None:
+                raise RuntimeError(f"not agreed: {news['ended']}")
+            return store.final_of(conn, digest)
+
+        found: str = await self._look(node, agreed)
         await self._proved(self.nodes[0], found)
         return time.perf_counter() - begun, found
 

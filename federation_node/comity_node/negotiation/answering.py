@@ -3,7 +3,8 @@
 Rules:
 1. An offer is answered once, finally; only `review` is followed by another answer, which a person or the policy gives.
 2. What cannot be judged at all is denied in the node's own name; what cannot be judged *yet* (catalogue: a retry helps)
-   is judged again until shortly before the deadline (`pending.py`). A policy that fails is a denial at once.
+   is judged again until shortly before the deadline (`pending.py`). A policy engine that is slow or out of reach gets
+   `ENGINE_TRIES_MAX` tries, then its denial is the answer.
 3. What people are shown is canonical, and its digest is kept beside what is answered once they approve.
 """
 
@@ -41,6 +42,8 @@ OFFER = "offer"
 BY_PERSON = "review.person"
 REASON_CHARS_MAX = 500
 RECEIVE_FIRST_S, RECEIVE_S_MAX = 20, 1_200
+# After 1, 2 and 4 seconds: longer than a restart or a busy moment, short enough to say what is wrong.
+ENGINE_TRIES_MAX = 3
 
 Sign = Callable[[str, dict[str, Any]], Statement]
 log = structlog.get_logger(__name__)
@@ -156,6 +159,8 @@ class Answering:
             await self._node.journal.run(lambda conn: self._node.ledger.check_new(conn, offer.statement))
             await self._receive(offer, inline, tries)
             judged = await self._judge(proposal)
+            if tries < ENGINE_TRIES_MAX and not last:
+                _check_engine(judged.decision)
         except ComityError as error:
             if error.code is ErrorCode.JOURNAL_UNWRITABLE:
                 raise
@@ -278,6 +283,14 @@ class Answering:
 def denied(error: ComityError) -> Decision:
     """An offer that cannot even be judged is denied in the node's own name, with the catalogue's code."""
     return Decision.denied(str(error.code), error.detail or str(error.code), rule="node.offer", engine="node")
+
+
+def _check_engine(decision: Decision) -> None:
+    """Raise `POLICY_TIMEOUT` or `POLICY_UNAVAILABLE` if the engine gave no answer this time."""
+    if decision.decision == "deny" and decision.reasons[0].rule == "engine":
+        error = decision.to_error()
+        if catalog.row(error.code).retry:
+            raise error
 
 
 def _answer(proposal: Proposal, decision: Decision) -> Answer:

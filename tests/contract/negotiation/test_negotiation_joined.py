@@ -239,6 +239,22 @@ async def test_bad_weather_at_an_offer_is_no_answer(world: Any, code: ErrorCode)
     assert world.nodes["beta"].read(store.list_pending) == {}
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_an_engine_out_of_reach_is_asked_a_few_times(world: Any, comes_back: bool) -> None:
+    beta = world.nodes["beta"]
+    beta.policy.says = Decision.denied("POLICY_UNAVAILABLE", "the engine is out of reach")
+    proposal = await world.propose()
+    assert world.legs(proposal)["beta"] == "REQUESTED"
+    if comes_back:
+        beta.policy.allow()
+        await world.until(lambda: bool(world.final))
+        return
+    await world.until(lambda: world.news(proposal)["state"] == "TERMINATED", 20)
+    leg = next(each for each in world.news(proposal)["legs"] if each["org"] == "beta")
+    assert [(each["rule"], each["code"]) for each in leg["reasons"]] == [("engine", "POLICY_UNAVAILABLE")]
+    assert beta.policy.asked == 4
+
+
 async def test_bad_weather_until_the_deadline_is_a_denial_that_names_it(world: Any) -> None:
     world.spool.broken = ComityError(ErrorCode.UNAVAILABLE)
     proposal = await world.propose()
