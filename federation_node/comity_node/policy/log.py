@@ -47,24 +47,20 @@ class DecisionLog:
         self._store = DecisionStore(path, Bounds(limits.rows_max, limits.size_bytes_max))
         self._age = timedelta(days=limits.days_max)
         self._clock = clock
-        self._rows: queue.Queue[Row | None] = queue.Queue(QUEUE_MAX)
-        self._put = self._written = 0
-        self._count = threading.Condition()
+        self._rows: queue.Queue[Callable[[], Row] | None] = queue.Queue(QUEUE_MAX)
         self._closing = threading.Event()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._write, name="decision-log", daemon=True)
         self._thread.start()
 
-    def put(self, row: Row) -> None:
-        """Have a row written. Raises `POLICY_UNAVAILABLE` if there is no room (rule 2)."""
+    def put(self, row: Callable[[], Row]) -> None:
+        """Have the log's thread make and write a row. Raises `POLICY_UNAVAILABLE` if there is no room (rule 2)."""
         if self._closing.is_set():
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the decision log is closed")
         try:
             self._rows.put(row, timeout=WAIT_S)
         except queue.Full:
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the decision log takes no more") from None
-        with self._count:
-            self._put += 1
 
     async def read(self, fn: Callable[[DecisionStore], T]) -> T:
         """Run a reading `fn` over everything that was put before. Raises what it raises."""
@@ -77,10 +73,10 @@ class DecisionLog:
 
     def flush(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
         """Wait until what was put is written; False if that takes too long."""
-        with self._count:
-            wanted = self._put
-            self._wanted.set()
-            return self._count.wait_for(lambda: self._written >= wanted, timeout_s)
+        self._wanted.set()
+        rows = self._rows
+        with rows.all_tasks_done:
+            return rows.all_tasks_done.wait_for(lambda: rows.unfinished_tasks == 0, timeout_s)
 
     def close(self) -> None:
         """Write what waits, within a bound, and end the thread. Safe to call twice."""
@@ -94,16 +90,19 @@ class DecisionLog:
         """Write batches until closed and empty. Runs in the log's own thread."""
         forget_at = time.monotonic()
         while not (self._closing.is_set() and self._rows.empty()):
-            batch = self._batch()
+            taken = self._batch()
+            batch = [row for make in taken if make is not None and (row := _made(make)) is not None]
             if batch and not self._keep(batch):
                 return
+            for _ in taken:
+                self._rows.task_done()
             if time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
                 self._tried(lambda: self._store.forget(instants.to_text(self._clock() - self._age)))
 
-    def _batch(self) -> list[Row]:
+    def _batch(self) -> list[Callable[[], Row] | None]:
         """Wait for a row, then a moment for more; return at most `BATCH_MAX`."""
-        batch: list[Row | None] = []
+        batch: list[Callable[[], Row] | None] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._rows.get(timeout=IDLE_S))
             self._wanted.wait(DELAY_S)
@@ -111,7 +110,7 @@ class DecisionLog:
                 batch.append(self._rows.get_nowait())
         if self._rows.empty() and not self._closing.is_set():
             self._wanted.clear()
-        return [row for row in batch if row is not None]
+        return batch
 
     def _keep(self, batch: list[Row]) -> bool:
         """Write a batch, however long the disk refuses; False if the log was closed meanwhile."""
@@ -119,9 +118,6 @@ class DecisionLog:
             if self._closing.wait(RETRY_S):
                 log.error("decisions.lost", count=len(batch))
                 return False
-        with self._count:
-            self._written += len(batch)
-            self._count.notify_all()
         return True
 
     def _tried(self, write: Callable[[], Any]) -> bool:
@@ -131,3 +127,11 @@ class DecisionLog:
             log.error("decisions.unwritable", detail=error.detail)
             return False
         return True
+
+
+def _made(make: Callable[[], Row]) -> Row | None:
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001 - one odd document must not end the log of all others
+        log.error("decisions.unreadable", error=type(error).__name__)
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from comity.wire import instants
@@ -77,17 +78,8 @@ class RecordedPolicy:
         own = self.own.decide(stage, document)
         other = self.consortium.decide(stage, document) if self.consortium is not None else None
         decision = own if other is None else stricter(own, other)
-        layers = {OWN: own.to_json()} if other is None else {OWN: own.to_json(), CONSORTIUM: other.to_json()}
-        row = Row(
-            at=instants.to_text(self._clock()),
-            stage=str(stage),
-            subject=subject_of(document),
-            decision=decision.decision,
-            result={**decision.to_json(), "layers": layers},
-            document=document,
-        )
         try:
-            self.log.put(row)
+            self.log.put(partial(_row, self._clock(), stage, document, decision, own, other))
         except ComityError as error:
             return Decision.denied(
                 ErrorCode.POLICY_UNAVAILABLE,
@@ -109,6 +101,20 @@ class RecordedPolicy:
         if self.consortium is not None:
             self.consortium.close()
         self.log.close()
+
+
+def _row(
+    at: datetime, stage: Stage, document: dict[str, Any], decision: Decision, own: Decision, other: Decision | None
+) -> Row:
+    layers = {OWN: own.to_json()} if other is None else {OWN: own.to_json(), CONSORTIUM: other.to_json()}
+    return Row(
+        at=instants.to_text(at),
+        stage=str(stage),
+        subject=subject_of(document),
+        decision=decision.decision,
+        result={**decision.to_json(), "layers": layers},
+        document=document,
+    )
 
 
 def missing_bundle(policy: PolicyEngine) -> ComityError | None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_roles_are_our_own_policy_alone(policy: Callable[..., RecordedPolicy]) -
 
 async def test_pages_and_filters(log: DecisionLog) -> None:
     for number in range(1, 8):
-        log.put(row(number))
+        log.put(partial(row, number))
     assert [each.seq for each in await log.read(lambda store: store.newest(limit=3))] == [7, 6, 5]
     assert [each.seq for each in await log.read(lambda store: store.newest(before=5, limit=3))] == [4, 3, 2]
     assert await log.read(lambda store: store.newest(stage="dispatch")) == []
@@ -147,7 +148,7 @@ def test_deciding_does_not_wait_for_the_disk(log: DecisionLog, monkeypatch: pyte
     monkeypatch.setattr(DecisionStore, "add", slow)
     started = time.perf_counter()
     for number in range(200):
-        log.put(row(number))
+        log.put(partial(row, number))
     assert time.perf_counter() - started < 0.2
     release.set()
     assert log.flush()
@@ -183,7 +184,7 @@ def test_what_cannot_be_recorded_is_denied(tmp_path: Path, monkeypatch: pytest.M
 async def test_it_is_kept_over_a_restart(tmp_path: Path) -> None:
     for _ in range(2):
         opened = DecisionLog(tmp_path / "decisions.db", DecisionLogLimits(), clock=lambda: NOW)
-        opened.put(row())
+        opened.put(row)
         await asyncio.to_thread(opened.close)
     opened = DecisionLog(tmp_path / "decisions.db", DecisionLogLimits(), clock=lambda: NOW)
     assert [each.seq for each in await opened.read(lambda store: store.newest())] == [2, 1]
@@ -195,3 +196,12 @@ def test_subjects() -> None:
     assert subject_of(example(Stage.DISPATCH)) == "ab" * 32
     assert subject_of(example(Stage.MEMBERSHIP)) == "hospital-d"
     assert subject_of({"proposal": 1, "agreement": {"digest": 2}}) == ""
+
+
+async def test_one_odd_document_does_not_end_the_log(log: DecisionLog) -> None:
+    def odd() -> Row:
+        raise TypeError("no document")
+
+    log.put(odd)
+    log.put(row)
+    assert [each.seq for each in await log.read(lambda store: store.newest())] == [1]
