@@ -127,6 +127,47 @@ def _key_modes(patient: Patient) -> Iterator[Finding]:
         yield Finding("key modes", GOOD, "only this user can read keys and token")
 
 
+def _people(patient: Patient) -> Iterator[Finding]:
+    listen, oidc = patient.setting("listen"), patient.setting("oidc")
+    if not listen and not oidc:
+        yield Finding("people", GOOD, "this node's own user only; no port for people, no identity provider")
+    if listen:
+        yield _people_port(patient.home / listen["certificate"], patient.home / listen["key"])
+    if oidc:
+        yield _provider(patient.home, oidc)
+
+
+def _people_port(certificate: Path, key: Path) -> Finding:
+    from cryptography import x509
+
+    make = "comity access certificate NAME --replace, or name another pair in node.json"
+    if not certificate.exists() or not key.exists():
+        return Finding("people", BAD, "the port's certificate or key is not there", make)
+    if stat.S_IMODE(key.stat().st_mode) & 0o077:
+        return Finding("people", BAD, f"{key.name} can be read by others", f"chmod 600 {key}")
+    left = x509.load_pem_x509_certificate(_bounded(certificate)).not_valid_after_utc - datetime.now(UTC)
+    if left <= timedelta(0):
+        return Finding("people", BAD, "the port's certificate has expired", make)
+    if left < CERTIFICATE_WARN:
+        return Finding("people", WARNING, f"the port's certificate expires in {left.days} days", make)
+    return Finding("people", GOOD, f"the port's certificate is valid for {left.days} days")
+
+
+def _provider(home: Path, oidc: dict[str, Any]) -> Finding:
+    issuer, ca = str(oidc["issuer"]), oidc.get("ca_file")
+    verify = ssl.create_default_context(cafile=str(home / ca)) if ca else ssl.create_default_context()
+    url = issuer.rstrip("/") + "/.well-known/openid-configuration"
+    fix = "correct oidc.issuer in node.json; nobody logs in before this answers"
+    try:
+        answer = httpx.get(url, timeout=PROBE_TIMEOUT_S, verify=verify, trust_env=False)
+        named = answer.json().get("issuer")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
+        return Finding("people", BAD, f"{issuer} does not answer: {type(error).__name__}", fix)
+    if named != issuer:
+        return Finding("people", BAD, f"{issuer} calls itself {str(named)[:200]}", fix)
+    return Finding("people", GOOD, f"{issuer} answers")
+
+
 def _certificate(patient: Patient) -> Iterator[Finding]:
     from cryptography import x509
 
@@ -291,6 +332,7 @@ def _disk(patient: Patient) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     _key_modes,
     _certificate,
+    _people,
     _coordinator,
     _charter,
     _clock,

@@ -15,6 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from harness import issuer as provider
+
 from comity_client import doctor
 from comity_client.doctor import BAD, GOOD, WARNING, Finding
 
@@ -71,7 +75,7 @@ def test_every_check_speaks(home: Path) -> None:
     checks = {each.check for each in doctor.examine(home, LINT_GOOD)}
     assert checks == {
         *("settings", "socket", "key modes", "certificate", "coordinator", "clock", "policy", "policy engine"),
-        *("isolation", "datasets", "disk space"),
+        *("isolation", "datasets", "disk space", "people"),
     }
 
 
@@ -157,3 +161,33 @@ def test_a_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_check_that_fails_is_a_finding(home: Path) -> None:
     (home / "datasets.json").write_text("{")
     assert only(home, "datasets").verdict == BAD
+
+
+def settle(home: Path, **more: object) -> None:
+    path = home / "node.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+
+
+@pytest.mark.parametrize(("days", "verdict"), [(80.5, GOOD), (3, WARNING), (-1, BAD)])
+def test_the_certificate_of_the_port_for_people_ages(home: Path, days: float, verdict: str) -> None:
+    assert only(home, "people").verdict == GOOD
+    settle(home, listen={"address": "127.0.0.1:0", "certificate": "p.cert.pem", "key": "p.key.pem"})
+    assert "not there" in only(home, "people").detail
+    (home / "p.cert.pem").write_bytes(certificate(days))
+    (home / "p.key.pem").write_bytes(b"k")
+    (home / "p.key.pem").chmod(0o640)
+    assert "chmod" in only(home, "people").fix
+    (home / "p.key.pem").chmod(0o600)
+    assert only(home, "people").verdict == verdict
+
+
+def test_an_identity_provider_is_asked_for_its_name(home: Path) -> None:
+    settle(home, oidc={"issuer": "http://127.0.0.1:9", "audience": "a"})
+    assert (only(home, "people").verdict, "does not answer" in only(home, "people").detail) == (BAD, True)
+    with provider.serving() as issuer:
+        settle(home, oidc={"issuer": issuer.url, "audience": "a"})
+        assert only(home, "people").verdict == GOOD
+        issuer.answers["/.well-known/openid-configuration"] = (200, b'{"issuer": "https://other.example"}')
+        assert "calls itself" in only(home, "people").detail
+        issuer.answers["/.well-known/openid-configuration"] = (200, b"[]")
+        assert only(home, "people").verdict == BAD
