@@ -25,7 +25,8 @@ HELP = """Propose a training to other organisations, and follow it.
 
 APP is the folder of a Flower app, as `flwr new` makes it. Each organisation's policy answers; once all required ones
 agree, the rounds run, and the model is fetched with `comity runs result RUN`. An organisation whose answer is a review
-is awaited until its admin lists the app's digest (`comity app digest APP`) in policy/data.json; then propose anew.
+is awaited until its people have decided (`comity review` there). Where people look at orders or results too, give them
+time with --reply-timeout.
 
 \b
 Examples:
@@ -66,6 +67,10 @@ def train(
         ),
     ] = None,
     deadline: Annotated[str, typer.Option(help="How long answers are awaited: 90s, 30m, 24h, 7d.")] = "24h",
+    reply_timeout: Annotated[
+        str | None,
+        typer.Option(help="How long one order may take, people who look at it included: 30m, 2d; by default 10m."),
+    ] = None,
     title: Annotated[str, typer.Option(help="What people read; by default the app's name.")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to the end, or return at once.")] = True,
     home: Home = DEFAULT_HOME,
@@ -80,6 +85,8 @@ def train(
     wish.update({"run_config": run_config(config or []), "terms": {} if terms is None else read_terms(terms)})
     given = {"persons": person, "minimum": minimum, "rounds": rounds, "aggregation": aggregation}
     wish.update(cast("TrainWish", {name: value for name, value in given.items() if value is not None}))
+    if reply_timeout is not None:
+        wish["reply_timeout_s"] = seconds(reply_timeout)
     if accepts is not None or bound:
         wish["accepts"] = accepts or "within"
         wish["bounds"] = read_values(bound or [])
