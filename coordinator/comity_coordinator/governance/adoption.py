@@ -120,7 +120,8 @@ def _take(conn: Connection, ledger: Ledger, page: list[Statement]) -> None:
         elif said.kind == PROPOSAL:
             proposal = CharterProposal.from_json(said.body)
             digest, at = proposal.charter.digest, said.issued_at
-            row = store.ProposalRow(said.digest, digest, Outcome.OPEN, proposal.deadline, at, said.to_bytes())
+            state, data = Outcome.OPEN, said.to_bytes()
+            row = store.ProposalRow(said.digest, digest, said.issuer, state, proposal.deadline, at, data)
             store.add_proposal(conn, row)
         elif said.kind == VOTE:
             vote = CharterVote.from_json(said.body)

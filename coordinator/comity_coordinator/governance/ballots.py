@@ -38,8 +38,11 @@ from comity_policies.charter_votes import (
     read_proposal,
     read_vote,
 )
+from comity_policies.terms import PARTIES_MAX
 
-OPEN_MAX = 16
+# Each member has its own share: nobody keeps the others from deciding by proposing much.
+OPEN_PER_PROPOSER_MAX = 4
+OPEN_MAX = OPEN_PER_PROPOSER_MAX * PARTIES_MAX
 PROPOSED, VOTED, OVER, CANDIDATE = "charter.proposed", "charter.voted", "charter.ended", "charter.candidate"
 
 
@@ -92,16 +95,15 @@ class Ballots:
         proposal, now = read_proposal(said, in_force), self._clock()
         if proposal.deadline <= now:
             raise ComityError(ErrorCode.DEADLINE_PASSED, "the proposal came after its own deadline")
-        if not self._names_us(in_force) and not self._names_us(proposal.charter):
-            raise ComityError(ErrorCode.CHARTER_INVALID, "the members have to decide on their coordinator first")
+        self._check_ours(in_force, proposal.charter)
         model.check_newcomers(in_force, proposal.charter, self._enrolled(conn))
         digest, opened = proposal.charter.digest, store.in_state(conn, Outcome.OPEN, OPEN_MAX)
         if any(row.charter_digest == digest for row in opened):
             raise ComityError(ErrorCode.CONFLICT, "this very charter is being voted on", digest=digest)
-        if len(opened) >= OPEN_MAX:
-            raise ComityError(ErrorCode.BUSY, "too many open charter proposals", limit=OPEN_MAX)
+        if sum(row.proposer == org for row in opened) >= OPEN_PER_PROPOSER_MAX:
+            raise ComityError(ErrorCode.BUSY, "too many open charter proposals", limit=OPEN_PER_PROPOSER_MAX)
         self._append(conn, said)
-        row = ProposalRow(said.digest, digest, Outcome.OPEN, proposal.deadline, now, said.to_bytes())
+        row = ProposalRow(said.digest, digest, org, Outcome.OPEN, proposal.deadline, now, said.to_bytes())
         store.add_proposal(conn, row)
         votes = [Statement.from_bytes(data).to_json() for _, _, data in store.votes_of(conn, digest)]
         self._tell(conn, in_force, PROPOSED, {"statement": said.to_json(), "votes": votes})
@@ -126,6 +128,7 @@ class Ballots:
         if row is None:
             raise ComityError(ErrorCode.NOT_FOUND, "no such charter was proposed", digest=vote.charter)
         proposal = _read(row)
+        self._check_ours(in_force, proposal.charter)
         over = row.state != Outcome.OPEN or proposal.deadline <= self._clock()
         if before is not None or proposal.charter.previous != in_force.digest or (over and vote.allow):
             raise ComityError(ErrorCode.ILLEGAL_EVENT, "this vote was given before, or came too late", state=row.state)
@@ -208,6 +211,11 @@ class Ballots:
         said = self._sign(ENDED, ended.to_json())
         self._append(conn, said, charter.organisations)
         self._tell(conn, charter, OVER, {"statement": said.to_json()})
+
+    def _check_ours(self, in_force: Charter, following: Charter) -> None:
+        """Before the members have named this coordinator, it takes their word on that and on nothing else."""
+        if not self._names_us(in_force) and not self._names_us(following):
+            raise ComityError(ErrorCode.CHARTER_INVALID, "the members have to decide on their coordinator first")
 
     def _names_us(self, charter: Charter) -> bool:
         return not self._log_key or charter.log_public_key == self._log_key

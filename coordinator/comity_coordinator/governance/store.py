@@ -40,6 +40,7 @@ proposals = Table(
     metadata,
     Column("statement_digest", String(64), primary_key=True),
     Column("charter_digest", String(64), nullable=False),
+    Column("proposer", String(63), nullable=False),
     Column("state", String(16), nullable=False),
     Column("deadline", String(20), nullable=False),
     Column("opened_at", String(20), nullable=False),
@@ -63,6 +64,7 @@ class ProposalRow:
 
     statement_digest: str
     charter_digest: str
+    proposer: str
     state: str
     deadline: str
     opened_at: str
@@ -72,6 +74,7 @@ class ProposalRow:
 _PROPOSAL = select(
     proposals.c.statement_digest,
     proposals.c.charter_digest,
+    proposals.c.proposer,
     proposals.c.state,
     proposals.c.deadline,
     proposals.c.opened_at,
@@ -120,6 +123,7 @@ def add_proposal(conn: Connection, row: ProposalRow) -> None:
         insert(proposals).values(
             statement_digest=row.statement_digest,
             charter_digest=row.charter_digest,
+            proposer=row.proposer,
             state=row.state,
             deadline=row.deadline,
             opened_at=row.opened_at,
@@ -165,5 +169,5 @@ def votes_of(conn: Connection, charter_digest: str) -> list[tuple[str, bool, byt
 
 
 def _row(row: object) -> ProposalRow:
-    digest, charter, state, deadline, opened_at, statement = row  # type: ignore[misc]
-    return ProposalRow(digest, charter, state, deadline, opened_at, bytes(statement))  # type: ignore[has-type]
+    digest, charter, proposer, state, deadline, opened_at, statement = row  # type: ignore[misc]
+    return ProposalRow(digest, charter, proposer, state, deadline, opened_at, bytes(statement))  # type: ignore[has-type]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from comity_node.access.api import Caller
 from comity_node.context import NodeContext
 from comity_node.governance import ballot_store
 from comity_node.governance.decisions import DEADLINE_S_DEFAULT
@@ -18,6 +20,7 @@ from comity_policies.charter_votes import OPEN_DAYS_MAX, REASON_CHARS_MAX
 from comity_policies.terms import PARTIES_MAX
 
 DEADLINE_S_MIN = 1
+log = structlog.get_logger("comity.node.charter")
 
 
 class SignRequest(BaseModel):
@@ -111,13 +114,15 @@ def router(node: NodeContext) -> APIRouter:
         return await service.decisions.show(digest)
 
     @api.post("/charter/proposals", status_code=201)
-    async def propose(request: ProposeRequest) -> dict[str, Any]:
+    async def propose(request: ProposeRequest, who: Caller) -> dict[str, Any]:
         """Put the next charter to the vote."""
+        log.info("charter.propose", user=who.user, via=who.via)
         return await service.decisions.propose(_wish(request, service), request.reason, request.deadline_s)
 
     @api.post("/charter/votes")
-    async def vote(request: VoteRequest) -> dict[str, Any]:
+    async def vote(request: VoteRequest, who: Caller) -> dict[str, Any]:
         """Say yes or no to an open proposal."""
+        log.info("charter.vote", user=who.user, via=who.via, digest=request.digest, allow=not request.deny)
         return await service.decisions.vote(
             request.digest, deny=request.deny, reason=request.reason, instead_of=request.instead_of
         )

@@ -134,8 +134,10 @@ class CharterDecisions:
         return await self._describe(found[-1])
 
     async def listed(self) -> list[dict[str, Any]]:
-        """Return every proposal that this node knows, newest first."""
-        return [await self._describe(known) for known in reversed(await self._node.journal.run(store.proposals))]
+        """Return every proposal that this node knows, newest first, without the charters themselves."""
+        every = reversed(await self._node.journal.run(store.proposals))
+        views = [await self._describe(known) for known in every]
+        return [{name: value for name, value in view.items() if name != "charter"} for view in views]
 
     async def open(self) -> list[dict[str, Any]]:
         """Return what is being voted on now, oldest first."""

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 
 from comity.wire import canonical, instants
-from comity.wire.errors import ErrorCode
+from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator import setup
 from comity_coordinator.authorisation import METHODS, ROUTES
 from comity_coordinator.governance import store
-from comity_coordinator.governance.service import Governance, charter_in_force
+from comity_coordinator.governance.adoption import adopt
+from comity_coordinator.governance.service import Governance, ProofsOnceNamed, charter_in_force
 from comity_coordinator.membership import store as membership
 from comity_coordinator.membership.model import MemberRow
 from comity_crypto.keys import OrgKeys
 from comity_crypto.quorum import message_for
-from comity_crypto.statements import Statement, sign_statement
-from comity_policies.charter import Charter, Member, QuorumRule, genesis_name
+from comity_crypto.statements import Statement, sign_statement, verify_statement
+from comity_policies.charter import Adopted, Charter, Member, QuorumRule, genesis_name
 from comity_policies.charter_votes import CharterProposal, CharterVote
 from comity_policies.history import verify_export
 
@@ -214,9 +216,11 @@ def test_proposals_that_are_not_taken(ballots: Ballots) -> None:
     assert code(ballots.propose(newcomer, "admit-member")) is ErrorCode.CONFLICT
     assert ballots.propose(good, "change-charter") is None
     assert code(ballots.propose(good, "change-charter", by=BETA)) is ErrorCode.CONFLICT
-    for age_s in range(1, 16):
+    for age_s in range(1, 4):
         assert ballots.propose(ballots.following(max_checkpoint_age_s=age_s), "change-charter") is None
-    assert code(ballots.propose(ballots.following(max_checkpoint_age_s=99), "change-charter")) is ErrorCode.BUSY
+    more = ballots.following(max_checkpoint_age_s=99)
+    assert code(ballots.propose(more, "change-charter")) is ErrorCode.BUSY
+    assert ballots.propose(more, "change-charter", by=BETA) is None, "one member does not use up the others' share"
 
 
 def test_votes_that_are_not_taken(ballots: Ballots) -> None:
@@ -297,3 +301,73 @@ def test_a_newcomer_and_rotated_keys(ballots: Ballots) -> None:
         ErrorCode.SIGNATURE_INVALID
     )
     assert canonical.digest(rotated.to_json()) == rotated.digest
+
+
+def test_a_successor_takes_over_and_waits_for_the_members(ballots: Ballots, tmp_path: Any) -> None:
+    world = ballots.world
+    ballots.carry(ballots.following(max_checkpoint_age_s=60), "change-charter")
+    waiting = ballots.following(max_checkpoint_age_s=61)
+    assert ballots.propose(waiting, "change-charter") is None
+    export, genesis = tmp_path / "export.jsonl", genesis_name(world.charter)
+    export.write_bytes(world.export())
+
+    def settings(name: str, consortium: str = "demo") -> Any:
+        return setup.new_settings(tmp_path / name, consortium, "127.0.0.1:7443", workflows="timers")
+
+    for name, consortium, typed, orgs, expected in (
+        ("a", "demo", "b" * 26, (ALPHA,), ErrorCode.LEDGER_INVALID),
+        ("b", "others", genesis, (ALPHA,), ErrorCode.CONFLICT),
+    ):
+        with pytest.raises(ComityError) as refused:
+            adopt(settings(name, consortium), export, typed, orgs, 600)
+        assert refused.value.code is expected
+        assert not (tmp_path / name).exists()
+    with pytest.raises(ComityError, match="NOT_A_MEMBER"):
+        adopt(settings("c"), export, genesis, ("stranger",), 600)
+    made = adopt(settings("next"), export, genesis, (ALPHA, BETA), 600)
+    assert {org: token.genesis for org, token in made.tokens.items()} == {ALPHA: genesis, BETA: genesis}
+    report = ballots.history(tmp_path)
+    assert (made.offer()["size"], made.offer()["root"]) == (report.size, report.root)
+    with setup.database(settings("next")) as database:
+        assert database.transact(charter_in_force) == ballots.charter
+        opened = database.transact(lambda conn: store.in_state(conn, "OPEN", 10))
+        assert [row.charter_digest for row in opened] == [waiting.digest]
+        assert [row.state for row in database.transact(lambda conn: store.in_state(conn, "CARRIED", 10))] == ["CARRIED"]
+
+
+def test_before_it_is_named_a_successor_does_nothing_else(ballots: Ballots, names: Any, all_keys: Any) -> None:
+    world, fresh = ballots.world, all_keys["stranger"]
+    world.hub.handlers.clear()
+    key = fresh.public.statement
+    sign = lambda kind, body: sign_statement(fresh, kind=kind, consortium="demo", issuer="coordinator", body=body)  # noqa: E731
+    successor = Governance("demo", "next/demo", key, sign, world.ledger.append, world.hub.enqueue, world.clock)
+    successor.ballots.register(world.hub)
+    with pytest.raises(ComityError, match="CHARTER_INVALID"):
+        world.read(successor.in_charge)
+    assert code(ballots.propose(ballots.following(max_checkpoint_age_s=9), "change-charter")) is (
+        ErrorCode.CHARTER_INVALID
+    )
+    end = Adopted(names.log, 1, "0e" * 32)
+    log_key = base64.b64encode(key).decode()
+    abandoned = ballots.following(log_name="next/demo", log_key=log_key, adopted=replace(end, size=2))
+    assert ballots.propose(abandoned, "change-coordinator") is None
+    assert ballots.vote(BETA, abandoned, deny="it took over too little") is None
+    assert world.hub.take(GAMMA, "charter.ended") == [], "its word does not count yet"
+    charter = ballots.following(log_name="next/demo", log_key=log_key, adopted=end)
+    assert ballots.propose(charter, "change-coordinator") is None
+    for org in (ALPHA, BETA, GAMMA):
+        assert ballots.vote(org, charter) is None
+    assert world.read(successor.in_charge) == charter
+    final = Statement.from_json(world.hub.take(BETA, "charter.final")[-1]["statement"])
+    verify_statement(final, key, kind="charter")
+    impostor = replace(world.charter.member(ALPHA), keys=NEWCOMER.public)
+    with pytest.raises(ComityError, match="CONFLICT"):
+        world.read(lambda conn: successor.ballots.candidate(conn, impostor, "coordinator"))
+
+
+def test_proofs_leave_once_the_log_is_named(ballots: Ballots, all_keys: Any) -> None:
+    hub = ballots.world.hub
+    for key, told in ((all_keys["stranger"], 0), (all_keys["coordinator"], 1)):
+        outbox = ProofsOnceNamed(hub, key.public.statement)
+        ballots.world.read(lambda conn, outbox=outbox: outbox.enqueue(conn, ALPHA, "ledger.proof", {}))  # type: ignore[misc]
+        assert len(hub.take(ALPHA, "ledger.proof")) == told

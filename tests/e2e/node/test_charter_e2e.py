@@ -25,19 +25,21 @@ def propose(cast: Any, org: str, *args: str) -> str:
 
 
 def shown(cast: Any, org: str, name: str) -> None:
-    def there() -> bool:
-        return any(each["name"] == name for each in charter(cast, org, "list")["proposals"])
-
+    path = "/v1/charter/proposals"
+    there = lambda: any(each["name"] == name for each in cast.api(org).get(path)["proposals"])  # noqa: E731
     cast.wait(there, f"{org} knows the proposal")
 
 
-def carried(cast: Any, name: str, *orgs: str) -> dict[str, Any]:
+def carried(cast: Any, name: str, *orgs: str, commands: bool = False) -> None:
+    """Everybody votes: by the command, or by the call beneath it, which is quicker."""
     view: dict[str, Any] = {}
     for org in orgs:
         shown(cast, org, name)
-        view = charter(cast, org, "vote", name)
+        if commands:
+            view = charter(cast, org, "vote", name)
+        else:
+            view = cast.api(org).post("/v1/charter/votes", {"digest": name})
     assert view["in_force"], view
-    return view
 
 
 def version(cast: Any, number: int, *orgs: str) -> None:
@@ -52,10 +54,10 @@ def test_the_members_decide(cast: Any) -> None:
     token = cast.api(B).post("/v1/invitations", {"org": D})["token"]
     joined = cast.ok("node", "join", "-", "--home", str(cast.home(D)), "--genesis", genesis, stdin=token + "\n")
     cast.start(D)
-    view = cast.wait(lambda: charter(cast, A, "show")["proposals"], "the sponsor has proposed its guest")[0]
+    view = cast.wait(lambda: cast.api(A).get("/v1/charter")["proposals"], "the sponsor has proposed its guest")[0]
     assert (view["proposer"], view["kinds"], view["awaited"]) == (B, ["admit-member"], [A, B, C])
     assert view["differences"] == [f"admit {D}: {D}, {D}, fingerprint {joined['fingerprint']}"]
-    carried(cast, view["name"], A, C)
+    carried(cast, view["name"], A, C, commands=True)
     version(cast, 2, A, B, C, D)
 
     # Change a quorum rule: all four have to say yes; one denial ends it, with its reason.
@@ -64,8 +66,7 @@ def test_the_members_decide(cast: Any) -> None:
     shown(cast, D, name)
     denied = charter(cast, D, "vote", name, "--deny", "explain it first")
     assert (denied["state"], denied["reasons"]) == ("DENIED", {D: "explain it first"})
-    error = cast.refused("charter", "vote", name, "--home", str(cast.home(D)))
-    assert error["code"] == "CONFLICT"
+    assert cast.refused("charter", "vote", name, "--home", str(cast.home(D)))["code"] == "CONFLICT"
     again = propose(cast, C, *args)
     assert again != name, "who denied does not sign: it is another attempt"
     carried(cast, again, A, B, C, D)
@@ -75,9 +76,8 @@ def test_the_members_decide(cast: Any) -> None:
     late = propose(cast, A, "--set", "max_checkpoint_age_s=60", "--deadline", "3s", "--reason", "faster")
     status = cast.status(B)
     assert [each["awaited"] for each in status["charter_proposals"]] == [[A, B, C, D]]
-    ended = cast.wait(
-        lambda: (v := charter(cast, B, "show", late))["state"] == "EXPIRED" and v, "the proposal ends at its deadline"
-    )
+    path = f"/v1/charter/proposals/{late}"
+    ended = cast.wait(lambda: (v := cast.api(B).get(path))["state"] == "EXPIRED" and v, "it ends at its deadline")
     assert ended["missing"] == [A, B, C, D]
 
     # Suspend: no vote any more, not asked any more, still connected.
@@ -186,7 +186,7 @@ def test_a_dead_coordinator_is_replaced(cast: Any) -> None:
     token = cast.api(B).post("/v1/invitations", {"org": D})["token"]
     cast.ok("node", "join", "-", "--home", str(cast.home(D)), "--genesis", genesis, stdin=token + "\n")
     cast.start(D)
-    view = cast.wait(lambda: charter(cast, A, "show")["proposals"], "the sponsor has proposed its guest")[0]
+    view = cast.wait(lambda: cast.api(A).get("/v1/charter")["proposals"], "the sponsor has proposed its guest")[0]
     carried(cast, view["name"], A, C)
     version(cast, 5, A, B, C, D)
     proved(cast, A, B, C)
