@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from comity.wire import instants
@@ -59,8 +59,9 @@ def router(node: NodeContext) -> APIRouter:
         return {"issuer": found.issuer, "client_id": found.client_id or found.audience, "scope": found.scope}
 
     @routes.post("/tokens", status_code=201)
-    async def issue(request: TokenRequest, who: Caller) -> dict[str, Any]:
+    async def issue(request: TokenRequest, who: Caller, response: Response) -> dict[str, Any]:
         """Issue a token; its text is in this answer and nowhere else."""
+        response.headers["cache-control"] = "no-store"
         issued = await service.issue(who, request.user, frozenset(request.roles), request.valid_s)
         return {**_shown(issued.token, instants.now_text()), "token": issued.text}
 

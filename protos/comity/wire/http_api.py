@@ -16,6 +16,7 @@ import hmac
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -54,7 +55,9 @@ def problem(error: ComityError) -> JSONResponse:
         "move": str(found.move),
         **error.to_json(),
     }
-    return JSONResponse(document, status_code=found.http, media_type="application/problem+json")
+    # RFC 9110, section 11.6.1: who is not known is told how to become so.
+    headers = {"www-authenticate": "Bearer"} if found.http == HTTPStatus.UNAUTHORIZED else None
+    return JSONResponse(document, status_code=found.http, headers=headers, media_type="application/problem+json")
 
 
 def build_api(

@@ -94,6 +94,30 @@ async def test_api_token_is_refused(node, port, folder, tmp_path) -> None:
         assert await code_of(ada.status()) is ErrorCode.UNAUTHENTICATED
 
 
+async def test_an_admin_issues_tokens_from_elsewhere(node, port, folder, tmp_path) -> None:
+    admin = await token_of(node, tmp_path, "admin")
+    context = ssl.create_default_context(cafile=folder / "people.cert.pem")
+    headers = {"authorization": f"Bearer {admin.read_text().strip()}"}
+    async with httpx.AsyncClient(verify=context, trust_env=False, base_url=f"https://{port.address}") as plain:
+        wish = {"user": "bob", "roles": ["auditor"], "valid_s": 600}
+        answer = await plain.post("/v1/access/tokens", json=wish, headers=headers)
+        made = answer.json()
+        assert (answer.status_code, answer.headers["cache-control"], made["issued_by"]) == (201, "no-store", "ada")
+        bob = {"authorization": f"Bearer {made['token']}"}
+        assert (await plain.get("/v1/access/me", headers=bob)).json()["user"] == "bob"
+        listed = (await plain.get("/v1/access/tokens", headers=bob)).json()
+        assert made["token"] not in str(listed)
+        assert {each["user"] for each in listed} >= {"ada", "bob"}
+        for wrong in ({"roles": ["operator"]}, {"user": "local"}, {"valid_s": 1}, {"more": 1}, {"roles": []}):
+            refused = await plain.post("/v1/access/tokens", json={**wish, **wrong}, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (400, "MALFORMED"), wrong
+        assert (await plain.post(f"/v1/access/tokens/{made['id']}/revoke", headers=headers)).json()[
+            "state"
+        ] == "revoked"
+        ended = await plain.get("/v1/access/me", headers=bob)
+        assert (ended.status_code, ended.headers["www-authenticate"]) == (401, "Bearer")
+
+
 async def handshake(port: PortServer, folder: Path, version: ssl.TLSVersion) -> str:
     context = ssl.create_default_context(cafile=folder / "people.cert.pem")
     context.minimum_version = context.maximum_version = version
