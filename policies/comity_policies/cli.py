@@ -15,7 +15,7 @@ import typer
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies import charter_cli
-from comity_policies.decisions import Stage, example, schema, validate_input
+from comity_policies.decisions import Stage, example, result_example, schema, validate_input
 from comity_policies.portable import ENTRY_POINTS
 
 INPUT_BYTES_MAX = 1 << 20
@@ -140,16 +140,23 @@ def evaluate(
 def explain_input(
     stage: StageName,
     with_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, not an example.")] = False,
+    result: Annotated[
+        bool, typer.Option("--result", help="Print what the stage answers instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a stage is asked: an example, or the schema. Always JSON.
+    """Print what a stage is asked, or answers: an example, or the schema. Always JSON.
 
     \b
-    Example:
+    Examples:
       comity policy explain-input dispatch --schema
+      comity policy explain-input egress --result
     """
     del as_json  # the flag is accepted everywhere; this output is JSON anyway
-    _print_json(schema(stage) if with_schema else example(stage))
+    if with_schema:
+        _print_json(schema("result" if result else stage))
+    else:
+        _print_json(result_example(stage) if result else example(stage))
 
 
 def terms(

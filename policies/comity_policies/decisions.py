@@ -29,6 +29,7 @@ __all__ = [
     "example",
     "input_digest",
     "parse_result",
+    "result_example",
     "schema",
     "stricter",
     "validate_input",
@@ -227,6 +228,12 @@ def schema(stage: Stage | str) -> dict[str, Any]:
 def example(stage: Stage) -> dict[str, Any]:
     """Return the published example of a stage's input, fresh each time."""
     loaded: dict[str, Any] = json.loads((_SCHEMAS / f"{stage}.example.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def result_example(stage: Stage) -> dict[str, Any]:
+    """Return the published example of a stage's result, fresh each time."""
+    loaded: dict[str, Any] = json.loads((_SCHEMAS / f"{stage}.result.example.json").read_text(encoding="utf-8"))
     return loaded
 
 

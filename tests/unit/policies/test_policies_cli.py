@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies import cli
-from comity_policies.bundle import write_defaults
-from comity_policies.decisions import Stage, example
+from comity_policies.bundle import Bundle, shipped_folder, write_defaults
+from comity_policies.decisions import Stage, example, parse_result, schema
+from comity_policies.embedded import EmbeddedEngine
 
 
 @pytest.fixture
@@ -76,6 +78,18 @@ def test_explain_input_is_an_example_of_the_schema(app: typer.Typer) -> None:
         assert shown == example(stage)
         described = json.loads(CliRunner().invoke(app, ["policy", "explain-input", str(stage), "--schema"]).stdout)
         assert set(described["required"]) <= set(shown)
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_result_examples_are_what_the_shipped_rules_answer(app: typer.Typer, folder: Path, stage: Stage) -> None:
+    shown = json.loads(CliRunner().invoke(app, ["policy", "explain-input", str(stage), "--result"]).stdout)
+    Draft202012Validator(schema("result")).validate(shown)
+    data = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(data | {"min_cohort": 200} if stage is Stage.EGRESS else data))
+    engine = EmbeddedEngine(Bundle.load(shipped_folder(), folder))
+    answer = engine.ask(stage, example(stage))
+    engine.close()
+    assert parse_result(shown) == parse_result(answer)
 
 
 def test_verify_refuses_a_missing_file(app: typer.Typer, tmp_path: Path) -> None:
