@@ -83,20 +83,16 @@ def train(
     wish: TrainWish = {"purpose": purpose, "dataset": dataset, "deadline_s": deadline_s}
     wish.update({"title": title, "partners": partners or [], "optional": optional or [], "columns": column or []})
     wish.update({"run_config": run_config(config or []), "terms": {} if terms is None else read_terms(terms)})
-    given = {"persons": person, "minimum": minimum, "rounds": rounds, "aggregation": aggregation}
-    wish.update(cast("TrainWish", {name: value for name, value in given.items() if value is not None}))
-    if reply_timeout is not None:
-        wish["reply_timeout_s"] = seconds(reply_timeout)
+    given: dict[str, Any] = {"persons": person, "minimum": minimum, "rounds": rounds, "aggregation": aggregation}
+    given["reply_timeout_s"] = None if reply_timeout is None else seconds(reply_timeout)
     if accepts is not None or bound:
-        wish["accepts"] = accepts or "within"
-        wish["bounds"] = read_values(bound or [])
+        given |= {"accepts": accepts or "within", "bounds": read_values(bound or [])}
+    wish.update(cast("TrainWish", {name: value for name, value in given.items() if value is not None}))
     with where.node(home) as node:
         wish["app"] = app_for(node, app)
         proposed = node.propose(wish)
         outcome: dict[str, Any] = {"proposal_id": proposed["proposal_id"], "digest": proposed["digest"]}
-        done = True
-        if wait:
-            done = follow(node, outcome, deadline_s)
+        done = follow(node, outcome, deadline_s) if wait else True
     _show(outcome, as_json)
     if not done:
         raise typer.Exit(EXIT_NOT_DONE)
