@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from comity.wire.errors import ComityError
 from comity_crypto.encoding import to_base64
 from comity_crypto.keys import OrgKeys
-from comity_policies.charter import Charter, Member, QuorumRule
+from comity_policies.charter import AgentRef, Charter, Member, PolicyRef, QuorumRule, TrustRoot
+from comity_policies.charter_votes import CharterEnded, CharterProposal, CharterVote
 from comity_policies.decisions import example, parse_result
 from comity_policies.documents import Agreement, Answer, OrderHeader, Proposal, Reason, Receipt, ReplyHeader
 from comity_policies.terms import Terms
@@ -61,7 +63,22 @@ def _documents() -> dict[str, tuple[Any, dict[str, Any]]]:
         max_checkpoint_age_s=600,
         defaults=Terms(),
     )
-    made = (proposal, agreement, answer, order, reply, receipt, charter)
+    charter = replace(
+        charter,
+        quorum={
+            "admit-member": QuorumRule("fraction", 2, 3),
+            "rotate-key": QuorumRule("named", members=("hospital-a",)),
+            "change-policy": QuorumRule("weighted", 2, weights={"hospital-a": 3}),
+        },
+        roles={"accountant": ("hospital-a",)},
+        policy=PolicyRef(DIGEST, "house rules"),
+        agents=(AgentRef(DIGEST, "tumours", "1.0", "hospital-a"),),
+        trust_roots=(TrustRoot("sev-snp", "milan", DIGEST),),
+    )
+    put = CharterProposal(charter, ("admit-member",), "why", "2030-01-01T00:00:00Z")
+    vote = CharterVote(DIGEST, False, None, "no")
+    ended = CharterEnded(DIGEST, DIGEST, "EXPIRED", ("hospital-a",), (), ("hospital-b",))
+    made = (proposal, agreement, answer, order, reply, receipt, charter, put, vote, ended)
     return {type(each).__name__: (type(each), each.to_json()) for each in made}
 
 
