@@ -22,7 +22,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
 from comity_node.abilities import Abilities
 from comity_node.negotiation import model, store
-from comity_node.negotiation.apps import AppStore
+from comity_node.negotiation.apps import AppStore, published_by
 from comity_node.negotiation.model import Offer
 from comity_node.negotiation.pending import PendingItems
 from comity_node.negotiation.ports import STAGE_PROPOSAL, Reviews, Verdict
@@ -205,7 +205,8 @@ class Answering:
         me = self._node.settings.org
         names = [ask.dataset for ask in proposal.datasets if ask.org == me]
         datasets = self._catalogue.describe(names)
-        app = self._apps.describe(proposal.steps[0].app.digest)
+        digest = proposal.steps[0].app.digest
+        app = {**self._apps.describe(digest), "signed_by": published_by(self._node.charters.in_force(), digest)}
         document: dict[str, Any] = {
             "proposal": proposal.to_json(),
             "me": me,

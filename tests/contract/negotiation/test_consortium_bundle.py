@@ -19,7 +19,7 @@ from comity_node.settings import DecisionLogLimits
 from comity_policies import settings
 from comity_policies.bundle import Bundle, apart, read_texts, shipped_folder, write_defaults
 from comity_policies.charter import Charter
-from comity_policies.charter_document import PolicyRef
+from comity_policies.charter_document import AgentRef, PolicyRef
 from comity_policies.decisions import Stage, example
 
 OPEN = {"min_cohort": 1, "aggregation": "plain", "terms": {}}
@@ -55,11 +55,15 @@ class Bound:
             object.__setattr__(node.context, "policy", RecordedPolicy(node.policy, held, log))
             self.policies[org] = held
 
-    async def name(self, bundle: Bundle) -> Charter:
+    async def name(self, bundle: Bundle, agents: tuple[AgentRef, ...] = ()) -> Charter:
         """Put a charter into force that names `bundle`."""
         before = self.world.charter
         charter = replace(
-            before, version=before.version + 1, previous=before.digest, policy=PolicyRef(bundle.digest, "rules")
+            before,
+            version=before.version + 1,
+            previous=before.digest,
+            policy=PolicyRef(bundle.digest, "rules"),
+            agents=agents,
         )
         self.world.charter = charter
         for node in self.world.nodes.values():
@@ -142,6 +146,18 @@ async def test_a_review_of_either_is_a_review(world: Any, bound: Bound, tmp_path
     (item,) = world.nodes["beta"].open_items()
     assert (item.ask.role, item.ask.approvals) == ("admin", 2)
     assert world.legs(proposal)["beta"] == "REQUESTED"
+
+
+async def test_an_app_that_the_members_published_needs_no_review(world: Any, bound: Bound, tmp_path: Path) -> None:
+    trusting = bundle_of(tmp_path / "policy", app_signers=["consortium"])
+    await bound.name(trusting)
+    bound.adopt(trusting)
+    unpublished = await world.propose()
+    assert world.nodes["beta"].answer(unpublished) is None or world.legs(unpublished)["beta"] == "REQUESTED"
+    app = unpublished.steps[0].app
+    await bound.name(trusting, (AgentRef(app.digest, app.name, app.version, app.publisher),))
+    published = await world.propose(proposal_id="prop-published")
+    assert world.news(published)["state"] == "FINALIZED"
 
 
 async def test_the_coordinator_refuses_early_and_the_proposer_reads_why(
