@@ -167,7 +167,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "uses_max": _count(0, 10_000),
     "hours": _hours,
     "app_digests": _list_of(_digest),
-    "app_signers": "who may vouch for an app: consortium, for those that the members published in the charter",
+    "app_signers": _list_of(text_of),
     "reviewers": _list_of(text_of),
     "privacy": _privacy,
     "aggregation": one_of(AGGREGATION),
