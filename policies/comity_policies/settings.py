@@ -56,7 +56,7 @@ def defaults(organisation: str) -> dict[str, Any]:
         "uses_max": 10,
         "hours": None,
         "app_digests": [],
-        "app_signers": "who may vouch for an app: consortium, for those that the members published in the charter",
+        "app_signers": [],
         "reviewers": [],
         "privacy": None,
         "aggregation": "lead-key",
