@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 if TYPE_CHECKING:
     from comity_node.reviews.model import ReviewAsk
+    from comity_policies.decisions import ReviewNeed
 
 # The stages of `ReviewAsk` that negotiation asks at: subjects are a proposal's digest and an agreement's.
 STAGE_PROPOSAL, STAGE_AGREEMENT = "proposal", "agreement"
@@ -45,6 +46,11 @@ Decided = Callable[[str, Verdict], Awaitable[None]]
 
 class Reviews(Protocol):
     """The people of this organisation."""
+
+    @property
+    def need(self) -> Callable[[], ReviewNeed]:
+        """Who has to look where a term alone says that somebody has to."""
+        ...
 
     def ask(self, conn: Connection, item: ReviewAsk) -> None:
         """Put an item before people, in the transaction of `conn`; the same item again is harmless.

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from comity_node.context import NodeContext
 
 AGREEMENT = "agreement"
-ROLE, APPROVALS = "reviewer", 1
 ANSWERS_MAX = 64
 
 log = structlog.get_logger(__name__)
@@ -151,7 +150,7 @@ class Signing:
             return True
         item = self._item(agreement)
         verdict = self._reviews.verdict(conn, STAGE_AGREEMENT, agreement.digest)
-        if verdict is None:
+        if verdict is None or verdict.document != item.document_digest:  # who has to look may have changed since
             if last:
                 raise ComityError(ErrorCode.POLICY_DENIED, "nobody decided in time")
             for other in store.pending_of(conn, agreement.proposal.digest):
@@ -160,17 +159,17 @@ class Signing:
             self._reviews.ask(conn, item)
             self._wait(conn, agreement, answers, "a person has to approve it", until=item.until)
             return False
-        if verdict.document != item.document_digest or not verdict.allowed:
+        if not verdict.allowed:
             raise ComityError(ErrorCode.POLICY_DENIED, f"people here denied it: {verdict.reason}")
         return True
 
     def _item(self, agreement: Agreement) -> ReviewAsk:
-        proposal = agreement.proposal
+        proposal, need = agreement.proposal, self._reviews.need()
         shown = {
             "kind": "agreement",
             "agreement": agreement.to_json(),
             "digest": agreement.digest,
-            "review": {"role": ROLE, "approvals": APPROVALS},
+            "review": need.to_json(),
         }
         return ReviewAsk(
             stage=STAGE_AGREEMENT,
@@ -178,8 +177,8 @@ class Signing:
             title=proposal.title,
             document=shown,
             reasons=(Reason("term.human_review", "REVIEW_AGREED", "the terms ask for a person at the agreement"),),
-            role=ROLE,
-            approvals=APPROVALS,
+            role=need.role,
+            approvals=need.approvals,
             until=model.people_end(proposal.deadline, self._now()),
             proposal=proposal.digest,
         )

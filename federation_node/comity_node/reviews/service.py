@@ -22,8 +22,11 @@ from comity.wire import catalog, ids, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import sign_statement
 from comity_node.access.model import ADMIN, LOCAL_USER, Principal
+from comity_node.policy.engine import ReloadablePolicy
+from comity_node.policy.recorded import RecordedPolicy
 from comity_node.reviews import model, store
 from comity_node.reviews.model import Delegation, Review, ReviewAsk, ReviewState, Verdict, Voter
+from comity_policies.decisions import ReviewNeed
 
 if TYPE_CHECKING:
     from comity_node.context import NodeContext
@@ -45,7 +48,9 @@ log = structlog.get_logger("comity.node.reviews")
 class ReviewService:
     """The people of this organisation. Built by `build`."""
 
-    def __init__(self, node: NodeContext) -> None:
+    def __init__(self, node: NodeContext, need: Callable[[], ReviewNeed] = ReviewNeed) -> None:
+        """`need` is asked who has to look where a term alone says that somebody has to."""
+        self.need = need
         self._node = node
         self._callbacks: dict[str, list[Decided]] = {}
         self._listeners: list[News] = []
@@ -355,7 +360,12 @@ def has_role(who: Principal, role: str) -> bool:
 
 
 def build(node: NodeContext) -> ReviewService:
-    """Build the capability."""
-    service = ReviewService(node)
+    """Build the capability; a term alone asks for whom the organisation's settings name."""
+    own = node.policy.own if isinstance(node.policy, RecordedPolicy) else None
+    if isinstance(own, ReloadablePolicy):
+        policy = own  # its bundle is exchanged under it, so it is read at each question
+        service = ReviewService(node, lambda: ReviewNeed.from_json(policy.bundle.settings["reviews"]))
+    else:
+        service = ReviewService(node)
     node.services.add(service)
     return service

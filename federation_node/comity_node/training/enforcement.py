@@ -16,9 +16,8 @@ a person where one is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -26,11 +25,11 @@ from comity_crypto.quorum import message_for, verify_certificate
 from comity_crypto.statements import Statement, verify_statement
 from comity_node.abilities import Abilities, check_company, check_purpose
 from comity_node.training import grants
+from comity_node.training.needs import ONE_REVIEWER, Need, need_of
 from comity_node.training.ports import FINAL, WITHDRAWN, Stored
 from comity_policies.charter import Charter
 from comity_policies.decisions import Decision, ReviewNeed, Stage
-from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, Reason, TrainStep, run_id
-from comity_policies.terms import Terms
+from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, TrainStep, run_id
 
 Decide = Callable[[Stage, dict[str, Any]], Decision]
 
@@ -39,9 +38,6 @@ ORDERS_PER_ROUND_MAX = 8
 VERDICTS_MAX = 1_000
 # What an order may be called in receipts, one predicate for each check.
 PREDICATES = ("signed_by_lead", "agreement_held", "certificate_holds", "conforms", "grant_left", "dispatch_allowed")
-# Only in receipts of orders that a person was asked about.
-PERSON_AGREED = "person_agreed"
-TERM_ASKS = Reason("terms.human_review", "HUMAN_REVIEW", "the terms ask for a person")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +80,8 @@ class Case:
     started: bool
     number_taken: bool = False
     ledger: ComityError | None = None
+    looks: ReviewNeed = ONE_REVIEWER
     made_under: Charter | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Who has to look, and why."""
-
-    review: ReviewNeed
-    reasons: tuple[Reason, ...]
 
 
 @dataclass(slots=True)
@@ -268,24 +257,17 @@ def check_5_policy(case: Case, decide: Decide) -> Need | None:
         if decision.decision not in ("allow", "review"):
             raise decision.to_error()
         decisions.append(decision)
-    return need_of(case.stored.agreement.terms, Stage.DISPATCH, decisions)
-
-
-def need_of(terms: Terms, stage: Stage, decisions: Sequence[Decision]) -> Need | None:
-    """Return who has to look because the policy or the terms say so, None if nobody has to.
-
-    Several decisions about one order are one question to people, as strict as the strictest of them.
-    """
-    asked = [decision for decision in decisions if decision.decision == "review"]
-    if asked:
-        needs = [decision.review for decision in asked]
-        reasons = dict.fromkeys(reason for decision in asked for reason in decision.reasons)
-        return Need(reduce(lambda one, other: one.stricter(other), needs), tuple(reasons))
-    return Need(ReviewNeed(), (TERM_ASKS,)) if str(stage) in terms.get("human_review", ()) else None
+    return need_of(case.stored.agreement.terms, Stage.DISPATCH, decisions, case.looks)
 
 
 def check_egress(
-    agreement: Agreement, order: OrderHeader, facts: Mapping[str, Any], me: str, now: str, decide: Decide
+    agreement: Agreement,
+    order: OrderHeader,
+    facts: Mapping[str, Any],
+    me: str,
+    now: str,
+    decide: Decide,
+    looks: ReviewNeed = ONE_REVIEWER,
 ) -> Need | None:
     """Judge measured facts of a result before a byte leaves: the terms, then the organisation's `egress` policy.
 
@@ -293,6 +275,7 @@ def check_egress(
 
     Args:
         facts: kind, cohort, size_bytes, metrics (names), aggregation, clipped, noise.
+        looks: who has to look where a term alone says so.
 
     Raises:
         ComityError: `EGRESS_DENIED` naming the rule, or the engine's own code.
@@ -313,7 +296,7 @@ def check_egress(
     decision = decide(Stage.EGRESS, document)
     if decision.decision not in ("allow", "review"):
         raise decision.to_error(ErrorCode.EGRESS_DENIED)
-    return need_of(terms, Stage.EGRESS, [decision])
+    return need_of(terms, Stage.EGRESS, [decision], looks)
 
 
 def cost_of(case: Case) -> dict[str, int]:

@@ -17,7 +17,7 @@ from comity_agents.flower.codec import Content, read_blob
 from comity_node.context import NodeContext
 from comity_node.training import blobs, enforcement
 from comity_node.training.blobs import Blob
-from comity_node.training.enforcement import Need
+from comity_node.training.needs import Need
 from comity_node.training.people import OrderReviews
 from comity_node.training.profiles.base import (
     AggregationProfile,
@@ -118,7 +118,8 @@ class Execution:
         node = self._node
         me, now = node.settings.org, instants.to_text(node.clock())
         facts = done | (_facts(result) if measured is None else measured)
-        return facts, enforcement.check_egress(job.agreement, job.order, facts, me, now, node.policy.decide)
+        looks = self._reviews.looks()
+        return facts, enforcement.check_egress(job.agreement, job.order, facts, me, now, node.policy.decide, looks)
 
     async def _call(self, job: Job, worker: Any, timeout_s: int) -> Blob:
         order, limits = job.order, self._node.settings.limits

@@ -225,6 +225,7 @@ class Participant:
             started=same,
             number_taken=known.row is not None and not same,
             ledger=known.ledger,
+            looks=self.reviews.looks(),
             made_under=None if known.stored is None else self._node.charters.at(known.stored.agreement.charter_digest),
         )
         return await asyncio.to_thread(enforcement.judge, case, self._certificates, self._node.policy.decide)

@@ -22,10 +22,10 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_node.context import NodeContext
 from comity_node.reviews.model import Review, ReviewAsk, ReviewState, Verdict
 from comity_node.training import enforcement
-from comity_node.training.enforcement import PERSON_AGREED, Need
 from comity_node.training.intake import Received
+from comity_node.training.needs import PERSON_AGREED, Need
 from comity_node.training.ports import People
-from comity_policies.decisions import Stage
+from comity_policies.decisions import ReviewNeed, Stage
 from comity_policies.document import TITLE_CHARS_MAX
 from comity_policies.documents import REASONS_MAX, Agreement, OrderHeader
 
@@ -46,6 +46,10 @@ class OrderReviews:
         self._take = take
         self._held: dict[str, tuple[str, Received]] = {}
         people.on_decided(DISPATCH, self._decided)
+
+    def looks(self) -> ReviewNeed:
+        """Return who has to look where a term alone says that somebody has to."""
+        return self._people.need()
 
     async def check_order(self, order: Received, agreement: Agreement, verdict: enforcement.Verdict) -> None:
         """Run check (6) on an order that passed the others; what it comes to is written into `verdict`."""

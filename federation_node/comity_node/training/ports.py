@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from comity_crypto.quorum import QuorumCertificate
 from comity_node.reviews.model import Review, ReviewAsk, Verdict
+from comity_policies.decisions import ReviewNeed
 from comity_policies.documents import Agreement
 
 FINAL = "final"
@@ -52,6 +53,11 @@ class Agreements(Protocol):
 
 class People(Protocol):
     """The people of this organisation (`reviews/service.py`)."""
+
+    @property
+    def need(self) -> Callable[[], ReviewNeed]:
+        """Who has to look where a term alone says that somebody has to."""
+        ...
 
     def consult(self, conn: Connection, item: ReviewAsk, *, alone: bool = False) -> Review:
         """Put an item before people unless it is there, and return it as it stands. Raises `BUSY`, `CONFLICT`."""

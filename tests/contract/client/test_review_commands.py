@@ -45,7 +45,7 @@ class Served:
         self.journal = Journal.open(home / "journal.db")
         node: Any = SimpleNamespace(
             journal=self.journal, settings=SimpleNamespace(org="hospital-a", consortium="demo"),
-            keys=OrgKeys.generate(), clock=instants.now, services=Services(),
+            keys=OrgKeys.generate(), clock=instants.now, services=Services(), policy=None,
         )  # fmt: skip
         self.reviews: ReviewService = build(node)
         self.journal.create_all()

@@ -37,7 +37,7 @@ async def asked(rig, org):
 
 
 async def vote(rig, org, review, decision="approve", user="anna", reason="read it"):
-    who = Principal(user, frozenset({"reviewer"}), "token")
+    who = Principal(user, frozenset({"reviewer", "auditor"}), "token")
     digest = review.ask.document_digest
     await rig.nodes[org].reviews.vote(review.ask.id, who, decision=decision, reason=reason, document=digest)
 
@@ -98,11 +98,13 @@ async def test_a_denial_is_final_for_the_run_and_leaves_a_receipt(rig, dummy):
 async def test_the_term_asks_even_where_the_policy_does_not(rig, dummy):
     agreement = rig.agree(dummy, rounds=1, config={**CONFIG, "num-server-rounds": 1},
                           terms={"human_review": ["dispatch", "egress"]}, parties=PAIR)  # fmt: skip
+    rig.nodes["hospital-b"].reviews.need = lambda: ReviewNeed("auditor", 1)
     run = rig.board.prepare(agreement)
     for stage in ("dispatch", "egress"):
         for org in PAIR:
             review = await asked(rig, org)
             assert (review.ask.stage, review.ask.reasons[0].rule) == (stage, "terms.human_review")
+            assert review.ask.role == ("reviewer" if org == "hospital-a" else "auditor")
             await vote(rig, org, review)
             await rig.until(lambda org=org: not items(rig, org) or items(rig, org)[0].ask.stage == "egress")
     assert (await rig.finish(run))["state"] == "COMPLETED"

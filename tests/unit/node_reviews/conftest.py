@@ -35,7 +35,12 @@ class Clinic:
         self.journal = Journal.open(self.folder / "journal.db")
         settings = SimpleNamespace(org="hospital-a", consortium="demo")
         self.node = SimpleNamespace(
-            journal=self.journal, settings=settings, keys=KEYS, clock=lambda: self.time, services=Services()
+            journal=self.journal,
+            settings=settings,
+            keys=KEYS,
+            clock=lambda: self.time,
+            services=Services(),
+            policy=None,
         )
         self.reviews = build(self.node)
         self.journal.create_all()

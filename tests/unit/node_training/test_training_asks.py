@@ -13,8 +13,8 @@ from comity_crypto.statements import sign_statement
 from comity_node.reviews import model
 from comity_node.reviews.model import ReviewState, Voter
 from comity_node.training import people
-from comity_node.training.enforcement import TERM_ASKS, Need, need_of
 from comity_node.training.intake import Received
+from comity_node.training.needs import ONE_REVIEWER, TERM_ASKS, Need, need_of
 from comity_policies.decisions import Decision, ReviewNeed, Stage
 from comity_policies.documents import Agreement, AppRef, DatasetAsk, OrderHeader, Proposal, Reason, TrainStep
 from comity_policies.terms import Terms
@@ -61,15 +61,18 @@ def review(*need: Any, reason: Reason = LOOK) -> Decision:
 
 
 def test_nobody_looks_unless_the_policy_or_a_term_says_so() -> None:
-    assert need_of(NOBODY, Stage.DISPATCH, [Decision("allow")]) is None
+    looks = ReviewNeed("admin", 2)
+    assert need_of(NOBODY, Stage.DISPATCH, [Decision("allow")], looks) is None
     asked = Terms.parse({"human_review": ["egress"]})
-    assert need_of(asked, Stage.DISPATCH, [Decision("allow")]) is None
-    assert need_of(asked, Stage.EGRESS, [Decision("allow")]) == Need(ReviewNeed(), (TERM_ASKS,))
+    assert need_of(asked, Stage.DISPATCH, [Decision("allow")], looks) is None
+    assert need_of(asked, Stage.EGRESS, [Decision("allow")], looks) == Need(looks, (TERM_ASKS,))
+    assert need_of(asked, Stage.EGRESS, [review()], looks) == Need(ReviewNeed(), (LOOK,)), "the policy knows better"
 
 
 def test_several_decisions_are_one_question_as_strict_as_the_strictest() -> None:
     decisions = [Decision("allow"), review("reviewer", 2), review("reviewer", 1, "order", reason=OTHER), review()]
-    assert need_of(NOBODY, Stage.DISPATCH, decisions) == Need(ReviewNeed("reviewer", 2, "order"), (LOOK, OTHER))
+    wanted = Need(ReviewNeed("reviewer", 2, "order"), (LOOK, OTHER))
+    assert need_of(NOBODY, Stage.DISPATCH, decisions, ONE_REVIEWER) == wanted
 
 
 def test_the_step_of_a_run_is_one_question_whatever_the_round() -> None:
