@@ -54,6 +54,10 @@ class Member(Part):
     @classmethod
     def from_json(cls, value: Any) -> Member:
         """Read a member; its keys' lengths, points and proof of possession are checked. Raises `MALFORMED` and more."""
+        return cls._read(value)
+
+    @classmethod
+    def _read(cls, value: Any) -> Member:
         given = fields_of(value, cls)
         return cls(**{**given, "keys": MemberKeys.from_json(given["keys"])})
 
@@ -187,6 +191,13 @@ class Charter(Document):
     @classmethod
     def from_json(cls, value: Any) -> Charter:
         """Read a charter strictly. Raises `MALFORMED`, and what the members' keys raise."""
+        charter = cls._read(value)
+        if charter.to_json() != value:
+            raise malformed("Charter is not in its one spelling")
+        return charter
+
+    @classmethod
+    def _read(cls, value: Any) -> Charter:
         given = dict(fields_of(value, cls))
         rules = given["quorum"]
         if not isinstance(rules, dict) or len(rules) > len(DECISION_KINDS):
@@ -200,10 +211,7 @@ class Charter(Document):
             TrustRoot.from_json(each) for each in items_of(given["trust_roots"], TRUST_ROOTS_MAX)
         )
         given["adopted"] = None if given["adopted"] is None else Adopted.from_json(given["adopted"])
-        charter = cls(**given)
-        if charter.to_json() != value:
-            raise malformed("Charter is not in its one spelling")
-        return charter
+        return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
         """Return the one spelling."""
