@@ -104,6 +104,12 @@ class Governance:
             raise ComityError(ErrorCode.CHARTER_INVALID, "the charter in force names another coordinator")
         return charter
 
+    def check_sponsor(self, conn: Connection, org: str) -> None:
+        """Once there is a charter, only members that may vote invite. Raises `NOT_A_MEMBER`, `SUSPENDED`."""
+        charter = charter_in_force(conn)
+        if charter is not None:
+            charter.check_active(org)
+
     def draft(self, conn: Connection) -> Charter:
         """Return the genesis draft, later the newest charter that is voted on. Raises `NOT_FOUND` if there is none."""
         if charter_in_force(conn) is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from sqlalchemy import Connection
+
 from comity.v1 import enrolment_pb2, enrolment_pb2_grpc, membership_pb2, membership_pb2_grpc
 from comity.wire import canonical
 from comity_coordinator.db import Database
 from comity_coordinator.governance.service import Governance
-from comity_coordinator.membership.service import Authority, Enrolment, Membership
+from comity_coordinator.membership.service import Authority, Enrolment, Invitation, Membership
 from comity_coordinator.transport.identity import current_peer
 
 
@@ -59,9 +61,13 @@ class MembershipServicer(membership_pb2_grpc.MembershipServiceServicer):
         self, request: membership_pb2.IssueInvitationRequest, context: Any
     ) -> membership_pb2.IssueInvitationResponse:
         """Register an invitation of the caller."""
-        made = await self._database.run(
-            partial(self._membership.invite, sponsor=current_peer().name, org=request.org, valid_s=request.valid_s)
-        )
+        sponsor = current_peer().name
+
+        def invite(conn: Connection) -> Invitation:
+            self._governance.check_sponsor(conn, sponsor)
+            return self._membership.invite(conn, sponsor, request.org, request.valid_s)
+
+        made = await self._database.run(invite)
         return membership_pb2.IssueInvitationResponse(
             token_id=made.token_id,
             join_key_pem=made.join_key_pem,

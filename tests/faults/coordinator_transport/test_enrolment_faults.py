@@ -288,6 +288,11 @@ async def test_genesis_and_the_admission_of_a_fourth(rig: Any, error_of: Any) ->
     newcomer = Member("delta", "Delta", "delta trust", delta.keys.public)
     following = replace(charter, version=2, previous=charter.digest, members=(*charter.members, newcomer))
     assert await refused("alpha", _signature(alpha, following)) == "ILLEGAL_EVENT"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:  # who has only enrolled sponsors nobody
+        await stubs["delta"].IssueInvitation(
+            membership_pb2.IssueInvitationRequest(org="epsilon", valid_s=600), timeout=5
+        )
+    assert error_of(caught.value) == "NOT_A_MEMBER"
     deadline = instants.to_text(instants.now() + timedelta(days=1))
     proposal = CharterProposal(following, ("admit-member",), "compared", deadline)
     await alpha.connect()
