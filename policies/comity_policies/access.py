@@ -7,15 +7,18 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from comity.wire.errors import ComityError
 from comity_policies.term_rows import malformed
 
 PACKAGE = "access"
+MODULE = "access/access.rego"
 ROLES_MAX = 32
 _ROLE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
@@ -41,6 +44,13 @@ def question(
 ) -> dict[str, Any]:
     """Return the input of `comity.access`."""
     return {"user": user, "groups": list(groups), "via": via, "issuer": issuer, "roles": sorted(roles)}
+
+
+def example() -> dict[str, Any]:
+    """Return the published example of the input (`schemas/access.json`), fresh each time."""
+    text = (Path(__file__).parent / "schemas" / "access.example.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
 
 
 def roles_with(evaluate: Callable[[str, dict[str, Any]], Any], document: dict[str, Any]) -> Granted:

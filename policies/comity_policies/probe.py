@@ -4,7 +4,7 @@ Rules:
 1. every built-in of the portable profile, and the language's own constructs, answer as `probe.json` says (the module
    `rego/probe/probe.rego` evaluates them; it is part of every bundle with the shipped policies);
 2. every stage answers its published example in the agreed form, and on an OPA server as the embedded engine does, where
-   that is at hand;
+   that is at hand; `comity.access` answers its own example in its form;
 3. an engine that fails is refused with the name of what differs; one that is out of reach only denies.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_policies import portable
+from comity_policies import access, portable
 from comity_policies.bundle import Bundle
 from comity_policies.decisions import Result, Stage, example, parse_result, whole
 
@@ -73,6 +73,8 @@ def check(bundle: Bundle, ask: Ask, *, by: Callable[[], dict[Stage, Result]] = d
         odd = differing(_asked(ask, PACKAGE, question()))
         if odd:
             raise portable.refuse(f"this engine cannot run it faithfully: {', '.join(odd)[:200]} answers otherwise")
+    if access.MODULE in bundle.modules:
+        _try_roles(ask)
     right = by()
     for stage in map(Stage, portable.ENTRY_POINTS):
         try:
@@ -83,6 +85,15 @@ def check(bundle: Bundle, ask: Ask, *, by: Callable[[], dict[Stage, Result]] = d
             raise portable.refuse(f"stage {stage} cannot answer its example: {error.detail}") from error
         if stage in right and answer != right[stage]:
             raise portable.refuse(f"this engine cannot run it faithfully: stage {stage} answers its example otherwise")
+
+
+def _try_roles(ask: Ask) -> None:
+    try:
+        access.parse_roles(_asked(ask, access.PACKAGE, access.example()))
+    except ComityError as error:
+        if error.code in (ErrorCode.POLICY_UNAVAILABLE, ErrorCode.POLICY_TIMEOUT, ErrorCode.BUNDLE_INVALID):
+            raise
+        raise portable.refuse(f"package comity.access cannot answer its example: {error.detail}") from error
 
 
 def _asked(ask: Ask, package: str, document: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -14,7 +15,9 @@ from comity_node.access import model, store
 from comity_node.access.model import LOCAL, ROLES
 from comity_node.access.service import AccessService
 from comity_node.settings import ListenSettings, OidcSettings
+from comity_policies import access
 from comity_policies.access import Granted
+from comity_policies.decisions import schema
 
 API_TOKEN = "t" * 43
 
@@ -178,12 +181,33 @@ async def test_an_organisation_writes_its_own_rules(journal, engine, clock, oidc
     assert (await service.over_port(bob.text)).roles == {"auditor"}
 
 
-@pytest.mark.parametrize("own", ["grant contains 7", 'grant contains "NO SUCH"', "grant contains x if x := 1 / 0"])
+FAILING = ["x := 7", 'x := "NO SUCH"', "x := 1 / 0"]
+
+
+@pytest.mark.parametrize("own", FAILING)
 async def test_a_policy_that_fails_gives_no_role(journal, engine, clock, own, capsys) -> None:
-    service = AccessService(journal, engine(own=f"package comity.access\n\n{own}\n"), clock)
+    rule = f'grant contains x if {{\n\tinput.user == "bob"\n\t{own}\n}}\n'  # so that it shows when bob is asked for
+    service = AccessService(journal, engine(own=f"package comity.access\n\n{rule}"), clock)
     issued = await service.issue(LOCAL, "bob", ROLES, 3_600)
     assert (await service.over_port(issued.text)).roles == frozenset()
     assert events(capsys.readouterr().err)[-1] == "access.undecided"
+    other = await service.issue(LOCAL, "eve", ROLES, 3_600)
+    assert (await service.over_port(other.text)).roles == ROLES
+
+
+@pytest.mark.parametrize("own", FAILING)
+def test_a_policy_that_fails_for_everybody_is_not_loaded(engine, own) -> None:
+    with pytest.raises(ComityError, match=r"BUNDLE_INVALID.*access"):
+        engine(own=f"package comity.access\n\ngrant contains x if {own}\n")
+
+
+def test_the_published_example_holds_to_its_schema() -> None:
+    jsonschema.validate(access.example(), schema("access"))
+    asked = access.question("bob", ("board",), "token", roles=ROLES)
+    jsonschema.validate(asked, schema("access"))
+    for odd in ({"user": 7}, {"via": "local"}, {"groups": "board"}, {"roles": ["operator"]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**asked, **odd}, schema("access"))
 
 
 async def test_an_engine_that_is_closed_gives_no_role(journal, engine, clock) -> None:
