@@ -145,6 +145,24 @@ def test_a_new_policy_stops_a_run_although_people_approved(clinics: Consortium) 
     settle(clinics, purposes=["research"])
 
 
+def test_what_waits_for_people_outlives_the_node(clinics: Consortium) -> None:
+    _, run = began(clinics, "killed while people look")
+    second = waiting(clinics, "dispatch")
+    approve(clinics, second, "anna")
+    clinics.kill(PEOPLE)
+    clinics.up(PEOPLE)
+    again = waiting(clinics, "dispatch")
+    assert (again["id"], again["missing"], [vote["user"] for vote in again["votes"]]) == (second["id"], 1, ["anna"])
+    assert approve(clinics, again, "bert")["state"] == "APPROVED"
+    clinics.until(lambda: open_orders(clinics) and open_orders(clinics)[0]["id"] != second["id"], "round 2 is over")
+    third = waiting(clinics, "dispatch")
+    assert third["document"]["order"]["round"] == 3
+    approve(clinics, third, "anna", "bert")
+    ended = clinics.ended(run)
+    assert (ended.state, len(set(ended.models.values()))) == ("COMPLETED", 1)
+    assert all(row["dropped"] == [] for row in finished(clinics, run)["manifest"])
+
+
 def test_a_withdrawal_stops_a_run_and_what_waited_is_obsolete(clinics: Consortium) -> None:
     agreement, run = began(clinics, "stopped by withdrawal")
     second = waiting(clinics, "dispatch")
