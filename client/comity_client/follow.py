@@ -172,7 +172,9 @@ def event_line(event: dict[str, Any]) -> str:
     for key, value in event.items():
         if key in {"run", "no", "at", "at_ms", "kind", "round"} or value in (None, "", [], {}):
             continue
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "code" in value:
+            parts.append(f"{key} {value['code']}: {value.get('detail', '')}".rstrip(": "))
+        elif isinstance(value, dict):
             parts.append(f"{key}: {metrics_line(value)}")
         else:
             parts.append(f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}")

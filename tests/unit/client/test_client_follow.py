@@ -94,3 +94,6 @@ def test_events_of_any_kind_read_as_a_line() -> None:
     line = follow.event_line({"no": 3, "at": "x", "run": "r", "kind": "metrics", "round": 2, "metrics": {"loss": 0.5}})
     assert line == "metrics  round 2  metrics: loss 0.5000"
     assert follow.event_line({"kind": "state", "state": "RUNNING", "error": None}) == "state  state RUNNING"
+    error = {"code": "REVIEW_NEEDED", "detail": "1 of the role reviewer awaited until noon", "facts": {"missing": 1}}
+    line = follow.event_line({"kind": "waiting", "round": 1, "org": "hospital-b", "error": error})
+    assert line == "waiting  round 1  org hospital-b  error REVIEW_NEEDED: 1 of the role reviewer awaited until noon"
