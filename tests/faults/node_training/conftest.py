@@ -333,10 +333,11 @@ class RigNode:
         settings.make_folders()
         self.journal = Journal.open(settings.journal_file)
         self.link = RigLink(self.rig.board, self.org, self.journal)
+        self.charters = Charters(self.rig.charter)
         context = NodeContext(
             settings=settings, keys=self.keys, keystore=None, journal=self.journal, link=self.link,
             dialer=RigDialer(self.rig.board, self.org),
-            payloads=RigPayloads(self.rig.board), charters=Charters(self.rig.charter), ledger=LedgerStore(),
+            payloads=RigPayloads(self.rig.board), charters=self.charters, ledger=LedgerStore(),
             policy=self.policy, clock=instants.now,
         )  # fmt: skip
         self.reviews = ReviewService(context)

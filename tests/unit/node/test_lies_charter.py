@@ -23,6 +23,7 @@ from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
 from comity_node.ledger.store import LedgerStore, Seen
 from comity_node.settings import NodeSettings
+from comity_node.training.standing import read_receipt
 from comity_node.transport import store as link_store
 from comity_node.transport.model import Message
 from comity_policies.charter import Adopted, Charter, Member, QuorumRule
@@ -451,3 +452,28 @@ def test_messages_that_wait_begin_anew_with_another_coordinator(journal: Journal
     assert (position.sent_seq, position.received_seq) == (2, 0)
     waiting = journal.transact(lambda conn: link_store.waiting(conn, 0, 10, A))
     assert [(each.seq, each.id) for each in waiting] == [(1, "m-2"), (2, "m-3")]
+
+
+async def test_a_crash_before_the_switch_of_keys_is_made_good_at_the_start(rig: Rig) -> None:
+    org, public = rig.service.next_keys()
+    charter = next_charter(rig.charters.in_force(), Wish(keys=(org, public)), {})
+    await rig.charters.accept(_final(rig, charter, (A, B)))  # in the journal; the process dies here
+    assert rig.node.keys.public != public
+    await rig.service.start()
+    assert rig.node.keys.public == public
+    await rig.service.start()
+    assert rig.node.keys.public == public
+
+
+async def test_receipts_from_before_a_rotation_are_still_ours(rig: Rig) -> None:
+    def receipt(keys: OrgKeys) -> bytes:
+        return rig.say(A, "receipt", {"order": "0a" * 32}, keys).to_bytes()
+
+    old, strange = receipt(rig.keys), receipt(rig.all[D])
+    org, public = rig.service.next_keys()
+    await rig.accept(next_charter(rig.charters.in_force(), Wish(keys=(org, public)), {}), (A, B))
+    assert rig.node.keys.public == public
+    assert read_receipt(rig.node, old) is not None
+    assert read_receipt(rig.node, receipt(rig.node.keys)) is not None
+    with pytest.raises(ComityError, match="SIGNATURE_INVALID"):
+        read_receipt(rig.node, strange)
