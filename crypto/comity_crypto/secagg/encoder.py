@@ -175,17 +175,17 @@ def encode(
     """
     bounds = Bounds(clip_norm, value_range)
     layout = Layout.of(x_arrays, metric_ranges)
-    _check_same(x_arrays, y_arrays)
+    check_same(x_arrays, y_arrays)
     if not 1 <= weight <= WEIGHT_ONE:
         raise ComityError(ErrorCode.REPLY_SHAPE, "a weight is above 0 and at most 1", weight=weight)
-    norm = _norm(x_arrays, y_arrays)
+    norm = norm_of(x_arrays, y_arrays)
     factor = min(1.0, bounds.clip_norm / norm) if norm > 0 else 1.0
     scale = factor * weight / WEIGHT_ONE / bounds.value_range * LEVELS
     quantised, clipped = _quantise(x_arrays, y_arrays, layout.values, scale, prf_key)
     payload: Slots = np.zeros(layout.chunks * AGG_Q16.payload_slots, np.uint64)
     payload[0] = weight
     for place, (name, declared) in enumerate(layout.metrics):
-        fraction, clamped = _metric_fraction(name, (metrics or {}).get(name), declared)
+        fraction, clamped = metric_fraction(name, (metrics or {}).get(name), declared)
         payload[1 + place] = round(fraction * _METRIC_ONE) * weight
         clipped += clamped
     packed = payload[layout.value_start : layout.payload_slots]
@@ -253,7 +253,8 @@ def decode_integers(sum_slots: Slots, contributors: int, values: int) -> NDArray
     return signed
 
 
-def _check_same(x_arrays: Arrays, y_arrays: Arrays) -> None:
+def check_same(x_arrays: Arrays, y_arrays: Arrays) -> None:
+    """Refuse a reply with other names, shapes or dtypes. Raises `REPLY_SHAPE`."""
     if set(x_arrays) != set(y_arrays):
         raise ComityError(ErrorCode.REPLY_SHAPE, "the reply's arrays have other names than the order's")
     for name, x in x_arrays.items():
@@ -262,7 +263,7 @@ def _check_same(x_arrays: Arrays, y_arrays: Arrays) -> None:
             raise ComityError(ErrorCode.REPLY_SHAPE, f"array {name[:64]!r} has another shape or dtype")
 
 
-def _differences(x_arrays: Arrays, y_arrays: Arrays) -> Iterator[NDArray[np.float64]]:
+def differences(x_arrays: Arrays, y_arrays: Arrays) -> Iterator[NDArray[np.float64]]:
     """Yield y - x in float64, flat, at most `_BLOCK_VALUES` at a time, in the order of x's arrays."""
     for name, x in x_arrays.items():
         flat_x, flat_y = x.reshape(-1), y_arrays[name].reshape(-1)
@@ -272,8 +273,9 @@ def _differences(x_arrays: Arrays, y_arrays: Arrays) -> Iterator[NDArray[np.floa
             yield block
 
 
-def _norm(x_arrays: Arrays, y_arrays: Arrays) -> float:
-    squared = math.fsum(float(block @ block) for block in _differences(x_arrays, y_arrays))
+def norm_of(x_arrays: Arrays, y_arrays: Arrays) -> float:
+    """Return the L2 norm of y - x over all arrays. Raises `REPLY_SHAPE` for values that are not finite."""
+    squared = math.fsum(float(block @ block) for block in differences(x_arrays, y_arrays))
     if not math.isfinite(squared):
         raise ComityError(ErrorCode.REPLY_SHAPE, "the reply holds values that are not finite")
     return math.sqrt(squared)
@@ -284,7 +286,7 @@ def _quantise(x: Arrays, y: Arrays, values: int, scale: float, prf_key: bytes) -
     out: NDArray[np.uint16] = np.zeros(values + values % 2, np.uint16)
     stream = Cipher(algorithms.AES256(prf_key), modes.CTR(bytes(16))).encryptor()
     clipped = start = 0
-    for block in _differences(x, y):
+    for block in differences(x, y):
         block *= scale
         clipped += int(np.count_nonzero(np.abs(block) > LEVELS))
         np.clip(block, -LEVELS, LEVELS, out=block)
@@ -297,7 +299,8 @@ def _quantise(x: Arrays, y: Arrays, values: int, scale: float, prf_key: bytes) -
     return out, clipped
 
 
-def _metric_fraction(name: str, value: float | None, declared: MetricRange) -> tuple[float, int]:
+def metric_fraction(name: str, value: float | None, declared: MetricRange) -> tuple[float, int]:
+    """Return where in its range a metric lies (0 to 1), and 1 if it was clamped. Raises `REPLY_SHAPE`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ComityError(ErrorCode.REPLY_SHAPE, f"metric {name[:64]!r} is missing or not a finite number")
     clamped = min(max(value, declared.low), declared.high)

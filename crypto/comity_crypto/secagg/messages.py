@@ -9,20 +9,28 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from comity.wire import ids
 from comity.wire.canonical import canonical
 from comity.wire.canonical import digest as canonical_digest
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.blobs import blob_bytes
+from comity_crypto.secagg.body import (
+    Body as Body,
+    read_boxes,
+    read_by,
+    read_bytes,
+    read_count,
+    read_hash,
+    read_hashes,
+    read_org,
+    read_org_or_empty,
+    read_orgs,
+    read_text,
+)
 from comity_crypto.secagg.digests import DIGEST_VALUES
 from comity_crypto.secagg.params import (
     CHUNKS_MAX,
@@ -40,72 +48,14 @@ ATTEMPT_MAX = 15
 _CHALLENGE = b"comity/secagg/challenge/v1\x00"
 
 
-def _text(value: Any) -> str:
-    return ids.name(value if isinstance(value, str) else "")
-
-
-def _hash(value: Any) -> str:
-    return ids.sha256_hex(value if isinstance(value, str) else "")
-
-
-def _org(value: Any) -> str:
-    return ids.org_id(value if isinstance(value, str) else "")
-
-
-def _org_or_empty(value: Any) -> str:
-    return "" if value == "" else _org(value)
-
-
-def _orgs(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= CONTRIBUTORS_MAX:
-        raise ComityError(ErrorCode.MALFORMED, "1 to 50 organisations")
-    found = tuple(_org(item) for item in value)
-    if any(first >= second for first, second in itertools.pairwise(found)):
-        raise ComityError(ErrorCode.MALFORMED, "organisations are sorted and named once")
-    return found
-
-
-def _count(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ComityError(ErrorCode.MALFORMED, f"a number from {low} to {high}")
-        return value
-
-    return read
-
-
-def _bytes(value: Any, size_bytes: int) -> bytes:
-    if not isinstance(value, str) or len(value) != 4 * -(-size_bytes // 3):
-        raise ComityError(ErrorCode.MALFORMED, f"base64 of {size_bytes} bytes")
-    try:
-        data = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ComityError(ErrorCode.MALFORMED, "not base64") from error
-    if len(data) != size_bytes or base64.b64encode(data).decode() != value:
-        raise ComityError(ErrorCode.MALFORMED, f"base64 of {size_bytes} bytes")
-    return data
-
-
 def _box_key(value: Any) -> bytes:
-    return _bytes(value, BOX_KEY_BYTES)
-
-
-def _members(value: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, Mapping):
-        raise ComityError(ErrorCode.MALFORMED, "a map of organisations")
-    return tuple((org, _hash(value[org])) for org in _orgs(sorted(map(str, value))))
-
-
-def _boxes(value: Any) -> tuple[tuple[str, bytes], ...]:
-    if not isinstance(value, Mapping):
-        raise ComityError(ErrorCode.MALFORMED, "a map of organisations")
-    return tuple((org, _bytes(value[org], BOX_BYTES)) for org in _orgs(sorted(map(str, value))))
+    return read_bytes(value, BOX_KEY_BYTES)
 
 
 def _values(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) != DIGEST_VALUES:
         raise ComityError(ErrorCode.MALFORMED, f"{DIGEST_VALUES} numbers")
-    read = _count(0, (1 << RESIDUE_BITS) - 1)
+    read = read_count(0, (1 << RESIDUE_BITS) - 1)
     return tuple(read(item) for item in value)
 
 
@@ -114,45 +64,6 @@ def _code(value: Any) -> str:
         return ErrorCode(value).value
     except ValueError as error:
         raise ComityError(ErrorCode.MALFORMED, "an unknown code") from error
-
-
-def _read(reader: Callable[[Any], Any]) -> Any:
-    return field(metadata={"read": reader})
-
-
-def _plain(value: Any) -> Any:
-    """Return the JSON form of a field: pairs become maps, bytes base64."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, tuple):
-        if value and isinstance(value[0], tuple):
-            return {key: _plain(item) for key, item in value}
-        return [_plain(item) for item in value]
-    return value
-
-
-@dataclass(frozen=True)
-class Body:
-    """A message. `KIND` is the statement's kind."""
-
-    KIND: ClassVar[str] = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the statement's body."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Read a stranger's body. Raises `MALFORMED`."""
-        names = {item.name for item in fields(cls)}
-        if not isinstance(value, Mapping) or set(value) != names:
-            raise ComityError(ErrorCode.MALFORMED, f"{cls.KIND} has other fields")
-        return cls(**{item.name: item.metadata["read"](value[item.name]) for item in fields(cls)})
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of kind and body: what other messages refer to."""
-        return canonical_digest({"kind": self.KIND, "body": self.to_json()})
 
 
 @dataclass(frozen=True)
@@ -164,19 +75,19 @@ class Offer(Body):
     """
 
     KIND: ClassVar[str] = "secagg.offer"
-    agreement: str = _read(_text)
-    run: str = _read(_text)
-    step: str = _read(_text)
-    round: int = _read(_count(0, ROUND_MAX))
-    attempt: int = _read(_count(0, ATTEMPT_MAX))
-    lead: str = _read(_org)
-    parties: tuple[str, ...] = _read(_orgs)
-    minimum: int = _read(_count(CONTRIBUTORS_MIN, CONTRIBUTORS_MAX))
-    parameters: str = _read(_text)
-    parameters_digest: str = _read(_hash)
-    key_id: str = _read(_hash)
-    order_digest: str = _read(_hash)
-    chunks: int = _read(_count(1, CHUNKS_MAX))
+    agreement: str = read_by(read_text)
+    run: str = read_by(read_text)
+    step: str = read_by(read_text)
+    round: int = read_by(read_count(0, ROUND_MAX))
+    attempt: int = read_by(read_count(0, ATTEMPT_MAX))
+    lead: str = read_by(read_org)
+    parties: tuple[str, ...] = read_by(read_orgs)
+    minimum: int = read_by(read_count(CONTRIBUTORS_MIN, CONTRIBUTORS_MAX))
+    parameters: str = read_by(read_text)
+    parameters_digest: str = read_by(read_hash)
+    key_id: str = read_by(read_hash)
+    order_digest: str = read_by(read_hash)
+    chunks: int = read_by(read_count(1, CHUNKS_MAX))
 
     def __post_init__(self) -> None:
         parameter_set(self.parameters, self.parameters_digest)
@@ -204,11 +115,11 @@ class Ready(Body):
     """Step (a): what this party was asked, and its key for boxes."""
 
     KIND: ClassVar[str] = "secagg.ready"
-    session: str = _read(_hash)
-    place: str = _read(_hash)
-    key_id: str = _read(_hash)
-    order_digest: str = _read(_hash)
-    box_key: bytes = _read(_box_key)
+    session: str = read_by(read_hash)
+    place: str = read_by(read_hash)
+    key_id: str = read_by(read_hash)
+    order_digest: str = read_by(read_hash)
+    box_key: bytes = read_by(_box_key)
 
 
 @dataclass(frozen=True)
@@ -216,8 +127,8 @@ class Roster(Body):
     """The coordinator's list of those who take part, with the digest of each one's `Ready`. H(R) is its digest."""
 
     KIND: ClassVar[str] = "secagg.roster"
-    session: str = _read(_hash)
-    members: tuple[tuple[str, str], ...] = _read(_members)
+    session: str = read_by(read_hash)
+    members: tuple[tuple[str, str], ...] = read_by(read_hashes)
 
     @property
     def orgs(self) -> tuple[str, ...]:
@@ -230,8 +141,8 @@ class RosterSignature(Body):
     """Step (b): this party stands on H(R)."""
 
     KIND: ClassVar[str] = "secagg.roster-signature"
-    session: str = _read(_hash)
-    roster: str = _read(_hash)
+    session: str = read_by(read_hash)
+    roster: str = read_by(read_hash)
 
 
 @dataclass(frozen=True)
@@ -239,9 +150,9 @@ class MaskSeed(Body):
     """Step (c): boxes with one fresh seed for each member that sorts after the sender."""
 
     KIND: ClassVar[str] = "secagg.mask-seed"
-    session: str = _read(_hash)
-    roster: str = _read(_hash)
-    boxes: tuple[tuple[str, bytes], ...] = _read(_boxes)
+    session: str = read_by(read_hash)
+    roster: str = read_by(read_hash)
+    boxes: tuple[tuple[str, bytes], ...] = read_by(read_boxes(BOX_BYTES))
 
 
 @dataclass(frozen=True)
@@ -249,10 +160,10 @@ class Commitment(Body):
     """Step (c): SHA-256 and size of the upload, before anyone uploads."""
 
     KIND: ClassVar[str] = "secagg.commitment"
-    session: str = _read(_hash)
-    roster: str = _read(_hash)
-    upload: str = _read(_hash)
-    size_bytes: int = _read(_count(1, 1 << 40))
+    session: str = read_by(read_hash)
+    roster: str = read_by(read_hash)
+    upload: str = read_by(read_hash)
+    size_bytes: int = read_by(read_count(1, 1 << 40))
 
 
 @dataclass(frozen=True)
@@ -260,9 +171,9 @@ class CommitmentsSignature(Body):
     """Step (d): this party has seen all commitments and stands on the set."""
 
     KIND: ClassVar[str] = "secagg.commitments-signature"
-    session: str = _read(_hash)
-    roster: str = _read(_hash)
-    commitments: str = _read(_hash)
+    session: str = read_by(read_hash)
+    roster: str = read_by(read_hash)
+    commitments: str = read_by(read_hash)
 
 
 @dataclass(frozen=True)
@@ -270,11 +181,11 @@ class AggregateNotice(Body):
     """Step (e): the coordinator fixes the aggregate; the challenge follows from this."""
 
     KIND: ClassVar[str] = "secagg.aggregate"
-    session: str = _read(_hash)
-    roster: str = _read(_hash)
-    commitments: str = _read(_hash)
-    aggregate: str = _read(_hash)
-    size_bytes: int = _read(_count(1, 1 << 40))
+    session: str = read_by(read_hash)
+    roster: str = read_by(read_hash)
+    commitments: str = read_by(read_hash)
+    aggregate: str = read_by(read_hash)
+    size_bytes: int = read_by(read_count(1, 1 << 40))
 
     @property
     def challenge(self) -> bytes:
@@ -287,9 +198,9 @@ class LinearDigest(Body):
     """Step (e): the digest of this party's upload under the challenge of the notice that it saw."""
 
     KIND: ClassVar[str] = "secagg.linear-digest"
-    session: str = _read(_hash)
-    notice: str = _read(_hash)
-    values: tuple[int, ...] = _read(_values)
+    session: str = read_by(read_hash)
+    notice: str = read_by(read_hash)
+    values: tuple[int, ...] = read_by(_values)
 
 
 @dataclass(frozen=True)
@@ -297,9 +208,9 @@ class Abort(Body):
     """This party gives the session up; `blame` names another party or is empty."""
 
     KIND: ClassVar[str] = "secagg.abort"
-    session: str = _read(_hash)
-    code: str = _read(_code)
-    blame: str = _read(_org_or_empty)
+    session: str = read_by(read_hash)
+    code: str = read_by(_code)
+    blame: str = read_by(read_org_or_empty)
 
 
 BODIES: dict[str, type[Body]] = {
