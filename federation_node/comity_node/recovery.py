@@ -20,8 +20,9 @@ from comity.v1 import ledger_pb2
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keystore import FileKeyStore
-from comity_crypto.statements import Statement, verify_statement
+from comity_crypto.statements import Statement, key_id, verify_statement
 from comity_node import journal as journals
+from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
 from comity_node.ledger.store import LedgerStore
 from comity_node.settings import NodeSettings
@@ -70,23 +71,31 @@ async def recover(settings: NodeSettings) -> Recovered:
         found = await ask(dialer.ledger().GetStanding, ledger_pb2.GetStandingRequest())
     finally:
         await dialer.close()
-    number = 0
-    if found.receipt:
-        statement, key = Statement.from_bytes(found.receipt), keystore.load().public.statement
-        if statement.issuer != settings.org:
-            raise ComityError(ErrorCode.SIGNATURE_INVALID, "the receipt is not ours")
-        verify_statement(statement, key, kind="receipt", consortium=settings.consortium)
-        number = Receipt.from_json(statement.body).journal_seq
-    remembered = Remembered(number, found.received_seq, found.acked_seq)
     for name in _TABLES:
         import_module(f"comity_node.{name}")
     journal = Journal.open(settings.journal_file)
     try:
         journal.create_all()
+        charters = CharterStore(settings, journal)
+        charters.load()
+        ours = {keystore.load().public.statement, *charters.statement_keys(settings.org)}
+        remembered = Remembered(_number(found.receipt, settings, ours), found.received_seq, found.acked_seq)
         now = instants.now_text()
         return journal.transact(lambda conn: book(conn, remembered, now))
     finally:
         journal.close()
+
+
+def _number(receipt: bytes, settings: NodeSettings, ours: set[bytes]) -> int:
+    """Return the number of a receipt that one of our statement keys, past or present, signed; 0 for no receipt."""
+    if not receipt:
+        return 0
+    statement = Statement.from_bytes(receipt)
+    key = next((key for key in ours if key_id(key) == statement.key_id), None)
+    if statement.issuer != settings.org or key is None:
+        raise ComityError(ErrorCode.SIGNATURE_INVALID, "the receipt is not ours")
+    verify_statement(statement, key, kind="receipt", consortium=settings.consortium)
+    return Receipt.from_json(statement.body).journal_seq
 
 
 def book(conn: Connection, remembered: Remembered, now: str) -> Recovered:

@@ -249,6 +249,14 @@ async def test_charters_that_a_lying_coordinator_states(rig: Rig) -> None:
         code = await refused(rig.service._accept(_final(rig, bad, signers)))
         assert code in (ErrorCode.QUORUM_MISSING, ErrorCode.CHARTER_INVALID), bad.version
     assert rig.charters.in_force() == rig.genesis
+    good = _final(rig, charter, (A, B))
+    for signers in ([A, A], [B, A], [A, B, C], [A, C], [A]):  # duplicated, out of order, added, exchanged, missing
+        body = {**good.body, "certificate": {**good.body["certificate"], "signers": signers}}
+        code = await refused(rig.service._accept(rig.say("coordinator", "charter", body)))
+        assert code in (ErrorCode.MALFORMED, ErrorCode.QUORUM_MISSING), signers
+    forged = make_certificate(charter.digest, {org: rig.all[D].bls_sign(b"other") for org in (A, B)})
+    body = {**good.body, "certificate": forged.to_json()}
+    assert await refused(rig.service._accept(rig.say("coordinator", "charter", body))) is ErrorCode.QUORUM_MISSING
     await rig.accept(charter, (A, B))
     assert rig.charters.in_force() == charter
     await rig.accept(rig.genesis, (A, B, C))  # an old charter, shown again, changes nothing
