@@ -71,6 +71,11 @@ def router(node: NodeContext) -> APIRouter:
         await node.services.get(NegotiationService).reconsider_all()
         return {"consortium": digest}
 
+    _add_decisions(api, node)
+    return api
+
+
+def _add_decisions(api: APIRouter, node: NodeContext) -> None:
     @api.get("/decisions")
     async def decisions(
         before: Annotated[int | None, Query(ge=1)] = None,
@@ -97,8 +102,6 @@ def router(node: NodeContext) -> APIRouter:
         if not rows:
             raise ComityError(ErrorCode.NOT_FOUND, "no decision about this is recorded")
         return {"decisions": [row.to_json(with_input=True) for row in rows], "rules": _places(policy, rows)}
-
-    return api
 
 
 def _recorded(node: NodeContext) -> RecordedPolicy:
