@@ -30,8 +30,12 @@ _SIGN_DST = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_"
 _POP_DST = b"BLS_POP_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_"
 
 
+@lru_cache(maxsize=4096)
 def public_point(data: bytes) -> G1Point:
-    """Decode a public key of 48 bytes. Raises `MALFORMED` off the curve or subgroup, and for the identity."""
+    """Decode a public key of 48 bytes. Raises `MALFORMED` off the curve or subgroup, and for the identity.
+
+    Cached, being pure: the subgroup check costs more than the sum it is for. Points are never changed in place.
+    """
     if len(data) != PUBLIC_BYTES:
         raise ComityError(ErrorCode.MALFORMED, "a BLS public key has 48 bytes")
     try:
@@ -116,7 +120,7 @@ def _holds(publics: Sequence[bytes], message: bytes, signature: bytes, dst: byte
     try:
         total = public_point(publics[0])
         for data in publics[1:]:
-            total += public_point(data)
+            total = total + public_point(data)  # not in place: the first point is in the cache
         point = signature_point(signature)
     except ComityError:
         return False

@@ -10,8 +10,9 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 from comity.wire import canonical, ids, instants
 from comity_policies.term_rows import malformed, text_of
@@ -22,11 +23,22 @@ TITLE_CHARS_MAX = 200
 _TERMS = frozenset({"terms", "bounds"})
 
 
+# The names of the fields that a dataclass is made of, by class: asked for at every reading and writing.
+_FIELDS: dict[type[Any], frozenset[str]] = {}
+
+
+def _names(cls: type[Any]) -> frozenset[str]:
+    known = _FIELDS.get(cls)
+    if known is None:
+        known = _FIELDS[cls] = frozenset(each.name for each in fields(cls) if each.init)
+    return known
+
+
 def fields_of(value: Any, cls: type[Any]) -> dict[str, Any]:
     """Return `value` if it is an object with exactly the fields of dataclass `cls`. Raises `MALFORMED`."""
     if not isinstance(value, dict):
         raise malformed(f"{cls.__name__} is an object")
-    wanted = {each.name for each in fields(cls) if each.init}
+    wanted = _names(cls)
     if set(value) != wanted:
         odd = sorted(str(each)[:64] for each in set(value) ^ wanted)[0]
         raise malformed(f"{cls.__name__}: field {odd} is missing or unknown")
@@ -50,22 +62,32 @@ class Part:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Read the document strictly. Raises `MALFORMED` and what the class itself checks."""
+        document = cls._read(value)
+        # One comparison covers the parts too: what they would spell otherwise, the whole would.
+        data = canonical.canonical(value)
+        if canonical.canonical(document.to_json()) != data:
+            raise malformed(f"{cls.__name__} is not in its one spelling")
+        document._spelt(data)
+        return document
+
+    def _spelt(self, data: bytes) -> None:
+        """Hear the canonical bytes that the document was read from."""
+
+    @classmethod
+    def _read(cls, value: Any) -> Self:
         given = dict(fields_of(value, cls))
         for name, (inner, most) in cls.NESTED.items():
             if most is None:
-                given[name] = inner.from_json(given[name])
+                given[name] = inner._read(given[name])
             else:
-                given[name] = tuple(inner.from_json(each) for each in items_of(given[name], most))
+                given[name] = tuple(inner._read(each) for each in items_of(given[name], most))
         for name in _TERMS & set(given):
             given[name] = Terms.parse(given[name])
-        document = cls(**given)
-        if canonical.canonical(document.to_json()) != canonical.canonical(value):
-            raise malformed(f"{cls.__name__} is not in its one spelling")
-        return document
+        return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
         """Return the one spelling as JSON values."""
-        return {each.name: _plain(getattr(self, each.name)) for each in fields(cast("Any", self)) if each.init}
+        return {name: _plain(getattr(self, name)) for name in _names(type(self))}
 
     def _fix(self, **values: Any) -> None:
         """Write checked values back into a frozen instance while it is being built."""
@@ -74,17 +96,27 @@ class Part:
 
 
 class Document(Part):
-    """A part with a digest of its own."""
+    """A part with a digest of its own. Immutable, so the digest is computed once."""
 
-    __slots__ = ()
+    __slots__ = ("_digest",)
+    _digest: str
+
+    def _spelt(self, data: bytes) -> None:
+        self._fix(_digest=hashlib.sha256(data).hexdigest())
 
     @property
     def digest(self) -> str:
         """Lower-case hexadecimal SHA-256 of the canonical bytes."""
-        return canonical.digest(self.to_json())
+        try:
+            return self._digest
+        except AttributeError:
+            self._fix(_digest=canonical.digest(self.to_json()))
+            return self._digest
 
 
 def _plain(value: Any) -> Any:
+    if type(value) is str:
+        return value
     if isinstance(value, Part | Terms):
         return value.to_json()
     if isinstance(value, tuple):

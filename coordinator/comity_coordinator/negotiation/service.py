@@ -209,7 +209,7 @@ class NegotiationService:
             raise ComityError(ErrorCode.SIGNATURE_INVALID, "the signature over the agreement does not hold")
         # Of the draft being signed only: a stale one must not cost everybody's signatures.
         newest = record.negotiation.phase is Phase.SIGNING and record.negotiation.agreement == digest
-        if newest and _agreement(row).charter_digest != charter.digest:
+        if newest and store.read_agreement(row.document).charter_digest != charter.digest:
             self._apply(conn, record, model.CharterChanged(), charter)
             return
         after = model.step(record.negotiation, model.Signed(org, digest), self._clock())
@@ -217,7 +217,7 @@ class NegotiationService:
             return
         store.put_signature(conn, digest, org, bls)
         if after.phase is Phase.VERIFIED:
-            after = self._finalize(conn, after, _agreement(row), charter)
+            after = self._finalize(conn, after, store.read_agreement(row.document), charter)
         store.save(conn, after)
         self._tell(conn, after)
 
@@ -388,10 +388,6 @@ class NegotiationService:
         concerned = sorted({negotiation.proposer, *negotiation.legs})
         self._outbox.enqueue_all(conn, concerned, "negotiation.update", view.update(negotiation, ended))
         store.set_told(conn, negotiation.proposal_id, negotiation.revision)
-
-
-def _agreement(row: store.AgreementRow) -> Agreement:
-    return Agreement.from_json(canonical.parse(row.document.encode()))
 
 
 def _check_receivers(payload: SealedRef, proposal: Proposal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlalchemy import (
     Boolean,
@@ -24,6 +25,7 @@ from comity.wire import canonical
 from comity_coordinator.db import metadata
 from comity_coordinator.negotiation import states
 from comity_coordinator.negotiation.states import OPEN, Negotiation
+from comity_policies.documents import Agreement
 
 negotiations = Table(
     "negotiations",
@@ -264,6 +266,12 @@ def agreement(conn: Connection, digest: str) -> AgreementRow | None:
         ).where(agreements.c.digest == digest)
     ).first()
     return None if row is None else AgreementRow(*row)
+
+
+@lru_cache(maxsize=32)
+def read_agreement(document: str) -> Agreement:
+    """Read an agreement once: every party's signature asks for its draft."""
+    return Agreement.from_json(canonical.parse(document.encode()))
 
 
 def put_signature(conn: Connection, agreement_digest: str, org: str, signature: bytes) -> None:

@@ -23,7 +23,7 @@ from comity_node.negotiation.pending import PendingItems
 from comity_node.negotiation.ports import STAGE_AGREEMENT, STAGE_PROPOSAL, Reviews
 from comity_node.negotiation.refused import RefusedProposals
 from comity_node.negotiation.signing import AGREEMENT, Signing
-from comity_policies.documents import Agreement, CounterAcceptance, Proposal
+from comity_policies.documents import CounterAcceptance, Proposal
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -130,7 +130,8 @@ class NegotiationService:
         """Check the certificate of all parties and put the agreement in force here."""
         body = _document(message.body)
         statement = Statement.from_json(body.get("statement"))
-        charter = self._node.charters.at(Agreement.from_json(statement.body.get("agreement")).charter_digest)
+        named = statement.body.get("agreement")
+        charter = self._node.charters.at(str(named.get("charter_digest"))) if isinstance(named, dict) else None
         if charter is None:
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "made under a charter that is not in force here")
         agreement, certificate = model.check_final(statement, charter)

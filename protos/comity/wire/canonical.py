@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import rfc8785
@@ -20,11 +21,14 @@ from comity.wire.errors import ComityError, ErrorCode
 INTEGER_MAX = 2**53 - 1
 DEPTH_MAX = 32
 DOCUMENT_BYTES_MAX = 1 << 20
+# Up to this limit of the interpreter's own, its parser raises long before the stack ends; libraries may raise it.
+RECURSION_MAX = 1_000
 
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
-# A whole string, or one bracket; possessive by construction, so hostile text cannot make it backtrack.
-_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+# A whole string; possessive by construction, so hostile text cannot make it backtrack.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def canonical(value: Any) -> bytes:
@@ -54,12 +58,13 @@ def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
     """
     if len(data) > max_bytes:
         raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=max_bytes)
-    check_nesting(data)
+    if sys.getrecursionlimit() > RECURSION_MAX:
+        check_nesting(data)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ComityError(ErrorCode.MALFORMED, "not JSON") from error
-    if canonical(value) != data:
+    if canonical(value) != data:  # refuses what is nested too deeply
         raise ComityError(ErrorCode.MALFORMED, "not RFC 8785 canonical JSON")
     return value
 
@@ -79,34 +84,50 @@ def check_nesting(data: bytes) -> None:
     """
     if data.count(b"[") + data.count(b"{") <= DEPTH_MAX:
         return
-    depth = 0
-    for token in _TOKENS.finditer(data):
-        first = token[0][:1]
-        depth += 1 if first in b"[{" else -1 if first in b"]}" else 0
-        if depth > DEPTH_MAX + 1:
-            raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
+    left = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    for _ in range(DEPTH_MAX + 1):  # each turn takes the innermost pairs away
+        left = left.replace(b"{}", b"").replace(b"[]", b"")
+        if not left:
+            return
+    raise ComityError(ErrorCode.MALFORMED, "nested too deeply, or brackets that do not match")
 
 
 def _check(value: Any, depth: int) -> bool:
-    """Check what has a canonical form; return whether every key is ASCII and every container a plain one."""
-    if depth > DEPTH_MAX:
-        raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
-    if value is None or isinstance(value, str | bool):
+    """Check what has a canonical form; return whether every key is ASCII and every container a plain one.
+
+    Exact types come first and text is not descended into: this walks every value that is signed, checked or sent.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
         return True
-    if isinstance(value, int):
+    if kind is int or isinstance(value, int):
         if abs(value) > INTEGER_MAX:
             raise ComityError(ErrorCode.MALFORMED, "integer beyond 2^53 - 1")
         return True
-    if isinstance(value, Mapping):
-        plain = isinstance(value, dict)
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ComityError(ErrorCode.MALFORMED, "object key is not text")
-            plain = _check(item, depth + 1) and plain and key.isascii()
-        return plain
-    if isinstance(value, list | tuple):
+    if kind is dict or isinstance(value, Mapping):
+        return _check_items(value, depth) and isinstance(value, dict)
+    if kind is list or isinstance(value, list | tuple):
+        _check_depth(value, depth)
         plain = True
         for item in value:
-            plain = _check(item, depth + 1) and plain
+            plain = (type(item) is str or _check(item, depth + 1)) and plain
         return plain
-    raise ComityError(ErrorCode.MALFORMED, f"{type(value).__name__} has no canonical form")
+    if isinstance(value, str):
+        return True
+    raise ComityError(ErrorCode.MALFORMED, f"{kind.__name__} has no canonical form")
+
+
+def _check_items(value: Mapping[Any, Any], depth: int) -> bool:
+    _check_depth(value, depth)
+    plain = True
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise ComityError(ErrorCode.MALFORMED, "object key is not text")
+        plain = (type(item) is str or _check(item, depth + 1)) and plain and key.isascii()
+    return plain
+
+
+def _check_depth(container: Sized, depth: int) -> None:
+    """Whatever is inside a container stands one deeper than it."""
+    if depth >= DEPTH_MAX and container:
+        raise ComityError(ErrorCode.MALFORMED, "nested too deeply")

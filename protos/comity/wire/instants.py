@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from comity.wire.errors import ComityError, ErrorCode
 
 _FORM = "%Y-%m-%dT%H:%M:%SZ"
+_PATTERN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
 def to_text(moment: datetime) -> str:
@@ -19,7 +21,9 @@ def to_text(moment: datetime) -> str:
 def parse(text: str) -> datetime:
     """Return the aware instant that `text` names. Raises `MALFORMED`."""
     try:
-        return datetime.strptime(text, _FORM).replace(tzinfo=UTC)
+        if not _PATTERN.fullmatch(text):
+            raise ValueError(text)
+        return datetime.fromisoformat(text)  # several times as fast as `strptime`, and as strict behind the pattern
     except (ValueError, TypeError) as error:
         raise ComityError(ErrorCode.MALFORMED, "an instant reads YYYY-MM-DDTHH:MM:SSZ") from error
 
