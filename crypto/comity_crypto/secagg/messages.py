@@ -20,6 +20,8 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.blobs import blob_bytes
 from comity_crypto.secagg.body import (
     Body as Body,
+)
+from comity_crypto.secagg.body import (
     read_boxes,
     read_by,
     read_bytes,
