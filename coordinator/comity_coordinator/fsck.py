@@ -4,7 +4,9 @@
 6. a final or withdrawn agreement has its entry, its negotiation is FINALIZED with it, and no negotiation has two;
 7. an open negotiation has a draft exactly while it is being signed, a terminated one none;
 8. a run belongs to an agreement that was final, has the name that follows from its use, and is closed only at an end;
-9. a run's counts of receipts are those of the receipts that were noted, and each of these was appended.
+9. a run's counts of receipts are those of the receipts that were noted, and each of these was appended;
+10. charters follow one another and have their entries, as have proposals and votes; what is open would follow the
+   charter in force, and what is carried came into force.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, select
 
+from comity_coordinator.governance import store as governance_store
 from comity_coordinator.ledger import fsck as ledger_fsck
 from comity_coordinator.ledger import store as ledger_store
 from comity_coordinator.ledger.fsck import FINDINGS_MAX
@@ -22,6 +25,9 @@ from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.negotiation.states import Phase
 from comity_coordinator.training import store as training_store
 from comity_coordinator.training.model import ENDINGS
+from comity_crypto.statements import Statement
+from comity_policies.charter import Charter
+from comity_policies.charter_votes import Outcome
 from comity_policies.documents import run_id
 
 PAGE = 256
@@ -30,8 +36,36 @@ PAGE = 256
 def check(conn: Connection, ledger: Ledger, log_key: bytes) -> list[str]:
     """Return what is wrong, one sentence each, at most 100; empty if all invariants hold."""
     found = ledger_fsck.check(conn, ledger, log_key)
-    found.extend((*_negotiations(conn), *_runs(conn)))
+    found.extend((*_charters(conn), *_negotiations(conn), *_runs(conn)))
     return found[:FINDINGS_MAX]
+
+
+def _charters(conn: Connection) -> Iterator[str]:
+    previous, version, in_force = None, 1, set[str]()
+    while page := governance_store.charters_from(conn, version, PAGE):
+        for data in page:
+            said = Statement.from_bytes(data)
+            charter = Charter.from_json(said.body["charter"])
+            if charter.version != version or charter.previous != previous:
+                yield f"charter {charter.version}: it does not follow from the one before"
+            if not ledger_store.has(conn, said.digest):
+                yield f"charter {charter.version}: it was never appended"
+            previous, version = charter.digest, version + 1
+            in_force.add(charter.digest)
+    columns = governance_store.proposals.c
+    for digest, state, data in conn.execute(select(columns.charter_digest, columns.state, columns.statement)):
+        said = Statement.from_bytes(bytes(data))
+        if not ledger_store.has(conn, said.digest):
+            yield f"charter proposal {digest}: it was never appended"
+        proposed = said.body.get("charter")
+        if state == Outcome.OPEN and (not isinstance(proposed, dict) or proposed.get("previous") != previous):
+            yield f"charter proposal {digest}: it is open and another charter is in force"
+        if state == Outcome.CARRIED and digest not in in_force:
+            yield f"charter proposal {digest}: it is carried and its charter is not in force"
+    votes = governance_store.votes.c
+    for org, data in conn.execute(select(votes.org, votes.statement)):
+        if not ledger_store.has(conn, Statement.from_bytes(bytes(data)).digest):
+            yield f"a vote of {org} was never appended"
 
 
 def _negotiations(conn: Connection) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_coordinator import setup
+from comity_coordinator import fsck, setup
 from comity_coordinator.authorisation import METHODS, ROUTES
 from comity_coordinator.governance import store
 from comity_coordinator.governance.adoption import adopt
@@ -371,3 +371,31 @@ def test_proofs_leave_once_the_log_is_named(ballots: Ballots, all_keys: Any) -> 
         outbox = ProofsOnceNamed(hub, key.public.statement)
         ballots.world.read(lambda conn, outbox=outbox: outbox.enqueue(conn, ALPHA, "ledger.proof", {}))  # type: ignore[misc]
         assert len(hub.take(ALPHA, "ledger.proof")) == told
+
+
+def test_fsck_finds_what_was_done_to_decisions(ballots: Ballots) -> None:
+    world, columns = ballots.world, store.proposals.c
+    ballots.carry(ballots.following(max_checkpoint_age_s=60), "change-charter")
+    waiting = ballots.following(max_checkpoint_age_s=61)
+    assert ballots.propose(waiting, "change-charter") is None
+    world.export()
+
+    def findings() -> list[str]:
+        key = world.log_keys.public.statement
+        return list(world.read(lambda conn: fsck.check(conn, world.ledger, key)))
+
+    assert findings() == []
+    of_waiting = columns.charter_digest == waiting.digest
+    for table, values, words in (
+        (store.proposals, {"state": "CARRIED"}, "is not in force"),
+        (store.proposals, {"statement": ballots.say(ALPHA, "charter-vote", {"charter": {}}).to_bytes()}, "appended"),
+    ):
+        before = world.read(lambda conn: store.newest_of(conn, waiting.digest))
+        world.read(lambda conn, t=table, v=values: conn.execute(t.update().where(of_waiting).values(**v)))  # type: ignore[misc]
+        assert any(words in each for each in findings()), words
+        same = {"state": before.state, "statement": before.statement}
+        world.read(lambda conn, v=same: conn.execute(store.proposals.update().where(of_waiting).values(**v)))  # type: ignore[misc]
+    world.read(
+        lambda conn: conn.execute(store.charters.update().where(store.charters.c.version == 2).values(version=3))
+    )
+    assert any("does not follow" in each for each in findings())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from comity.wire import instants
 from comity.wire.errors import ComityError
+from comity_coordinator import fsck
 from comity_coordinator.db import attempt, open_database
 from comity_coordinator.governance import store
 from comity_coordinator.governance.service import Governance, charter_in_force
@@ -175,5 +176,7 @@ def test_any_order(found: list[tuple[Any, Any, int]]) -> None:
             current = world.database.transact(charter_in_force)
             assert current is not None
             assert current.digest == report.charters[-1].digest
+            log_key = KEYS["coordinator"].public.statement
+            assert world.database.transact(lambda conn: fsck.check(conn, world.ledger, log_key)) == []
         finally:
             world.database.close()
