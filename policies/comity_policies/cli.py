@@ -133,6 +133,8 @@ def evaluate(
     typer.echo(decision.decision)
     for reason in decision.reasons:
         typer.echo(f"  {reason.rule}: {reason.message} ({reason.code})")
+    if decision.decision == "review":
+        typer.echo(f"  awaited: {decision.review.approvals} of role {decision.review.role}")
     for field, value in decision.terms.to_json().items():
         typer.echo(f"  asks for {field}: {json.dumps(value)}")
 
@@ -140,9 +142,7 @@ def evaluate(
 def explain_input(
     stage: StageName,
     with_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, not an example.")] = False,
-    result: Annotated[
-        bool, typer.Option("--result", help="Print what the stage answers instead.")
-    ] = False,
+    result: Annotated[bool, typer.Option("--result", help="Print what the stage answers instead.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what a stage is asked, or answers: an example, or the schema. Always JSON.

@@ -83,7 +83,9 @@ class ConsortiumPolicy:
         if engine is None and self._held is None and stage not in BEGINNINGS:
             return None
         if engine is None or (stage in BEGINNINGS and engine.bundle_digest != wanted):
-            return Decision.denied(ErrorCode.BUNDLE_STALE, _STALE, rule="consortium.bundle", bundle_digest=wanted)
+            return Decision.denied(
+                ErrorCode.BUNDLE_STALE, _STALE, rule="consortium.bundle", bundle_digest=wanted, engine="node"
+            )
         return engine.decide(stage, document)
 
     def adopt(self, data: bytes, journal: Journal) -> str:
