@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.encoding import to_base64
 from comity_node.access.api import principal
 from comity_node.access.model import Principal
 from comity_node.reviews import store
@@ -145,8 +146,9 @@ def _view(conn: Connection, service: ReviewService, name: str, who: Principal) -
             "reason": vote.reason,
             "at": vote.at,
             "document": vote.document,
+            "statement": to_base64(statement),  # canonical bytes, signed by this organisation, for its auditor
         }
-        for vote in review.votes
+        for vote, statement in zip(review.votes, store.statements_of(conn, name), strict=True)
     ]
     shown = {"document": review.ask.document, "votes": votes, "events": store.events_of(conn, name)}
     return line_of(review, yours=yours) | shown

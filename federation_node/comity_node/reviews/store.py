@@ -34,7 +34,8 @@ from comity_node.journal import metadata
 from comity_node.reviews.model import Delegation, Review, ReviewAsk, ReviewState, Vote, next_reminder
 from comity_policies.documents import Reason
 
-LISTED_MAX = 500
+# As many as may be open, so that nothing waits unseen.
+LISTED_MAX = 1_000
 EVENTS_LISTED_MAX = 200
 
 items = Table(

@@ -6,6 +6,8 @@ import httpx
 import pytest
 
 from comity.wire.http_api import build_api
+from comity_crypto.encoding import from_base64
+from comity_crypto.statements import Statement, verify_statement
 from comity_node.access.model import LOCAL, Principal
 from comity_node.access.rows import ROUTES
 from comity_node.reviews.api import router
@@ -46,6 +48,10 @@ async def test_what_is_shown_is_what_is_signed(clinic, ask_as):
     status, after = await ask_as("anna:reviewer", "POST", f"/v1/reviews/{item.id}/votes", vote)
     assert (status, after["state"], after["missing"]) == (201, "OPEN", 1)
     assert [(each["user"], each["reason"]) for each in after["votes"]] == [("anna", "fine")]
+    statement = Statement.from_bytes(from_base64(after["votes"][0]["statement"], what="a vote"))
+    verify_statement(statement, clinic.node.keys.public.statement, kind="review-vote", consortium="demo")
+    said = statement.body
+    assert (said["document"], said["user"], said["via"]) == (shown["document_digest"], "anna", "oidc")
     status, after = await ask_as("local", "POST", f"/v1/reviews/{item.id}/votes", vote)
     assert (status, after["state"], [each["kind"] for each in after["events"]]) == (
         201, "APPROVED", ["asked", "voted", "voted", "approved"],
