@@ -80,6 +80,10 @@ class Parameters:
         """Size of one packed public key: `POLYS` x `KEY_LIMBS` x N residues of 50 bits."""
         return POLYS * KEY_LIMBS * self.ring_degree * RESIDUE_BITS // 8
 
+    def poly_bytes(self, limbs: int) -> int:
+        """Size of one packed polynomial of `limbs` x N residues: 102,400 bytes for two limbs."""
+        return limbs * self.ring_degree * RESIDUE_BITS // 8
+
     @property
     def payload_slots(self) -> int:
         """Slots of a chunk that carry numbers; the first `CHECK_SLOTS` hold 1 in every contribution."""

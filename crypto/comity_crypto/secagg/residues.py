@@ -35,8 +35,8 @@ def pack(residues: Residues) -> bytes:
     return bytes(out.tobytes())
 
 
-def _unpack(data: bytes | memoryview, parameters: Parameters, limbs: int) -> Residues:
-    count = POLYS * limbs * parameters.ring_degree
+def _unpack(data: bytes | memoryview, parameters: Parameters, limbs: int, polys: int = POLYS) -> Residues:
+    count = polys * limbs * parameters.ring_degree
     if len(data) != count * RESIDUE_BITS // 8:
         raise ComityError(ErrorCode.CIPHERTEXT_INVALID, "a packed polynomial has another length", size_bytes=len(data))
     groups = np.frombuffer(data, _GROUP)
@@ -45,7 +45,7 @@ def _unpack(data: bytes | memoryview, parameters: Parameters, limbs: int) -> Res
     flat[:, 1] = ((groups["a"] >> np.uint64(50)) | (groups["b"] << np.uint64(14))) & _MASK
     flat[:, 2] = ((groups["b"] >> np.uint64(36)) | (groups["c"] << np.uint64(28))) & _MASK
     flat[:, 3] = (groups["c"] >> np.uint64(22)) | (groups["d"].astype(np.uint64) << np.uint64(42))
-    residues = flat.reshape(POLYS, limbs, parameters.ring_degree)
+    residues = flat.reshape(polys, limbs, parameters.ring_degree)
     for limb in range(limbs):
         if int(residues[:, limb].max()) >= parameters.primes[limb]:
             raise ComityError(ErrorCode.CIPHERTEXT_INVALID, "a residue is not below its prime", limb=limb)
@@ -60,3 +60,13 @@ def unpack_chunk(data: bytes | memoryview, parameters: Parameters) -> Residues:
 def unpack_key(data: bytes | memoryview, parameters: Parameters) -> Residues:
     """Return a public key's residues, shape (2, 3, N). Raises `CIPHERTEXT_INVALID` (length, residue too large)."""
     return _unpack(data, parameters, KEY_LIMBS)
+
+
+def pack_poly(rows: NDArray[np.int64]) -> bytes:
+    """Return the packed bytes of one polynomial's residues, shape (limbs, N), each in [0, prime)."""
+    return pack(rows.astype(np.uint64))
+
+
+def unpack_poly(data: bytes | memoryview, parameters: Parameters, limbs: int) -> NDArray[np.uint64]:
+    """Return one polynomial's residues, shape (limbs, N). Raises `CIPHERTEXT_INVALID` (length, residue too large)."""
+    return _unpack(data, parameters, limbs, 1)[0]
