@@ -99,7 +99,9 @@ def adopt(
     """
     from comity_node.app import locked
     from comity_node.membership import service
+    from comity_node.settings import NodeSettings
 
+    NodeSettings.load(home)  # says so if there is no node
     text = sys.stdin.readline(65_536) if token == "-" else token  # noqa: S105 - a dash
     with locked(home):
         address = asyncio.run(service.adopt(text, home))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,17 @@ def adopt(settings: CoordinatorSettings, export: Path, genesis: str, orgs: tuple
     report = verify_export(export, genesis)
     if report.consortium != settings.consortium:
         raise ComityError(ErrorCode.CONFLICT, "the export is of another consortium", consortium=report.consortium)
+    fresh = not settings.home.exists()
     setup.create(settings)
+    try:
+        return _fill(settings, export, report, orgs, valid_s)
+    except BaseException:
+        if fresh:  # half a coordinator is none; a folder that was there before is not ours to remove
+            shutil.rmtree(settings.home, ignore_errors=True)
+        raise
+
+
+def _fill(settings: CoordinatorSettings, export: Path, report: Report, orgs: tuple[str, ...], valid_s: int) -> Adoption:
     keys = setup.log_keys(settings)
     with setup.database(settings) as database:
         ledger = Ledger(

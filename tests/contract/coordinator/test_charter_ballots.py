@@ -324,6 +324,7 @@ def test_a_successor_takes_over_and_waits_for_the_members(ballots: Ballots, tmp_
         assert not (tmp_path / name).exists()
     with pytest.raises(ComityError, match="NOT_A_MEMBER"):
         adopt(settings("c"), export, genesis, ("stranger",), 600)
+    assert not (tmp_path / "c").exists(), "half a coordinator is none"
     made = adopt(settings("next"), export, genesis, (ALPHA, BETA), 600)
     assert {org: token.genesis for org, token in made.tokens.items()} == {ALPHA: genesis, BETA: genesis}
     report = ballots.history(tmp_path)
