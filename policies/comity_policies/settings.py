@@ -6,6 +6,7 @@ silently does not hold). Reals are decimal text, as in terms.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +75,10 @@ def check(settings: Any) -> dict[str, Any]:
         raise ComityError(ErrorCode.BUNDLE_INVALID, "data.json is an object")
     odd = sorted(str(each)[:64] for each in settings.keys() ^ _CHECKS.keys())
     if odd:
-        raise ComityError(ErrorCode.BUNDLE_INVALID, f"data.json: {odd[0]} is missing or unknown", key=odd[0])
+        what = "is unknown"
+        if odd[0] in _CHECKS:
+            what = f"is missing; its default is {json.dumps(defaults('an-organisation')[odd[0]])}"
+        raise ComityError(ErrorCode.BUNDLE_INVALID, f"data.json: {odd[0]} {what}", key=odd[0])
     for key, test in _CHECKS.items():
         try:
             test(settings[key])
