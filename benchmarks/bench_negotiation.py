@@ -8,6 +8,8 @@ Rows `{orgs, median_s, p95_s, proposals_per_s, final_median_s}`:
   certificate of all parties verified there and its place in the ledger proved; one proposal after the other;
 * `final_median_s`: until every party's node has both. (Checkpoints are not cosigned by witnesses yet.)
 * `proposals_per_s`: several proposals at once, by the same proposer;
+* `cpu_s`: processor time of coordinator and all nodes for one proposal, which hardly depends on the machine's load;
+  with `orgs` nodes on two cores an agreement cannot take less than half of it;
 * `nodes_per_process`, `load`: what shared the two cores, and what else the machine had to do.
 
 Row `{check: "dispatch", p50_us, p99_us, engine_alone_p50_us, commit_p50_us}`: all checks of one order (signature,
@@ -32,6 +34,7 @@ from typing import Any
 
 import cast
 import dispatch_checks
+import effort
 
 from comity_client.commands.doctor import comity_command
 from comity_client.demo.cast import Cast, free_port
@@ -77,6 +80,11 @@ class Host:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
     def close(self) -> None:
         """End it."""
         assert self._process.stdin is not None
@@ -113,6 +121,10 @@ class Consortium:
         for host in self.hosts:
             host.tell(what, value)
         return [host.read() for host in self.hosts]
+
+    def spent_s(self) -> float:
+        """Return the processor time that coordinator and nodes have taken."""
+        return sum(effort.spent(pid) for pid in (self._cast.pids()["coordinator"], *(host.pid for host in self.hosts)))
 
     def propose(self, titles: list[str]) -> dict[str, Any]:
         """Propose at the first node, all at once."""
@@ -163,12 +175,13 @@ def measure(count: int, proposals: int, processes: int, keep: Path | None = None
         for number in range(WARM_UP):
             done = consortium.propose([f"warm-up {number}"])
             consortium.all("final", done["agreements"])
-        proved, final = [], []
+        proved, final, spent_s = [], [], consortium.spent_s()
         for number in range(proposals):
             begun = time.time()
             done = consortium.propose([f"proposal {number}"])
             proved += done["seconds"]
             final.append(max(each["at"] for each in consortium.all("final", done["agreements"])) - begun)
+        cpu_s = (consortium.spent_s() - spent_s) / proposals
         at_once = AT_ONCE.get(count, 4)
         begun = time.time()
         done = consortium.propose([f"together {number}" for number in range(at_once)])
@@ -185,6 +198,7 @@ def measure(count: int, proposals: int, processes: int, keep: Path | None = None
         "p95_s": round(proved[min(len(proved) - 1, int(0.95 * len(proved)))], 4),
         "proposals_per_s": round(at_once / together_s, 2),
         "final_median_s": round(statistics.median(final), 4),
+        "cpu_s": round(cpu_s, 3),
         "proposals": proposals,
         "target_s": TARGETS_S.get(count),
         "nodes_per_process": -(-(count - 1) // processes),

@@ -161,6 +161,7 @@ class Coordinator:
             self.governance.ballots.register(self.hub)
             self.membership.on_enrolled(self.governance.ballots.candidate)
             self.negotiation.register()
+            self.governance.on_charter(self.negotiation.charter_changed)
             self.training.register()
             self.hub.authorise_runs(self.training.parties_of)
             self.hub.observe(KIND, self.sums.observe)

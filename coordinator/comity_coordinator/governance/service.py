@@ -92,6 +92,11 @@ class Governance:
         self._append = append
         self._send = send
         self.ballots = Ballots(charter_in_force, self._enforce, sign, append, send, clock, log_key)
+        self._listeners: list[Callable[[Connection], None]] = []
+
+    def on_charter(self, listener: Callable[[Connection], None]) -> None:
+        """Call `listener` in the transaction that puts a charter into force, after everybody was sent it."""
+        self._listeners.append(listener)
 
     def in_charge(self, conn: Connection) -> Charter | None:
         """Return the charter in force, for everything but its own change.
@@ -200,3 +205,5 @@ class Governance:
         for org in concerned:
             self._send(conn, org, FINAL, {"statement": statement.to_json()})
         self.ballots.in_force(conn, in_force, charter)
+        for listener in self._listeners:
+            listener(conn)

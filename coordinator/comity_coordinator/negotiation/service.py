@@ -94,8 +94,7 @@ class NegotiationService:
 
     def tell_news(self, conn: Connection, limit: int) -> int:
         """Send the states that were not sent yet; return how many negotiations that were."""
-        untold = store.untold(conn, limit)
-        for negotiation in untold:
+        for negotiation in (untold := store.untold(conn, limit)):
             self._send(conn, negotiation)
         return len(untold)
 
@@ -253,6 +252,11 @@ class NegotiationService:
             store.set_agreement(conn, row.digest, store.WITHDRAWN, now, withdrawal=view.ended_text(ended))
             self._agreements.agreement_withdrawn(conn, row.digest, org, reason)
             self._tell(conn, negotiation, ended)
+
+    def charter_changed(self, conn: Connection) -> None:
+        """Draft anew what is being signed: parties refuse to sign under a former charter."""
+        for record in store.in_phase(conn, Phase.SIGNING):
+            self._apply(conn, record, model.CharterChanged(), inbound.charter(conn, self._charter_of))
 
     # What a workflow engine calls (`workflows.engine.Supervised`).
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from comity.wire import canonical
 from comity_coordinator.db import metadata
 from comity_coordinator.negotiation import states
-from comity_coordinator.negotiation.states import OPEN, Negotiation
+from comity_coordinator.negotiation.states import OPEN, Negotiation, Phase
 from comity_policies.documents import Agreement
 
 negotiations = Table(
@@ -198,6 +198,12 @@ def listed(conn: Connection, after: str, limit: int, open_only: bool) -> list[Re
     if open_only:
         query = query.where(negotiations.c.phase.in_([str(phase) for phase in OPEN]))
     return [_record(*row) for row in conn.execute(query.order_by(negotiations.c.proposal_id).limit(limit))]
+
+
+def in_phase(conn: Connection, phase: Phase) -> list[Record]:
+    """Return all negotiations in `phase`."""
+    query = select(*_COLUMNS).where(negotiations.c.phase == str(phase)).order_by(negotiations.c.proposal_id)
+    return [_record(*row) for row in conn.execute(query)]
 
 
 def open_until(conn: Connection) -> list[tuple[str, int, str]]:

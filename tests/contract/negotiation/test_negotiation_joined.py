@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -289,3 +290,25 @@ async def test_signatures_end_an_hour_after_the_deadline(world: Any) -> None:
     assert world.deadline(proposal.proposal_id) is None
     await world.settle()
     assert world.news(proposal)["ended"]["move"] == "gamma"
+
+
+async def test_a_charter_that_comes_into_force_while_parties_sign_costs_a_new_draft(world: Any) -> None:
+    world.alter = lambda org, kind, body: None if (org, kind) == ("gamma", "agreement.sign") else body
+    proposal = await world.propose()
+    assert world.legs(proposal) == {"alpha": "AGREED", "beta": "AGREED", "gamma": "ACCEPTED"}
+    changed = replace(world.charter, version=2, previous=world.charter.digest, max_checkpoint_age_s=700)
+    said, world.charter = world.final_charter(changed), changed
+    for node in world.nodes.values():
+        await node.context.charters.accept(said)
+    world.alter = lambda org, kind, body: body
+    world.db.transact(lambda conn: world.ledger.append(conn, said, ()))
+    world.db.transact(world.negotiation.charter_changed)
+    await world.settle()
+    assert world.news(proposal)["state"] == "FINALIZED"
+    digest = world.news(proposal)["agreement"]
+    for node in world.nodes.values():
+        held = node.read(lambda conn: store.find_agreement(conn, digest))
+        assert (held.state, held.agreement.charter_digest) == ("final", changed.digest)
+    file = world.folder / "export"
+    file.write_bytes(world.export())
+    assert verify_export(file, None).counts["agreement"] == 1
