@@ -19,6 +19,7 @@ from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.engine import ReloadablePolicy
 from comity_node.policy.recorded import RecordedPolicy
 from comity_node.policy.store import PAGE_MAX, Row
+from comity_node.training import store as training_store
 from comity_policies import replay
 from comity_policies.bundle_archive import ARCHIVE_BYTES_MAX
 
@@ -92,13 +93,15 @@ def _add_decisions(api: APIRouter, node: NodeContext) -> None:
 
     @api.get("/decisions/{name}")
     async def explain(name: str) -> dict[str, Any]:
-        """Return decisions by number, proposal, agreement or candidate, and where their rules stand."""
+        """Return decisions by number, proposal, agreement, run or candidate, and where their rules stand."""
         policy = _recorded(node)
+        run = await node.journal.run(lambda conn: training_store.find_run(conn, name))
+        subject = name if run is None else run.agreement
         number = _NUMBERED.fullmatch(name)
         if number is not None:
             rows = [await policy.log.read(lambda store: store.find(int(number[1])))]
         else:
-            rows = _newest_of_each_stage(await policy.log.read(lambda store: store.about(name)))
+            rows = _newest_of_each_stage(await policy.log.read(lambda store: store.about(subject)))
         if not rows:
             raise ComityError(ErrorCode.NOT_FOUND, "no decision about this is recorded")
         return {"decisions": [row.to_json(with_input=True) for row in rows], "rules": _places(policy, rows)}

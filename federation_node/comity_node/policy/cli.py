@@ -65,7 +65,7 @@ def log(
 
 
 def explain(
-    name: Annotated[str, typer.Argument(help="dec-NUMBER, a proposal's id, an agreement's digest or a candidate.")],
+    name: Annotated[str, typer.Argument(help="dec-NUMBER, a proposal, an agreement's digest, a run or a candidate.")],
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
