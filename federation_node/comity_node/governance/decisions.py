@@ -76,8 +76,8 @@ class CharterDecisions:
         """
         current = self._node.charters.in_force()
         current.check_active(self._node.settings.org)
-        candidates = await self._node.journal.run(store.candidates)
-        following = next_charter(current, wish, {each.member.org: each.member for each in candidates})
+        candidates = {each.member.org: each.member for each in await self._node.journal.run(store.candidates)}
+        following = next_charter(current, wish, self._node.charters.former_members() | candidates)
         said, message_id = await self._submit(current, following, reason, deadline_s)
         await self._echoes.wait(said.digest, message_id)
         proposal = CharterProposal.from_json(said.body)

@@ -24,7 +24,7 @@ from comity_crypto.quorum import QuorumCertificate
 from comity_crypto.statements import Statement, verify_statement
 from comity_node.journal import Journal, metadata
 from comity_node.settings import NodeSettings
-from comity_policies.charter import Charter, genesis_name, matches_genesis, verify_genesis, verify_successor
+from comity_policies.charter import Charter, Member, genesis_name, matches_genesis, verify_genesis, verify_successor
 
 GENESIS_VERSION = 1
 CHARTER_KIND = "charter"
@@ -79,6 +79,12 @@ class CharterStore:
     def at(self, digest: str) -> Charter | None:
         """Return the verified charter with this digest."""
         return self._by_digest.get(digest)
+
+    def former_members(self) -> dict[str, Member]:
+        """Return whoever was a member and is none now, as the last charter that named it did."""
+        named = {member.org: member for charter in self._chain for member in charter.members}
+        here = self._chain[-1].organisations if self._chain else ()
+        return {org: member for org, member in named.items() if org not in here}
 
     def statement_keys(self, organisation: str) -> set[bytes]:
         """Return every statement key that a verified charter ever named for `organisation`."""

@@ -364,6 +364,13 @@ def rig_digest(said: Statement) -> str:
     return str(CharterProposal.from_json(said.body).charter.digest)
 
 
+async def test_a_member_that_was_removed_is_taken_back_with_the_keys_that_it_had(rig: Rig) -> None:
+    await rig.accept(rig.following(members=rig.genesis.members[:2]), (A, B))
+    await rig.decisions.propose(Wish(admit=(C,)), "they are back")
+    charter = CharterProposal.from_json(rig.link.sent[-1][1].body).charter
+    assert charter.members == rig.genesis.members
+
+
 async def test_a_guest_that_the_own_policy_denies_is_not_sponsored(rig: Rig) -> None:
     rig.policy.says = Decision("deny", (Reason("membership.fingerprint", "FINGERPRINT", "another one"),))
     member = Member(D, D, D, rig.all[D].public)
