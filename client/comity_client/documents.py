@@ -192,6 +192,7 @@ class RunView(TypedDict, total=False):
     result: dict[str, Any] | None
     closed: bool
     awaited: list[str]
+    passing: dict[str, dict[str, Any]]
 
 
 class RunEvent(TypedDict, total=False):

@@ -211,6 +211,15 @@ def _run_wait(view: RunView) -> Wait | None:
     state = view.get("state", "")
     if state.upper() in RUN_ENDINGS or view.get("closed"):
         return None
-    awaited = tuple(view.get("awaited") or [view.get("lead", "")])
-    since = str(view.get("since") or view.get("prepared_at", ""))
-    return Wait("run", view["run"], state, awaited, since, str(view.get("until", "")), _THEN.get(state.upper(), ""))
+    passing = view.get("passing") or {}
+    awaited = tuple(_refusing(org, passing.get(org)) for org in view.get("awaited") or [view.get("lead", "")])
+    said = [error.get("facts", {}) for error in passing.values()]
+    since = min((str(each["since"]) for each in said if "since" in each), default="")
+    until = min((str(each["until"]) for each in said if "until" in each), default=str(view.get("until", "")))
+    since = since or str(view.get("since") or view.get("prepared_at", ""))
+    then = "the lead goes on without it if the terms allow" if passing else _THEN.get(state.upper(), "")
+    return Wait("run", view["run"], state, awaited, since, until, then)
+
+
+def _refusing(org: str, error: dict[str, Any] | None) -> str:
+    return org if error is None else f"{org} ({error.get('code')}: {error.get('detail', '')})".replace(": )", ")")

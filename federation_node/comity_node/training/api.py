@@ -87,12 +87,12 @@ def _add_runs(routes: APIRouter, node: NodeContext, service: TrainingService) ->
     async def list_runs() -> list[dict[str, Any]]:
         """Return the newest runs first."""
         rows = await node.journal.run(lambda conn: store.list_runs(conn, limit=RUNS_LISTED_MAX))
-        return [_run(row) for row in rows]
+        return [_run(row, service) for row in rows]
 
     @routes.get("/v1/runs/{run}")
     async def show_run(run: str) -> dict[str, Any]:
         """Return one run."""
-        return _run(await _found(node, run))
+        return _run(await _found(node, run), service)
 
     @routes.post("/v1/runs/{run}/cancel")
     async def cancel_run(run: str, request: CancelRequest) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _add_runs(routes: APIRouter, node: NodeContext, service: TrainingService) ->
         if row.lead != node.settings.org:
             raise ComityError(ErrorCode.ORDER_NOT_LEAD, "only the lead cancels; any party may withdraw", lead=row.lead)
         await service.runs.cancel(run, ComityError(ErrorCode.RUN_CANCELLED, request.reason))
-        return _run(await _found(node, run))
+        return _run(await _found(node, run), service)
 
     @routes.get("/v1/runs/{run}/events")
     async def watch_run(run: str, after: int = 0) -> StreamingResponse:
@@ -153,8 +153,10 @@ async def _found(node: NodeContext, run: str) -> RunRow:
     return row
 
 
-def _run(row: RunRow) -> dict[str, Any]:
+def _run(row: RunRow, service: TrainingService) -> dict[str, Any]:
     ended = row.ended_at is not None
+    host = None if ended else service.runs.host(row.run)
+    passing = {} if host is None else host.desk.passing()
     return {
         "run": row.run,
         "agreement": row.agreement,
@@ -166,7 +168,13 @@ def _run(row: RunRow) -> dict[str, Any]:
         "error": None if row.error is None else json.loads(row.error),
         "result": None if row.result is None else json.loads(row.result),
         "closed": row.closed,
-        "awaited": [] if ended else json.loads(row.parties) if row.state == PREPARING else [row.lead],
+        "awaited": []
+        if ended
+        else json.loads(row.parties)
+        if row.state == PREPARING
+        else sorted(passing) or [row.lead],
+        # Whoever refused for now, such as for its people: the lead asks again.
+        "passing": {org: error.to_json() for org, error in passing.items()},
     }
 
 

@@ -57,6 +57,15 @@ class Open:
         else:
             self.reviewing.pop(org, None)
 
+    def passing_now(self) -> dict[str, ComityError]:
+        """Return why organisations that are awaited do not begin, as far as they said so lately."""
+        now = time.monotonic()
+        return {
+            org: why
+            for org, why in sorted(self.passing.items())
+            if org in self.waiting and now < self.reviewing.get(org, float("inf"))
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class OpenSink:

@@ -88,6 +88,10 @@ class QuestionDesk:
         """The round that the app is in."""
         return self._counter.current
 
+    def passing(self) -> dict[str, ComityError]:
+        """Return why organisations do not begin yet, of those that are awaited now."""
+        return {org: why for found in self._open.values() for org, why in found.passing_now().items()}
+
     async def begin(self) -> None:
         """Forget what an ended process of the app asked; the journal knows it. Call before each start of the app."""
         await self._drop_open()

@@ -134,6 +134,10 @@ def test_a_new_policy_stops_a_run_although_people_approved(clinics: Consortium) 
     _, run = began(clinics, "stopped by policy")
     second = waiting(clinics, "dispatch")
     assert second["document"]["order"]["round"] == 2
+    clinics.until(lambda: PEOPLE in clinics.nodes[LEAD].run(run)["awaited"], "the lead says who is awaited")
+    waits = clinics.ok("status", "--home", str(clinics.home(LEAD)))["waiting"]
+    (wait,) = [each for each in waits if each["name"] == run]
+    assert (wait["awaited"][0].startswith(f"{PEOPLE} (REVIEW_NEEDED"), wait["until"]) == (True, second["until"])
     settle(clinics, purposes=["statistics"])
     approve(clinics, second, "anna", "bert")
     ended = clinics.ended(run)

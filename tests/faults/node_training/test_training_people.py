@@ -66,6 +66,8 @@ async def test_an_order_waits_for_a_person_and_the_lead_says_who(rig, dummy):
     error = waiting[0]["error"]
     assert (waiting[0]["org"], error["code"]) == ("hospital-b", "REVIEW_NEEDED")
     assert (error["facts"]["role"], error["facts"]["until"]) == ("reviewer", review.ask.until)
+    passing = rig.nodes["hospital-a"].service.runs.host(run).desk.passing()
+    assert {org: str(why.code) for org, why in passing.items()} == {"hospital-b": "REVIEW_NEEDED"}
     assert orders_started(rig, "hospital-b", agreement) == 0
     await vote(rig, "hospital-b", review)
     finished = await rig.finish(run)

@@ -97,3 +97,13 @@ def test_events_of_any_kind_read_as_a_line() -> None:
     error = {"code": "REVIEW_NEEDED", "detail": "1 of the role reviewer awaited until noon", "facts": {"missing": 1}}
     line = follow.event_line({"kind": "waiting", "round": 1, "org": "hospital-b", "error": error})
     assert line == "waiting  round 1  org hospital-b  error REVIEW_NEEDED: 1 of the role reviewer awaited until noon"
+
+
+def test_a_run_that_waits_for_people_says_for_whom_and_until_when() -> None:
+    facts = {"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z", "missing": 1}
+    error = {"code": "REVIEW_NEEDED", "detail": "1 of the role reviewer awaited", "facts": facts}
+    run = {"run": "run-1", "state": "RUNNING", "lead": "a", "awaited": ["b"], "passing": {"b": error}, "closed": False}
+    (wait,) = follow.waits_of([], [run])
+    assert wait.awaited == ("b (REVIEW_NEEDED: 1 of the role reviewer awaited)",)
+    assert (wait.since, wait.until) == (facts["since"], facts["until"])
+    assert wait.then == "the lead goes on without it if the terms allow"
