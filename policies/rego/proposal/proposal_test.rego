@@ -105,6 +105,22 @@ test_unlisted_app_is_reviewed if {
 	rules(answered) == {"proposal.app"}
 }
 
+test_review_says_who_looks if {
+	answer({"proposal": {"steps": unlisted}}, {}).review == {"role": "reviewer", "approvals": 1}
+	four_eyes := {"reviews": {"role": "admin", "approvals": 2}}
+	answer({"proposal": {"steps": unlisted}}, four_eyes).review == {"role": "admin", "approvals": 2}
+}
+
+test_only_a_review_says_who_looks if {
+	not answer({}, {}).review
+	not answer({"proposal": {"purpose": "marketing"}}, {}).review
+}
+
+test_review_setting_that_is_no_number_fails_closed if {
+	odd := {"reviews": {"role": "admin", "approvals": "two"}}
+	rules(answer({"proposal": {"steps": unlisted}}, odd)) == {"proposal.default"}
+}
+
 test_signature_of_a_reviewer_counts if {
 	signed := {"digest": "other", "signed_by": ["reviewer"]}
 	answer({"proposal": {"steps": unlisted}, "app": signed}, {}).decision == "allow"

@@ -52,7 +52,7 @@ def start_opa(opa_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         archive = tmp_path_factory.mktemp("opa") / "bundle.tar.gz"
-        archive.write_bytes(bundle.archive())
+        archive.write_bytes(bundle.archive(b"an organisation's signature, which OPA passes over"))
         address = f"127.0.0.1:{port}"
         command = [str(opa_binary), "run", "--server", "--addr", address, "--log-level=error", "--skip-version-check"]
         running.append(subprocess.Popen([*command, "--bundle", str(archive)]))
