@@ -24,7 +24,7 @@ from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.encoding import to_base64
 from comity_crypto.quorum import message_for
-from comity_crypto.statements import Statement, sign_statement, verify_statement
+from comity_crypto.statements import Statement, key_id, sign_statement, verify_statement
 from comity_node.context import NodeContext
 from comity_node.governance import ballot_store as store
 from comity_node.governance.echoes import Echoes
@@ -208,7 +208,9 @@ class CharterDecisions:
         found = await self._node.journal.run(lambda conn: store.proposals_of(conn, ended.charter))
         if all(known.statement.digest != ended.proposal for known in found):
             raise ComityError(ErrorCode.NOT_FOUND, "the end of what nobody proposed")
-        log_key = self._replaced(found[-1].statement).log_public_key
+        # The log of now, or the one before, if this was said before the coordinator was changed.
+        keys = {self._node.charters.in_force().log_public_key, self._replaced(found[-1].statement).log_public_key}
+        log_key = next((key for key in keys if key_id(key) == said.key_id), min(keys))
         verify_statement(said, log_key, kind=ENDED, consortium=self._node.settings.consortium)
 
         def write(conn: Connection) -> None:

@@ -448,9 +448,17 @@ async def test_a_successor_that_took_over_less_than_was_seen_gets_no_signature(r
         assert await refused(rig.service._accept(former)) is ErrorCode.SIGNATURE_INVALID
         rig.consortium = replace(rig.consortium, log=rig.all[D])
         assert await refused(rig.service._accept(_final(rig, charter, (A, B)))) is ErrorCode.QUORUM_MISSING
+        before, put = rig.genesis, rig.proposal(rig.following(max_checkpoint_age_s=60), "change-charter")
+        await rig.tell("charter.proposed", {"statement": put.to_json(), "votes": []})
         await rig.accept(charter, (A, B, C))
         assert rig.charters.in_force() == charter
         assert rig.link.redialled == 1
+        # The new log ends what was open under the old one.
+        ended = CharterEnded(rig_digest(put), put.digest, "SUPERSEDED", (), (), (A, B, C)).to_json()
+        await rig.tell("charter.ended", {"statement": rig.say("coordinator", "charter-ended", ended).to_json()})
+        forged = rig.say("coordinator", "charter-ended", ended, keys=rig.all[B]).to_json()
+        assert await refused(rig.tell("charter.ended", {"statement": forged})) is ErrorCode.SIGNATURE_INVALID
+        assert before == rig.charters.at(before.digest)
 
 
 def test_messages_that_wait_begin_anew_with_another_coordinator(journal: Journal) -> None:
