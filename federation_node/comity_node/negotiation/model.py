@@ -23,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
-from comity.wire import instants
+from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.quorum import QuorumCertificate, message_for, verify_certificate
 from comity_crypto.statements import Statement, verify_statement
@@ -182,6 +183,16 @@ def check_counter(statement: Statement, proposal: Proposal, charter: Charter) ->
     return answer
 
 
+def read_agreement(value: Any) -> Agreement:
+    """Read an agreement as the coordinator sends it: once to sign, once as final. Raises `MALFORMED`."""
+    return _agreement_of(canonical.canonical(value))
+
+
+@lru_cache(maxsize=16)
+def _agreement_of(data: bytes) -> Agreement:
+    return Agreement.from_json(canonical.parse(data))
+
+
 def check_final(statement: Statement, charter: Charter) -> tuple[Agreement, QuorumCertificate]:
     """Check obligation F1 on the coordinator's `agreement` statement.
 
@@ -191,7 +202,7 @@ def check_final(statement: Statement, charter: Charter) -> tuple[Agreement, Quor
     # The log signs what it enters: this very statement is then expected in the ledger.
     verify_statement(statement, charter.log_public_key, kind="agreement", consortium=charter.consortium)
     body = statement.body
-    agreement = Agreement.from_json(body.get("agreement"))
+    agreement = read_agreement(body.get("agreement"))
     certificate = QuorumCertificate.from_json(body.get("certificate"))
     if certificate.digest != agreement.digest or set(certificate.signers) != set(agreement.parties):
         raise ComityError(ErrorCode.QUORUM_MISSING, "not every party signed this agreement")

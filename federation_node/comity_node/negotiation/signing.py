@@ -209,4 +209,4 @@ def read(body: dict[str, Any]) -> tuple[Agreement, list[Statement]]:
     answers = body.get("answers")
     if not isinstance(answers, list) or len(answers) > ANSWERS_MAX:
         raise ComityError(ErrorCode.MALFORMED, "a short list expected")
-    return Agreement.from_json(body.get("agreement")), [Statement.from_json(each) for each in answers]
+    return model.read_agreement(body.get("agreement")), [Statement.from_json(each) for each in answers]
