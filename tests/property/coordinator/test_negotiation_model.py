@@ -10,6 +10,7 @@ from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.negotiation import model, states
 from comity_coordinator.negotiation.states import JOINED, OPEN, LegState, Phase
+from comity_policies.documents import SIGNING_S_MAX, takes
 from comity_policies.terms import Terms, conforms
 
 ORGS = ("alpha", "beta", "gamma", "delta")
@@ -24,6 +25,9 @@ TERMS = (
 )
 ORDER = list(LegState)
 orgs = st.sampled_from(ORGS)
+# Whoever a lying coordinator, or a stranger, might name.
+anybody = st.sampled_from((*ORGS, "stranger", "coordinator", ""))
+FORGED = "ef" * 32
 
 
 class NegotiationMachine(RuleBasedStateMachine):
@@ -39,6 +43,8 @@ class NegotiationMachine(RuleBasedStateMachine):
         self.clock = START
         self.count = 0
         self.seen = []
+        self.signed = set()
+        self.accepted = set()
         optional = tuple(sorted(set(ORGS) - required))
         negotiation = model.open_negotiation(
             proposal_id="p",
@@ -71,6 +77,10 @@ class NegotiationMachine(RuleBasedStateMachine):
             after = model.step(after, model.Drafted(after.attempt, digest), self.now)
         self.check_move(before, after)
         self.check_again(after, event)
+        if isinstance(event, model.Signed) and after is not before:
+            self.signed.add((event.org, event.digest))
+        if isinstance(event, model.CounterAccepted) and after is not before:
+            self.accepted.add(event.answer)
         self.state = states.from_json(states.to_json(after))
         assert self.state == after
 
@@ -86,6 +96,8 @@ class NegotiationMachine(RuleBasedStateMachine):
         if refusal is not None:
             assert not isinstance(event, model.DeadlinePassed | model.Drafted)
             ends = (ErrorCode.ILLEGAL_EVENT, ErrorCode.WITHDRAWN, ErrorCode.DEADLINE_PASSED, ErrorCode.SUPERSEDED)
+            if isinstance(event, model.Answered) and after.legs[event.org].answer != event.digest:
+                return
             assert refusal.code in ends
             assert after.phase is Phase.TERMINATED
 
@@ -99,6 +111,27 @@ class NegotiationMachine(RuleBasedStateMachine):
             assert back or ORDER.index(leg.state) >= ORDER.index(old)
             if old in (LegState.TERMINATED, LegState.FINALIZED):
                 assert leg == before.legs[org]
+
+    @rule(org=anybody, event=st.sampled_from(["answer", "counter", "sign", "withdraw"]))
+    def forge(self, org, event):
+        """Words about strangers, and digests that nobody ever made, change nothing."""
+        if org in ORGS and event not in ("sign", "counter"):
+            return
+        forged = {
+            "answer": model.Answered(org, "allow", Terms(), (), FORGED),
+            "counter": model.CounterAccepted(org, FORGED),
+            "sign": model.Signed(org, FORGED),
+            "withdraw": model.Withdrew(org, "reason"),
+        }[event]
+        before = self.state
+        self.take(forged)
+        assert self.state == before
+
+    @precondition(lambda self: self.count > 3)
+    @rule(seconds=st.sampled_from([1, 400, 2000]))
+    def late(self, seconds):
+        """Time passes and nobody rings: what comes then is late."""
+        self.clock += timedelta(seconds=seconds)
 
     @rule(org=orgs, decision=st.sampled_from(["allow"] * 4 + ["deny", "review"]), terms=st.sampled_from(TERMS))
     def answer(self, org, decision, terms):
@@ -175,13 +208,22 @@ class NegotiationMachine(RuleBasedStateMachine):
                 assert not conforms(negotiation.meet, negotiation.legs[org].terms)
         if negotiation.phase is Phase.FINALIZED:
             assert {negotiation.legs[org].state for org in negotiation.parties} == {LegState.FINALIZED}
+        if negotiation.phase in (Phase.VERIFIED, Phase.FINALIZED):
+            assert {(org, negotiation.agreement) for org in negotiation.parties} <= self.signed
+        for org in negotiation.parties:
+            leg = negotiation.legs[org]
+            unasked = takes(negotiation.terms, negotiation.accepts, negotiation.bounds, leg.terms)
+            assert unasked or org == negotiation.proposer or leg.answer in self.accepted
         if negotiation.phase is Phase.TERMINATED:
             assert negotiation.ended
             assert not negotiation.parties
             assert negotiation.ended.code in ErrorCode
+            assert negotiation.ended.move, "an end names whose move it was"
         if negotiation.phase in OPEN:
             alive = [leg for leg in negotiation.legs.values() if leg.state is not LegState.TERMINATED]
             assert all(leg.move for leg in alive)
+            latest = instants.parse(negotiation.deadline) + timedelta(seconds=SIGNING_S_MAX)
+            assert negotiation.until <= instants.to_text(latest), "every wait has an end"
 
 
 NegotiationMachine.TestCase.settings = settings(stateful_step_count=30)
