@@ -49,13 +49,17 @@ class Open:
     def order(self) -> OrderHeader:
         return self.question.order
 
-    def refused_for_now(self, org: str, error: ComityError, lasts_s: float) -> None:
-        """Note why an organisation does not begin yet; it says so again within `lasts_s` if it stays so."""
-        self.passing[org] = error
+    def refused_for_now(self, org: str, error: ComityError, lasts_s: float) -> bool:
+        """Note why an organisation does not begin yet; it says so again within `lasts_s` if it stays so.
+
+        Returns whether that is news: people may take days, and the order is repeated every few seconds.
+        """
+        before, self.passing[org] = self.passing.get(org), error
         if error.code is ErrorCode.REVIEW_NEEDED and error.facts.get("stage") == DISPATCH:
             self.reviewing[org] = time.monotonic() + lasts_s
         else:
             self.reviewing.pop(org, None)
+        return before is None or before.to_json() != error.to_json()
 
     def passing_now(self) -> dict[str, ComityError]:
         """Return why organisations that are awaited do not begin, as far as they said so lately."""

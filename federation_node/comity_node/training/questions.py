@@ -266,7 +266,8 @@ class QuestionDesk:
             if done.outcome != "refused" or not catalog.row(why.code).retry:
                 await self._drop(found, me, done.outcome, why)
                 return
-            found.refused_for_now(me, why, OWN_RETRY_S * 3)
+            if found.refused_for_now(me, why, OWN_RETRY_S * 3):
+                self._book.tell("waiting", org=me, round=found.order.round, error=why.to_json())
             await asyncio.sleep(OWN_RETRY_S)
 
     async def _accept(self, found: Open, org: str, reply: ReplyHeader, inline: bytes) -> None:
@@ -276,8 +277,9 @@ class QuestionDesk:
                 return
             error = ComityError.from_json(reply.error)
             if reply.outcome == "refused" and catalog.row(error.code).retry:
-                found.refused_for_now(org, error, RESEND_S + REPLY_S)  # the order is repeated until the deadline
-                self._book.tell("waiting", org=org, round=found.order.round, error=error.to_json())
+                # The order is repeated until the deadline.
+                if found.refused_for_now(org, error, RESEND_S + REPLY_S):
+                    self._book.tell("waiting", org=org, round=found.order.round, error=error.to_json())
             else:
                 await self._drop(found, org, reply.outcome, error)
         except ComityError as error:

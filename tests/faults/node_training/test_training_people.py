@@ -84,17 +84,34 @@ async def test_an_order_waits_for_a_person_and_the_lead_says_who(rig, dummy):
     assert told == [("asked", "dispatch"), ("voted", "dispatch"), ("approved", "dispatch")]
 
 
-async def test_a_denial_is_final_for_the_run_and_leaves_a_receipt(rig, dummy):
+async def test_a_denial_is_final_for_the_run_and_leaves_receipts(rig, dummy):
     look(rig, "hospital-b", Stage.DISPATCH)
-    agreement = rig.agree(dummy, rounds=2, config=CONFIG, terms={"min_participants": 2}, parties=PAIR)
+    agreement = rig.agree(dummy, rounds=2, config=CONFIG, parties=PAIR)
     run = rig.board.prepare(agreement)
     await vote(rig, "hospital-b", await asked(rig, "hospital-b"), "deny", reason="not this week")
     finished = await rig.finish(run)
-    assert (finished["state"], finished["error"]["code"]) == ("FAILED", "PARTICIPANTS_TOO_FEW")
-    assert finished["manifest"][0]["dropped"] == [{"org": "hospital-b", "code": "REVIEW_DENIED"}]
-    await rig.until(lambda: len(rig.receipts("hospital-b")) == 2)
-    assert [each["code"] for each in rig.receipts("hospital-b")] == ["REVIEW_NEEDED", "REVIEW_DENIED"]
+    dropped = [{"org": "hospital-b", "code": "REVIEW_DENIED"}]
+    assert [row["dropped"] for row in finished["manifest"]] == [dropped, dropped]
+    await rig.until(lambda: len(rig.receipts("hospital-b")) == 3)
+    codes = [each["code"] for each in rig.receipts("hospital-b")]
+    assert codes == ["REVIEW_NEEDED", "REVIEW_DENIED", "REVIEW_DENIED"]
+    assert len(items(rig, "hospital-b", open_only=False)) == 1, "nobody is asked again"
     assert rig.spent("hospital-b", agreement) == {}
+
+
+async def test_who_watches_hears_once_that_people_are_awaited(rig, dummy, monkeypatch):
+    monkeypatch.setattr(questions, "RESEND_S", 0.1)
+    for org in PAIR:
+        look(rig, org, Stage.DISPATCH)
+    agreement = rig.agree(dummy, rounds=1, config={**CONFIG, "num-server-rounds": 1}, parties=PAIR)
+    run = rig.board.prepare(agreement)
+    for org in PAIR:
+        await asked(rig, org)
+    await rig.until(lambda: rig.board.log.count(("reply", "hospital-b", "hospital-a")) > 3)
+    for org in PAIR:
+        await vote(rig, org, await asked(rig, org))
+    assert (await rig.finish(run))["state"] == "COMPLETED"
+    assert sorted(each["org"] for each in await events(rig, "hospital-a", run, "waiting")) == list(PAIR)
 
 
 async def test_the_term_asks_even_where_the_policy_does_not(rig, dummy):
