@@ -5,7 +5,7 @@ Rules:
 2. A certificate names its signers; they are sorted, distinct, and hold distinct keys. Whether they are *enough* is the
    charter's question (`comity_policies.charter`), whether they signed is answered here.
 3. Keys come from the charter in force, where possession of each was proven; identity points are refused (`bls`).
-4. `independent_verify` repeats the whole judgement through py_ecc, another implementation of the same ciphersuite.
+4. `independent_*` repeat the whole judgement through py_ecc, another implementation of the same ciphersuite.
 """
 
 from __future__ import annotations
@@ -110,15 +110,29 @@ def verify_certificate(cert: QuorumCertificate, message: bytes, keys: Mapping[st
 
 def independent_verify(cert: QuorumCertificate, message: bytes, keys: Mapping[str, bytes]) -> None:
     """As `verify_certificate`, through py_ecc: about 150 times slower, other people's code. Raises `QUORUM_MISSING`."""
+    publics = _signer_keys(cert, message, keys)
+    if not _oracle().FastAggregateVerify(publics, message, cert.signature):
+        raise ComityError(ErrorCode.QUORUM_MISSING, "the aggregate signature does not hold (py_ecc)")
+
+
+def independent_signature(pk: bytes, message: bytes, sig: bytes) -> bool:
+    """As `bls_verify`, through py_ecc."""
+    return bool(_oracle().Verify(pk, message, sig))
+
+
+def independent_possession(pk: bytes, proof: bytes) -> bool:
+    """As `bls.possession_holds`, through py_ecc."""
+    return bool(_oracle().PopVerify(pk, proof))
+
+
+def _oracle() -> Any:
     # Imported here: 35 MB that only an offline verifier pays for. Its import raises the recursion limit to 100,000,
     # more than the stack bears when a stranger's nested document is parsed: put back what was there.
     limit = sys.getrecursionlimit()
     from py_ecc.bls import G2ProofOfPossession
 
     sys.setrecursionlimit(limit)
-    publics = _signer_keys(cert, message, keys)
-    if not G2ProofOfPossession.FastAggregateVerify(publics, message, cert.signature):
-        raise ComityError(ErrorCode.QUORUM_MISSING, "the aggregate signature does not hold (py_ecc)")
+    return G2ProofOfPossession
 
 
 def _signer_keys(cert: QuorumCertificate, message: bytes, keys: Mapping[str, bytes]) -> list[bytes]:

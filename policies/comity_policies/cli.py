@@ -236,7 +236,8 @@ def verify(
     file: Annotated[Path, typer.Argument(help="A ledger export.")],
     genesis: Annotated[str, typer.Option(help="The consortium's name, obtained outside the coordinator.")] = "",
     independent: Annotated[
-        bool, typer.Option("--independent", help="Check certificates with a second implementation too (slow).")
+        bool,
+        typer.Option("--independent", help="Check keys, certificates and proofs a second way too (slow)."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -4,7 +4,8 @@ Rules:
 1. a document that breaks a rule cannot exist: every check is in the constructor, so that it holds for documents from
    the wire and for our own alike;
 2. a document has one spelling: `from_json` refuses unknown and missing fields, wrong types and any JSON that `to_json`
-   would not give back, so that equal documents have equal digests;
+   would not give back, so that equal documents have equal digests; a field that came in a later release is optional:
+   it is left out where it says nothing, so that older documents keep their bytes;
 3. sizes and counts are bounded before anything is built.
 """
 
@@ -35,12 +36,13 @@ def _names(cls: type[Any]) -> frozenset[str]:
 
 
 def fields_of(value: Any, cls: type[Any]) -> dict[str, Any]:
-    """Return `value` if it is an object with exactly the fields of dataclass `cls`. Raises `MALFORMED`."""
+    """Return `value` if it is an object with the fields of dataclass `cls`, no others. Raises `MALFORMED`."""
     if not isinstance(value, dict):
         raise malformed(f"{cls.__name__} is an object")
     wanted = _names(cls)
-    if set(value) != wanted:
-        odd = sorted(str(each)[:64] for each in set(value) ^ wanted)[0]
+    optional: frozenset[str] = getattr(cls, "OPTIONAL", frozenset())
+    if not wanted - optional <= set(value) <= wanted:
+        odd = sorted(str(each)[:64] for each in (set(value) ^ wanted) - optional)[0]
         raise malformed(f"{cls.__name__}: field {odd} is missing or unknown")
     return value
 
@@ -58,6 +60,8 @@ class Part:
     __slots__ = ()
     # Field name -> (class of the nested document, most items if it is a list of them, else None).
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {}
+    # Fields that are absent when they are None.
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -77,6 +81,8 @@ class Part:
     def _read(cls, value: Any) -> Self:
         given = dict(fields_of(value, cls))
         for name, (inner, most) in cls.NESTED.items():
+            if name not in given:
+                continue  # optional: `fields_of` has looked
             if most is None:
                 given[name] = inner._read(given[name])
             else:
@@ -87,7 +93,11 @@ class Part:
 
     def to_json(self) -> dict[str, Any]:
         """Return the one spelling as JSON values."""
-        return {name: _plain(getattr(self, name)) for name in _names(type(self))}
+        return {
+            name: _plain(value)
+            for name in _names(type(self))
+            if (value := getattr(self, name)) is not None or name not in self.OPTIONAL
+        }
 
     def _fix(self, **values: Any) -> None:
         """Write checked values back into a frozen instance while it is being built."""

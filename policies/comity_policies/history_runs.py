@@ -12,6 +12,7 @@ from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
+from comity_policies import cohorts
 from comity_policies.documents import Agreement, Answer, CounterAcceptance, Proposal, Receipt, run_id
 
 ENDINGS = ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED")
@@ -32,6 +33,9 @@ class RunBook:
     executed: set[tuple[str, str]] = field(default_factory=set)
     endings: dict[str, tuple[str, str]] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
+    # Results whose party shows that enough records stand behind them, and those that only say so.
+    shown: int = 0
+    unshown: int = 0
 
     def add(self, agreement: Agreement) -> None:
         """Note a verified agreement and the names of all its runs. Raises `AGREEMENT_INVALID` if it stands here."""
@@ -101,6 +105,11 @@ class RunBook:
         for name, spent in receipt.grants.items():
             if name in limits and spent > limits[name]:
                 raise _broken(f"{org} spent more {name} than the agreement grants", org=org, spent=spent)
+        minimum = cohorts.minimum_of(agreement, org)
+        cohorts.verify(receipt, org, minimum)
+        if minimum and receipt.outcome == "result":
+            self.shown += receipt.cohort is not None
+            self.unshown += receipt.cohort is None
         if (org, receipt.journal_seq) in self.numbers:
             raise _broken(f"{org} wrote two receipts under one number", org=org, number=receipt.journal_seq)
         self.numbers.add((org, receipt.journal_seq))
@@ -109,6 +118,17 @@ class RunBook:
                 raise _broken(f"{org} executed one order twice", org=org)
             self.executed.add((org, receipt.order))
         self.receipts[(receipt.run, org)] += 1
+
+    def verify_independently(self, statement: Statement) -> int:
+        """Check the proof in a receipt that stands here once more, with another implementation; return how many.
+
+        Raises:
+            ComityError: `CLAIM_UNPROVEN`.
+        """
+        receipt = Receipt.from_json(statement.body)
+        minimum = cohorts.minimum_of(self._agreement(receipt.agreement), statement.issuer)
+        cohorts.verify_independently(receipt, statement.issuer, minimum)
+        return int(receipt.cohort is not None)
 
     def _ready(self, statement: Statement) -> None:
         self._run(statement.body, statement.issuer)

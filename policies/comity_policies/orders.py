@@ -6,11 +6,12 @@ Source: architecture.md section 4, negotiation.md section 5, ledger.md section 1
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from comity.wire import canonical
 from comity.wire.errors import ComityError
-from comity_policies.document import Document, choice_of, digest_of, instant_of, line_of, name_of, org_set
+from comity_crypto.encoding import from_base64
+from comity_policies.document import Document, Part, choice_of, digest_of, instant_of, line_of, name_of, org_set
 from comity_policies.term_rows import malformed, whole_number
 from comity_policies.terms import org
 
@@ -20,6 +21,7 @@ MAP_ITEMS_MAX = 64
 OUTCOMES = ("result", "refused", "failed")
 # What a lead may ask for; Flower's `train.<name>` variants share the first word.
 MESSAGE_TYPES = ("train", "evaluate", "query")
+COMMITMENT_BYTES, COHORT_PROOF_BYTES = 48, 832
 
 
 def sealed_json(value: Any) -> dict[str, Any]:
@@ -92,8 +94,23 @@ class ReplyHeader(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class CohortProof(Part):
+    """A commitment to the records behind a result and the proof that they are enough, as base64 (`cohorts`)."""
+
+    commitment: str
+    proof: str
+
+    def __post_init__(self) -> None:
+        from_base64(self.commitment, what="commitment", size_bytes=COMMITMENT_BYTES)
+        from_base64(self.proof, what="proof", size_bytes=COHORT_PROOF_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt(Document):
     """What one order came to at one party: digests, predicates and use, never measured counts (ledger.md section 1)."""
+
+    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"cohort": (CohortProof, None)}
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"cohort"})
 
     agreement: str
     run: str
@@ -108,12 +125,15 @@ class Receipt(Document):
     egress_bytes: int = 0
     journal_seq: int = 0
     duration_s: int = 0
+    cohort: CohortProof | None = None
 
     def __post_init__(self) -> None:
         for each in (self.agreement, self.run, self.step):
             name_of(each)
         digest_of(self.order)
         choice_of(self.outcome, OUTCOMES)
+        if self.cohort is not None and self.outcome != "result":
+            raise malformed("only a result shows its cohort")
         for number in (self.seq, self.egress_bytes, self.journal_seq, self.duration_s):
             whole_number(number, 0, canonical.INTEGER_MAX)
         self._fix(code=None if not self.code else line_of(self.code, 64))

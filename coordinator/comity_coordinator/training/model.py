@@ -50,7 +50,8 @@ class Run:
     `steps` are the ids of the agreement's steps, `limits` what it grants at most to any one party. `limit_s` bounds the
     time from READY to the end. `until` is the instant at which `DeadlinePassed` takes effect.
     `expected` is how many receipts each party owes, as far as the lead said; `received` how many came. `finished` is
-    the digest of the lead's statement about the end, empty if the coordinator ended the run.
+    the digest of the lead's statement about the end, empty if the coordinator ended the run. `cohorts` is how many
+    records must stand behind a result of each party.
     """
 
     run: str
@@ -74,6 +75,7 @@ class Run:
     expected: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
     closed: bool = False
+    cohorts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def awaited(self) -> tuple[str, ...]:
@@ -153,10 +155,12 @@ def create(
     limits: Mapping[str, int],
     limit_s: int,
     now: str,
+    cohorts: Mapping[str, int] | None = None,
 ) -> Run:
     """Return a run that waits for its parties."""
-    until = _later(now, PREPARE_S)
-    return Run(run, agreement, use, lead, parties, steps, dict(limits), limit_s, RunState.PREPARING, now, until)
+    until, state = _later(now, PREPARE_S), RunState.PREPARING
+    minima = dict(cohorts or {})
+    return Run(run, agreement, use, lead, parties, steps, dict(limits), limit_s, state, now, until, cohorts=minima)
 
 
 def step(run: Run, event: Event, now: str) -> Run:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.training import store
 from comity_coordinator.training.model import Run
+from comity_policies import cohorts
 from comity_policies.documents import Receipt
 
 # A party that floods the ledger is stopped; a run of 10,000 rounds with train and evaluate stays well below.
@@ -26,7 +27,7 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
     Raises:
         ComityError: `AGREEMENT_UNKNOWN`, `NOT_A_MEMBER`, `ORDER_MISMATCH` if it does not belong to the run;
             `GRANT_EXHAUSTED` beyond the agreement; `CONFLICT` for a number and `ORDER_REPLAYED` for an order that has
-            another receipt; `TOO_LARGE` for too many.
+            another receipt; `TOO_LARGE` for too many; `CLAIM_UNPROVEN` for a proof that does not hold (about 4 ms).
     """
     if receipt.agreement != run.agreement:
         raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run belongs to another agreement")
@@ -44,6 +45,7 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
             raise ComityError(ErrorCode.GRANT_EXHAUSTED, f"more {name} than the agreement grants", spent=spent)
     if run.received.get(org, 0) >= RECEIPTS_PER_PARTY_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "too many receipts for one run", limit=RECEIPTS_PER_PARTY_MAX)
+    cohorts.verify(receipt, org, run.cohorts.get(org, 0))
     executed = receipt.outcome == "result"
     if executed and store.is_executed(conn, org, receipt.order):
         raise ComityError(ErrorCode.ORDER_REPLAYED, "this order was executed before")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from functools import partial
 
 import structlog
 
@@ -49,13 +50,16 @@ class Closing:
     async def _tell(self, run: str, state: str) -> None:
         proved, digests = 0, list[str]()
         try:
-            statements = await self._node.journal.run(lambda conn: store.receipts_of(conn, run))
-            digests = [hashlib.sha256(data).hexdigest() for data in statements]
             async with asyncio.timeout(PROVED_WITHIN_S):
-                while proved < len(digests):
-                    proved = await self._node.journal.run(lambda conn: self._node.ledger.included(conn, digests))
-                    if proved < len(digests):
-                        await asyncio.sleep(LOOK_AGAIN_S)
+                while True:
+                    # Read each time: a receipt is signed anew when its proof is made.
+                    statements = await self._node.journal.run(lambda conn: store.receipts_of(conn, run))
+                    digests = [hashlib.sha256(data).hexdigest() for data in statements]
+                    look = partial(self._node.ledger.included, digests=digests)
+                    proved = await self._node.journal.run(look)
+                    if proved >= len(digests):
+                        break
+                    await asyncio.sleep(LOOK_AGAIN_S)
         except (TimeoutError, ComityError) as error:
             log.warning("run.unproved", run=run, receipts=len(digests), proved=proved, error=str(error))
         self._events.tell(run, LAST_EVENT, state=state, receipts=len(digests), proved=proved)

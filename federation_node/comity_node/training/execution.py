@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comity.wire import instants
@@ -38,7 +38,8 @@ METRIC_NAMES_MAX = 1_000
 
 @dataclass(slots=True)
 class Job:
-    """One order to run. `asked` belongs to the caller; `released_bytes` is set to what leaves, before sealing.
+    """One order to run. `asked` belongs to the caller; `released_bytes` is set to what leaves, before sealing;
+    `cohort` to the records behind it.
 
     `awaited` tells the lead whom the result waits for.
     """
@@ -50,6 +51,7 @@ class Job:
     own: bool
     awaited: Callable[[ComityError], Awaitable[None]]
     released_bytes: int = 0
+    cohort: int = field(default=0, repr=False)
 
 
 class Execution:
@@ -97,7 +99,7 @@ class Execution:
             facts, need = await asyncio.to_thread(self._judge, job, result, done, measured.facts)
             if need is not None:
                 await self._ask_people(job, result, facts, need)
-            job.released_bytes = int(facts["size_bytes"])
+            job.released_bytes, job.cohort = int(facts["size_bytes"]), cohort
             return result, await profile.protect(outgoing, measured)
         except BaseException:
             result.close()

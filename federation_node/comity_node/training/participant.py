@@ -43,6 +43,7 @@ from comity_node.training.standing import Standing
 from comity_node.training.tables import FINISHED, INLINE_BYTES_MAX, OrderRow
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
+from comity_policies import cohorts
 from comity_policies.documents import Agreement, OrderHeader
 
 ORDERS_AT_ONCE_MAX = 64
@@ -187,7 +188,8 @@ class Participant:
             if asked is not None:
                 asked.close()
         size = job.released_bytes
-        outcome = Outcome("result", None, protected.receipt_digest, size, _since(began))
+        claim = cohorts.claim_of(agreement, self._node.settings.org, job.cohort)
+        outcome = Outcome("result", None, protected.receipt_digest, size, _since(began), claim)
         try:
             await self._finish(order, verdict, outcome, protected, None)
         except BaseException:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from comity.wire.errors import ComityError
@@ -29,6 +29,7 @@ from comity_node.training.tables import (
     ResultRow,
     RunRow,
     answers,
+    claims,
     copies,
     events,
     orders,
@@ -38,6 +39,7 @@ from comity_node.training.tables import (
     results,
     runs,
 )
+from comity_policies.cohorts import Claim
 
 UNCONFIRMED_MAX = 1_000
 # A mark of the journal: numbers up to this one were given away by a journal that is lost.
@@ -177,16 +179,29 @@ def knows_receipt(conn: Connection, number: int, statement: bytes) -> bool:
     return number <= int(journal.mark(conn, RECEIPT_FLOOR) or 0)
 
 
-def put_receipt(conn: Connection, no: int, run: str, statement: bytes) -> None:
-    """Store a signed receipt that waits to be sent."""
+def put_receipt(conn: Connection, no: int, run: str, statement: bytes, claim: Claim | None = None) -> None:
+    """Store a signed receipt that waits to be sent, and what it will prove when it is."""
     sql = "INSERT INTO training_receipts (no, run, statement, sent) VALUES (?, ?, ?, 0)"
     conn.exec_driver_sql(sql, (no, run, statement))
+    if claim is not None:
+        conn.execute(insert(claims).values(no=no, minimum=claim.minimum, cohort=claim.cohort))
 
 
-def unsent_receipts(conn: Connection, limit: int) -> list[tuple[int, bytes]]:
-    """Return the oldest receipts that were not handed to the link yet."""
-    query = select(receipts.c.no, receipts.c.statement).where(receipts.c.sent.is_(False))
-    return [(int(no), bytes(data)) for no, data in conn.execute(query.order_by(receipts.c.no).limit(limit))]
+def unsent_receipts(conn: Connection, limit: int) -> list[tuple[int, bytes, Claim | None]]:
+    """Return the oldest receipts that were not handed to the link yet, with what they have to prove."""
+    joined = receipts.outerjoin(claims, claims.c.no == receipts.c.no)
+    query = select(receipts.c.no, receipts.c.statement, claims.c.minimum, claims.c.cohort).select_from(joined)
+    rows = conn.execute(query.where(receipts.c.sent.is_(False)).order_by(receipts.c.no).limit(limit))
+    return [
+        (int(no), bytes(data), None if minimum is None else Claim(int(minimum), int(cohort)))
+        for no, data, minimum, cohort in rows
+    ]
+
+
+def prove_receipt(conn: Connection, no: int, statement: bytes) -> None:
+    """Put the statement that proves what was claimed in the place of the one that only says it."""
+    conn.execute(update(receipts).where(receipts.c.no == no, receipts.c.sent.is_(False)).values(statement=statement))
+    conn.execute(delete(claims).where(claims.c.no == no))
 
 
 def receipts_of(conn: Connection, run: str) -> list[bytes]:

@@ -81,6 +81,15 @@ receipts = Table(
     Column("sent", Boolean, nullable=False, default=False, index=True),
 )
 
+# What a receipt that was not sent yet will prove; the records behind a result are named nowhere else in the journal.
+claims = Table(
+    "training_claims",
+    metadata,
+    Column("no", Integer, primary_key=True),
+    Column("minimum", Integer, nullable=False),
+    Column("cohort", Integer, nullable=False),
+)
+
 questions = Table(
     "training_questions",
     metadata,
