@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, Column, Connection, LargeBinary, String, Table, delete, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    LargeBinary,
+    String,
+    Table,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from comity_coordinator.db import metadata
 from comity_coordinator.transport.model import KNOWN_IDS_KEPT, Message
@@ -36,11 +48,26 @@ outbox = Table(
 )
 
 
+# Made once: every message asks several of these, and building an expression costs more than a database's answer.
+_OF_ORG = cursors.c.org == bindparam("of_org")
+_CURSOR = select(cursors.c.received_seq, cursors.c.sent_seq, cursors.c.acked_seq).where(_OF_ORG)
+_SEEN = select(taken.c.seq).where(taken.c.org == bindparam("of_org"), taken.c.id == bindparam("of_id"))
+_RECEIVED = update(cursors).where(_OF_ORG).values(received_seq=bindparam("seq"))
+_SENT = update(cursors).where(_OF_ORG).values(sent_seq=bindparam("seq"))
+_ACKED = update(cursors).where(_OF_ORG, cursors.c.acked_seq < bindparam("seq")).values(acked_seq=bindparam("seq"))
+_DROP = delete(outbox).where(outbox.c.org == bindparam("of_org"), outbox.c.seq <= bindparam("up_to"))
+_UNSENT = (
+    select(outbox.c.seq, outbox.c.id, outbox.c.kind, outbox.c.run, outbox.c.body)
+    .where(outbox.c.org == bindparam("of_org"))
+    .where(outbox.c.seq > bindparam("after"), outbox.c.seq <= bindparam("up_to"))
+    .order_by(outbox.c.seq)
+)
+_TAKE, _APPEND = insert(taken), insert(outbox)
+
+
 def ensure_cursor(conn: Connection, org: str) -> tuple[int, int, int]:
     """Return (received_seq, sent_seq, acked_seq) of `org`, made on first sight."""
-    row = conn.execute(
-        select(cursors.c.received_seq, cursors.c.sent_seq, cursors.c.acked_seq).where(cursors.c.org == org)
-    ).first()
+    row = conn.execute(_CURSOR, {"of_org": org}).first()
     if row is None:
         conn.execute(insert(cursors).values(org=org, received_seq=0, sent_seq=0, acked_seq=0))
         return 0, 0, 0
@@ -49,15 +76,14 @@ def ensure_cursor(conn: Connection, org: str) -> tuple[int, int, int]:
 
 def is_taken(conn: Connection, org: str, message_id: str) -> bool:
     """True if this id of `org` was acted on (within the last `KNOWN_IDS_KEPT`)."""
-    found = conn.execute(select(taken.c.seq).where(taken.c.org == org, taken.c.id == message_id)).first()
-    return found is not None
+    return conn.execute(_SEEN, {"of_org": org, "of_id": message_id}).first() is not None
 
 
 def take(conn: Connection, org: str, message_id: str, seq: int, *, known: bool = False) -> None:
     """Record that `seq` was acted on and forget ids far behind it; a `known` id keeps its first record."""
     if not known:
-        conn.execute(insert(taken).values(org=org, id=message_id, seq=seq))
-    conn.execute(update(cursors).where(cursors.c.org == org).values(received_seq=seq))
+        conn.execute(_TAKE, {"org": org, "id": message_id, "seq": seq})
+    conn.execute(_RECEIVED, {"of_org": org, "seq": seq})
     if seq % 64 == 0:
         conn.execute(delete(taken).where(taken.c.org == org, taken.c.seq <= seq - KNOWN_IDS_KEPT))
 
@@ -66,28 +92,21 @@ def append(conn: Connection, org: str, message: Message) -> int:
     """Put `message` at the end of the outbox of `org`; return its number."""
     _, sent_seq, _ = ensure_cursor(conn, org)
     seq = sent_seq + 1
-    conn.execute(update(cursors).where(cursors.c.org == org).values(sent_seq=seq))
-    conn.execute(
-        insert(outbox).values(org=org, seq=seq, id=message.id, kind=message.kind, run=message.run, body=message.body)
-    )
+    conn.execute(_SENT, {"of_org": org, "seq": seq})
+    row = {"org": org, "seq": seq, "id": message.id, "kind": message.kind, "run": message.run, "body": message.body}
+    conn.execute(_APPEND, row)
     return seq
 
 
 def acknowledge(conn: Connection, org: str, up_to_seq: int) -> None:
     """Drop what the node has journalled."""
-    conn.execute(
-        update(cursors).where(cursors.c.org == org, cursors.c.acked_seq < up_to_seq).values(acked_seq=up_to_seq)
-    )
-    conn.execute(delete(outbox).where(outbox.c.org == org, outbox.c.seq <= up_to_seq))
+    conn.execute(_ACKED, {"of_org": org, "seq": up_to_seq})
+    conn.execute(_DROP, {"of_org": org, "up_to": up_to_seq})
 
 
 def unsent(conn: Connection, org: str, after_seq: int, up_to_seq: int) -> Sequence[tuple[int, str, str, str, bytes]]:
     """Return (seq, id, kind, run, body) of the messages with after_seq < seq <= up_to_seq, in order."""
-    rows = conn.execute(
-        select(outbox.c.seq, outbox.c.id, outbox.c.kind, outbox.c.run, outbox.c.body)
-        .where(outbox.c.org == org, outbox.c.seq > after_seq, outbox.c.seq <= up_to_seq)
-        .order_by(outbox.c.seq)
-    )
+    rows = conn.execute(_UNSENT, {"of_org": org, "after": after_seq, "up_to": up_to_seq})
     return [(int(row[0]), row[1], row[2], row[3], bytes(row[4])) for row in rows]
 
 

@@ -46,6 +46,10 @@ _failed = sa.Table(
     sa.Column("failed_at", sa.Text, nullable=False),
 )
 
+# As text: each message asks these several times, and building an expression costs more than SQLite's answer.
+_POSITION = "SELECT name, value FROM link_state"
+_SET = "INSERT INTO link_state (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -57,7 +61,7 @@ class Position:
 
 def position(conn: Connection) -> Position:
     """Return both positions; 0 where nothing has happened."""
-    rows = {name: int(value) for name, value in conn.execute(sa.select(_state.c.name, _state.c.value))}
+    rows = {name: int(value) for name, value in conn.exec_driver_sql(_POSITION)}
     return Position(rows.get("sent_seq", 0), rows.get("received_seq", 0))
 
 
@@ -145,9 +149,7 @@ def failures(conn: Connection) -> list[dict[str, str | int]]:
 
 
 def _set(conn: Connection, name: str, value: int) -> None:
-    updated = conn.execute(_state.update().where(_state.c.name == name).values(value=value))
-    if updated.rowcount == 0:
-        conn.execute(_state.insert().values(name=name, value=value))
+    conn.exec_driver_sql(_SET, (name, value))
 
 
 def find(conn: Connection, message_id: str) -> tuple[str, bytes] | None:
