@@ -66,15 +66,7 @@ class Bundle:
         # Beside an OPA server on platforms without the embedded engine the tree is not at hand; the server compiles.
         if importlib.util.find_spec("regorus") is not None:
             portable.check(modules, tests)
-        try:
-            digest = canonical.digest(
-                {
-                    "modules": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in modules.items()},
-                    "settings": checked,
-                }
-            )
-        except ComityError as error:
-            raise portable.refuse(f"data.json: {error.detail}") from error
+        digest = digest_of(modules, checked)
         return cls(MappingProxyType(modules), MappingProxyType(tests), MappingProxyType(checked), digest)
 
     @property
@@ -100,6 +92,15 @@ class Bundle:
                 entry.size = len(files[name])
                 tar.addfile(entry, io.BytesIO(files[name]))
         return gzip.compress(raw.getvalue(), mtime=0)
+
+
+def digest_of(modules: Mapping[str, str], data: Mapping[str, Any]) -> str:
+    """Return the digest of what decides. Raises `BUNDLE_INVALID` if the settings have no canonical bytes."""
+    texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in modules.items()}
+    try:
+        return canonical.digest({"modules": texts, "settings": data})
+    except ComityError as error:
+        raise portable.refuse(f"data.json: {error.detail}") from error
 
 
 def read_texts(shipped: Path | None, folder: Path) -> dict[str, str]:

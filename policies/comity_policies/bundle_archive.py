@@ -4,7 +4,8 @@ Rules:
 1. the unpacked size is bounded before anything is parsed, and so is the number of files;
 2. only regular files with plain names; nothing is written anywhere;
 3. the digest is computed anew from what was read and has to be the revision in the manifest: an archive cannot say of
-   itself that it is another bundle.
+   itself that it is another bundle;
+4. who asks may judge the digest before any Rego is parsed: only what the members agreed to reaches the parser.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import json
 import re
 import tarfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from comity_policies import portable
-from comity_policies.bundle import DATA_BYTES_MAX, FILES_MAX, MODULE_BYTES_MAX, SIGNATURE_FILE, Bundle
+from comity_policies.bundle import DATA_BYTES_MAX, FILES_MAX, MODULE_BYTES_MAX, SIGNATURE_FILE, Bundle, digest_of
+from comity_policies.settings import check
 
 ARCHIVE_BYTES_MAX = 4 << 20
 UNPACKED_BYTES_MAX = 16 << 20
@@ -26,8 +29,16 @@ _GZIP = 31
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(?:/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,3}\.rego")
 
 
-def read_archive(data: bytes) -> Bundle:
-    """Return the bundle in an archive. Raises `BUNDLE_INVALID`, naming what is wrong with it."""
+def read_archive(data: bytes, judge: Callable[[str], object] = str) -> Bundle:
+    """Return the bundle in an archive.
+
+    Args:
+        data: as `Bundle.archive` writes it.
+        judge: is given the digest before any Rego is parsed, and raises if that is not the bundle.
+
+    Raises:
+        ComityError: `BUNDLE_INVALID`, naming what is wrong with it; what `judge` raises.
+    """
     if len(data) > ARCHIVE_BYTES_MAX:
         raise portable.refuse(f"the archive is larger than {ARCHIVE_BYTES_MAX} bytes")
     files = _files(_unzipped(data))
@@ -43,10 +54,11 @@ def read_archive(data: bytes) -> Bundle:
         modules[name] = _text(content, name)
     if not isinstance(settings, dict) or set(settings) != {"settings"}:
         raise portable.refuse("data.json of an archive holds the settings")
-    bundle = Bundle.of(modules, settings["settings"])
-    if not isinstance(manifest, dict) or manifest.get("revision") != bundle.digest:
+    digest = digest_of(modules, check(settings["settings"]))
+    if not isinstance(manifest, dict) or manifest.get("revision") != digest:
         raise portable.refuse("the archive's revision is not the digest of its content")
-    return bundle
+    judge(digest)
+    return Bundle.of(modules, settings["settings"])
 
 
 def _unzipped(data: bytes) -> bytes:

@@ -13,6 +13,8 @@ only when the rule is evaluated. `comity policy lint` prints them by these names
 - `with`: it replaces input and data, and only in tests;
 - `annotation`: OPA reads METADATA comments as YAML, the embedded engine not at all: a value on its key's line holds no
   `: `, and one file alone annotates a package;
+- `nesting`: brackets are nested at most `NESTING_MAX` deep (parsing time doubles with each level);
+- `recursion`: no rule and no function depends on itself;
 - `package`, `default`: packages are `comity.*`, and every stage's `result` has a default.
 """
 
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_policies import portable_recursion
 
 # Built-in -> number of arguments. In OPA 1.x and in the embedded engine, pure, answered alike (`probe.py`). Left out
 # although both have them: `ceil` and `floor` (OPA errs below zero), `lower` and `upper` (other Unicode tables),
@@ -41,6 +44,8 @@ BUILTINS = {
 }
 ENTRY_POINTS = ("membership", "proposal", "dispatch", "egress")
 HEAD_PARTS_MAX = 2
+NESTING_MAX = 12
+_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`]*`|#[^\n]*|[()\[\]{}]')
 _VERB = re.compile(r"%(?:%|[^%]?)")
 _AMBIGUOUS = re.compile(r"# [a-z_]+: +[^\"'|>\s].*?: .*")
 _PLACE = re.compile(r"--> [^\n]*?:(\d+):\d+")
@@ -81,6 +86,10 @@ def check(modules: Mapping[str, str], tests: Mapping[str, str]) -> None:
 
 def findings(modules: Mapping[str, str], tests: Mapping[str, str]) -> Iterator[Finding]:
     """Yield every breach of the profile, file by file."""
+    deep = list(_too_deep({**modules, **tests}))
+    yield from deep
+    if deep:
+        return
     trees, unread = _parsed({**modules, **tests})
     yield from unread
     for name, tree in trees.items():
@@ -94,6 +103,10 @@ def findings(modules: Mapping[str, str], tests: Mapping[str, str]) -> Iterator[F
         yield from _expressions(name, tree)
         yield from _replacements(name, tree, is_test=is_test)
     yield from _annotations({name: text for name, text in {**modules, **tests}.items() if name in trees}, trees)
+    for rule, name, line in portable_recursion.cycles(
+        _rules({each: trees[each] for each in modules if each in trees}), _path
+    ):
+        yield Finding("recursion", name, line, f"{rule.removeprefix('data.')} depends on itself")
     if unread:
         return  # what is missing below may stand in a file that cannot be read
     defaults = {package_of(trees[name]) for name in modules for rule in trees[name]["rules"] if _default_result(rule)}
@@ -125,6 +138,30 @@ def test_rules(tree: Any) -> list[str]:
     """Return the names of a module's test rules, in order of their first appearance."""
     names = [".".join(_path(_head_reference(rule))) for rule in tree["rules"]]
     return list(dict.fromkeys(name for name in names if name.startswith("test_")))
+
+
+def _too_deep(texts: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at brackets before a parser does."""
+    for name, text in texts.items():
+        depth = 0
+        for token in _TOKEN.finditer(text):
+            first = token[0][0]
+            depth += 1 if first in "([{" else -1 if first in ")]}" else 0
+            if depth > NESTING_MAX:
+                line = text.count("\n", 0, token.start()) + 1
+                yield Finding("nesting", name, line, f"brackets are nested more than {NESTING_MAX} deep")
+                break
+
+
+def _rules(trees: Mapping[str, Any]) -> dict[str, list[tuple[str, int, Any]]]:
+    """Return full name -> definitions (file, line, tree) of every rule and function."""
+    found: dict[str, list[tuple[str, int, Any]]] = {}
+    for name, tree in trees.items():
+        for rule in tree["rules"]:
+            reference = _head_reference(rule)
+            line = next(iter(reference.values()))["span"]["line"]
+            found.setdefault(f"{package_of(tree)}.{_path(reference)[0]}", []).append((name, line, rule))
+    return found
 
 
 def _parsed(modules: Mapping[str, str]) -> tuple[dict[str, Any], list[Finding]]:

@@ -94,12 +94,7 @@ class ConsortiumPolicy:
         Raises:
             ComityError: `BUNDLE_INVALID` if it does not load; `CONFLICT` if the charter names another one, or none.
         """
-        bundle = read_archive(data)
-        wanted = self.wanted()
-        if wanted is None:
-            raise ComityError(ErrorCode.CONFLICT, "the charter in force names no policy bundle", digest=bundle.digest)
-        if bundle.digest != wanted:
-            raise ComityError(ErrorCode.CONFLICT, "the charter in force names another bundle", digest=bundle.digest)
+        bundle = read_archive(data, self._judge)
         with self._lock:
             self._settings.consortium_policy_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._settings.consortium_policy_file, data)
@@ -111,6 +106,13 @@ class ConsortiumPolicy:
             journal.transact(write)
             self._held = bundle.digest
         return bundle.digest
+
+    def _judge(self, digest: str) -> None:
+        wanted = self.wanted()
+        if wanted is None:
+            raise ComityError(ErrorCode.CONFLICT, "the charter in force names no policy bundle", digest=digest)
+        if digest != wanted:
+            raise ComityError(ErrorCode.CONFLICT, "the charter in force names another bundle", digest=digest)
 
     def close(self) -> None:
         """Release threads and connections."""

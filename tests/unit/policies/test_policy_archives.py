@@ -83,6 +83,20 @@ def test_a_changed_archive_is_not_what_it_says(bundle: Bundle) -> None:
     assert "not the digest" in refused(packed(files | {".manifest": b'{"revision": ""}'}))
 
 
+def test_the_digest_is_judged_before_anything_is_parsed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(*_: Any) -> None:
+        raise AssertionError("the parser was reached")
+
+    def refuse(digest: str) -> None:
+        raise ComityError(ErrorCode.CONFLICT, digest)
+
+    monkeypatch.setattr(portable, "check", parse)
+    with pytest.raises(ComityError, match=bundle.digest):
+        read_archive(bundle.archive(), refuse)
+    with pytest.raises(AssertionError, match="parser"):
+        read_archive(bundle.archive())
+
+
 def test_hostile_archives(bundle: Bundle) -> None:
     files, whole = unpacked(bundle), bundle.archive()
     assert "truncated" in refused(b"")
@@ -180,6 +194,8 @@ BREACHES = {
     "y := {[1]: 1}": "key",
     "a.b.c := 1": "head",
     "y if data.comity.egress.result with input as {}": "with",
+    "y := y + 1": "recursion",
+    "y := " + "[" * 13 + "1" + "]" * 13: "nesting",
     "y := ": "parse",
     'y := $"{input.a}"': "parse",
 }
@@ -195,6 +211,50 @@ def test_lint_names_rule_file_and_line(folder: Path, line: str) -> None:
     assert (result.exit_code, found["rule"], found["file"]) == (1, BREACHES[line], "own/mine.rego")
     assert found["line"] in ({4, 5} if found["rule"] == "parse" else {4})
     assert f"own/mine.rego:{found['line']}: " in CliRunner().invoke(app, ["policy", "lint", str(folder)]).stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f(n) := f(n + 1)\n\ny := f(1)",
+        "f(n) := g(n)\n\ng(n) := f(n)",
+        "y if z\n\nz if y",
+        "y := data.comity.x.y",
+        "y := data.comity.x",
+        "y := data.comity[input.a]",
+        "y := count(data.comity)",
+        "y contains x if some x in y",
+        "y := {x | some x in data.comity.x.z}\n\nz := [x | some x in y]",
+        "default y := false\n\ny if not y",
+        "y := 1 if { false } else := y",
+    ],
+)
+def test_recursion_is_found(text: str) -> None:
+    found = list(portable.findings({"m.rego": f"package comity.x\n\n{text}\n"}, {}))
+    assert "recursion" in {each.rule for each in found}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y := z\n\nz := w\n\nw := 1",
+        "f(y) := y + 1\n\ny := f(1)",
+        "y := [z | some z in input.a]\n\nz := count(y)",
+        "y if { z := input.a; z > 1 }\n\nz if y",
+        "y := data.settings.y",
+        "y := data.comity.elsewhere.y",
+        "y := 1 if input.a\n\ny := 2 if input.b",
+        "f(n) := 1 if n == 1\n\nf(n) := 2 if n == 2\n\ny := [f(1), f(2)]",
+    ],
+)
+def test_what_only_looks_like_recursion_is_none(text: str) -> None:
+    found = list(portable.findings({"m.rego": f"package comity.x\n\n{text}\n"}, {}))
+    assert {each.rule for each in found} <= {"default"}, found
+
+
+def test_brackets_in_text_and_comments_do_not_nest() -> None:
+    text = 'package comity.x\n\n# ((((((((((((((\ny := "[[[[[[[[[[[[[[" if input.a == `{{{{{{{{{{{{{{`\n'
+    assert {each.rule for each in portable.findings({"m.rego": text}, {})} <= {"default"}
 
 
 def test_lint_finds_everything_at_once(folder: Path) -> None:
