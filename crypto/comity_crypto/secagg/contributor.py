@@ -290,7 +290,8 @@ def _on_digest(state: ContributorState) -> Step:
     if state.values is None or state.seen.notice is None:
         return state, []
     answer = LinearDigest(state.offer.digest, state.seen.notice.digest, state.values)
-    state, outputs = _say(replace(state, phase=Phase.DONE), Audience.LEAD, answer)
+    to = Audience.ALL if state.offer.DIGESTS_TO_ALL else Audience.LEAD
+    state, outputs = _say(replace(state, phase=Phase.DONE), to, answer)
     return state, [*outputs, Finished(state.seen.members)]
 
 

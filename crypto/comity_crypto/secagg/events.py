@@ -17,6 +17,7 @@ from comity.wire.errors import ComityError
 from comity_crypto.secagg.digests import Digest
 from comity_crypto.secagg.masks import PairSeed
 from comity_crypto.secagg.messages import Abort, AggregateNotice, Body, Roster
+from comity_crypto.secagg.threshold_events import KeyEvent, KeyOutput
 
 # ---- events
 
@@ -102,6 +103,7 @@ Event = (
     | SumDecoded
     | WorkFailed
     | Tick
+    | KeyEvent
 )
 
 # ---- outputs
@@ -222,6 +224,7 @@ Output = (
     | EraseKey
     | Finished
     | Failed
+    | KeyOutput
 )
 
 

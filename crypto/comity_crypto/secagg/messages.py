@@ -77,6 +77,8 @@ class Offer(Body):
     """
 
     KIND: ClassVar[str] = "secagg.offer"
+    # Who checks the aggregate needs the linear digests: the lead alone here, every holder under `threshold`.
+    DIGESTS_TO_ALL: ClassVar[bool] = False
     agreement: str = read_by(read_text)
     run: str = read_by(read_text)
     step: str = read_by(read_text)

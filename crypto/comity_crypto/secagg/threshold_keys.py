@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -195,8 +196,13 @@ def on_one_polynomial(parameters: Parameters, threshold: int, values: Sequence[t
 
 
 def _at_zero(points: tuple[int, ...], values: Sequence[tuple[int, ...]], limb: int, prime: int) -> int:
-    weights = ring.lagrange(points, prime)
+    weights = _weights(points, prime)
     return sum(weights[point] * values[point - 1][limb] for point in points) % prime
+
+
+@lru_cache(maxsize=512)  # every dealer and key is checked in the same points
+def _weights(points: tuple[int, ...], prime: int) -> dict[int, int]:
+    return ring.lagrange(points, prime)
 
 
 def _transformed(parameters: Parameters, small: Ints) -> Ints:
