@@ -20,6 +20,8 @@ Modules
     messages    bodies of the signed statements          seedbox           boxes for mask seeds (HPKE)
     events      what goes into the machines and out      transcript        what one machine has seen, and judged
     contributor, aggregator, holder   pure machines      workers, worker_main   pool of processes
+    body        one strict reader for all messages       shamir            shares of 32-byte secrets
+    masked_*    profile `masked`, over uint32: its protocol and what it holds against stand in `masked_transcript`
 
 The sequence (`ALL` = all contributors, the lead's holder, the coordinator's aggregator)
 

@@ -1,0 +1,124 @@
+"""What goes into the machines of a masked sum and comes out, beyond what `events` has for all profiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from comity_crypto.secagg.events import (
+    BlobReady,
+    EraseKey,
+    Failed,
+    Finished,
+    Received,
+    RecordRelease,
+    RosterProposed,
+    Send,
+    StartAdd,
+    StartUpload,
+    SumDecoded,
+    Tick,
+    UploadStored,
+    ValuesReady,
+    WorkFailed,
+)
+from comity_crypto.secagg.masked_messages import MaskedNotice
+from comity_crypto.secagg.masked_words import Mask
+
+
+@dataclass(frozen=True)
+class NoticePublished:
+    """The coordinator has added, and says whose uploads are not in the sum."""
+
+    notice: MaskedNotice
+
+
+@dataclass(frozen=True)
+class Settled:
+    """This party's order has its end on disk: its last word may be said."""
+
+
+@dataclass(frozen=True)
+class StartMask:
+    """Put tag and masks over the values, into a new file, sync it, answer `BlobReady`."""
+
+    masks: tuple[Mask, ...] = field(repr=False)
+    tag_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What the journal keeps of the one list that this party stands on (at most one per agreement and order).
+
+    It fixes for each member which kind of share may be revealed: nothing else of this order is ever revealed.
+    """
+
+    order_digest: str
+    session: str
+    parties: tuple[str, ...]
+    survivors: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the journal's form."""
+        return {
+            "order_digest": self.order_digest,
+            "session": self.session,
+            "parties": list(self.parties),
+            "survivors": list(self.survivors),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Stand:
+        """Read what this node has journalled."""
+        return cls(value["order_digest"], value["session"], tuple(value["parties"]), tuple(value["survivors"]))
+
+
+@dataclass(frozen=True)
+class RecordStand:
+    """Journal this, synced, before the signature that follows it in the outputs."""
+
+    stand: Stand
+
+
+@dataclass(frozen=True)
+class StartSettle:
+    """All is there but this party's last word: end the order with this upload, answer `Settled`."""
+
+    upload_digest: str
+
+
+@dataclass(frozen=True)
+class StartOpen:
+    """Download the aggregate, compare its SHA-256, take all masks away and decode; answer `SumDecoded`."""
+
+    aggregate: str
+    survivors: tuple[str, ...]
+    masks: tuple[Mask, ...] = field(repr=False)
+    tag_key: bytes = field(repr=False)
+
+
+MaskedEvent = (
+    Received
+    | RosterProposed
+    | NoticePublished
+    | ValuesReady
+    | BlobReady
+    | UploadStored
+    | Settled
+    | SumDecoded
+    | WorkFailed
+    | Tick
+)
+MaskedOutput = (
+    Send
+    | StartMask
+    | RecordRelease
+    | StartUpload
+    | RecordStand
+    | StartSettle
+    | StartAdd
+    | StartOpen
+    | EraseKey
+    | Finished
+    | Failed
+)
