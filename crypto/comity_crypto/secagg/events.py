@@ -15,6 +15,7 @@ from typing import Any
 
 from comity.wire.errors import ComityError
 from comity_crypto.secagg.digests import Digest
+from comity_crypto.secagg.masked_events import MaskedEvent, MaskedOutput
 from comity_crypto.secagg.masks import PairSeed
 from comity_crypto.secagg.messages import Abort, AggregateNotice, Body, Roster
 from comity_crypto.secagg.threshold_events import KeyEvent, KeyOutput
@@ -104,6 +105,7 @@ Event = (
     | WorkFailed
     | Tick
     | KeyEvent
+    | MaskedEvent
 )
 
 # ---- outputs
@@ -225,6 +227,7 @@ Output = (
     | Finished
     | Failed
     | KeyOutput
+    | MaskedOutput
 )
 
 

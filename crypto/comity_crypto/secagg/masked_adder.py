@@ -16,9 +16,11 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.events import (
     Audience,
     BlobReady,
+    Event,
     Failed,
     Finished,
     Limits,
+    Output,
     Received,
     Send,
     StartAdd,
@@ -26,7 +28,6 @@ from comity_crypto.secagg.events import (
     UploadStored,
     WorkFailed,
 )
-from comity_crypto.secagg.masked_events import MaskedEvent, MaskedOutput
 from comity_crypto.secagg.masked_messages import MaskedNotice, MaskedOffer, MaskedReady
 from comity_crypto.secagg.masked_transcript import MaskedTranscript
 from comity_crypto.secagg.messages import Abort, Roster
@@ -64,7 +65,7 @@ class MaskedAdderState:
         return self.seen.offer
 
 
-Step = tuple[MaskedAdderState, list[MaskedOutput]]
+Step = tuple[MaskedAdderState, list[Output]]
 
 
 def start(offer: MaskedOffer, *, now: float, limits: Limits | None = None) -> Step:
@@ -82,7 +83,7 @@ def awaited(state: MaskedAdderState) -> tuple[str, ...]:
     return ()
 
 
-def step(state: MaskedAdderState, event: MaskedEvent, now: float) -> Step:
+def step(state: MaskedAdderState, event: Event, now: float) -> Step:
     """Take one event. Raises `ComityError` if the event is refused; the state then stays as it was."""
     if state.phase in _OVER:
         return state, []
@@ -97,7 +98,7 @@ def step(state: MaskedAdderState, event: MaskedEvent, now: float) -> Step:
         return _fail(state, error)
 
 
-def _absorb(state: MaskedAdderState, event: MaskedEvent) -> MaskedAdderState:
+def _absorb(state: MaskedAdderState, event: Event) -> MaskedAdderState:
     if isinstance(event, Received):
         return replace(state, seen=state.seen.absorb(event.issuer, event.message))
     if isinstance(event, UploadStored):

@@ -21,9 +21,11 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.events import (
     Audience,
     BlobReady,
+    Event,
     Failed,
     Finished,
     Limits,
+    Output,
     Received,
     RecordRelease,
     Release,
@@ -45,8 +47,6 @@ from comity_crypto.secagg.masked_dealing import (
     tag_key,
 )
 from comity_crypto.secagg.masked_events import (
-    MaskedEvent,
-    MaskedOutput,
     NoticePublished,
     RecordStand,
     Settled,
@@ -117,7 +117,7 @@ class MaskedContributorState:
         return self.seen.offer
 
 
-Step = tuple[MaskedContributorState, list[MaskedOutput]]
+Step = tuple[MaskedContributorState, list[Output]]
 
 
 def start(
@@ -172,7 +172,7 @@ def start(
     return _say(state, Audience.ALL, ready)
 
 
-def step(state: MaskedContributorState, event: MaskedEvent, now: float) -> Step:
+def step(state: MaskedContributorState, event: Event, now: float) -> Step:
     """Take one event. Raises `ComityError` if the event is refused; the state then stays as it was."""
     if state.phase in _OVER:
         return state, []
@@ -187,7 +187,7 @@ def step(state: MaskedContributorState, event: MaskedEvent, now: float) -> Step:
     return _advance(_absorb(state, event), now)
 
 
-def _absorb(state: MaskedContributorState, event: MaskedEvent) -> MaskedContributorState:
+def _absorb(state: MaskedContributorState, event: Event) -> MaskedContributorState:
     seen = state.seen
     if isinstance(event, Received):
         if isinstance(event.message, Reveal):
@@ -207,7 +207,7 @@ def _absorb(state: MaskedContributorState, event: MaskedEvent) -> MaskedContribu
 
 
 def _advance(state: MaskedContributorState, now: float) -> Step:
-    outputs: list[MaskedOutput] = []
+    outputs: list[Output] = []
     try:
         for _ in Phase:  # each turn enters a later phase
             state.seen.check_over()

@@ -5,23 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from comity_crypto.secagg.events import (
-    BlobReady,
-    EraseKey,
-    Failed,
-    Finished,
-    Received,
-    RecordRelease,
-    RosterProposed,
-    Send,
-    StartAdd,
-    StartUpload,
-    SumDecoded,
-    Tick,
-    UploadStored,
-    ValuesReady,
-    WorkFailed,
-)
 from comity_crypto.secagg.masked_messages import MaskedNotice
 from comity_crypto.secagg.masked_words import Mask
 
@@ -97,28 +80,5 @@ class StartOpen:
     tag_key: bytes = field(repr=False)
 
 
-MaskedEvent = (
-    Received
-    | RosterProposed
-    | NoticePublished
-    | ValuesReady
-    | BlobReady
-    | UploadStored
-    | Settled
-    | SumDecoded
-    | WorkFailed
-    | Tick
-)
-MaskedOutput = (
-    Send
-    | StartMask
-    | RecordRelease
-    | StartUpload
-    | RecordStand
-    | StartSettle
-    | StartAdd
-    | StartOpen
-    | EraseKey
-    | Finished
-    | Failed
-)
+MaskedEvent = NoticePublished | Settled
+MaskedOutput = StartMask | RecordStand | StartSettle | StartOpen

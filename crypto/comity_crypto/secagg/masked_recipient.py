@@ -17,9 +17,11 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.events import (
     Audience,
     EraseKey,
+    Event,
     Failed,
     Finished,
     Limits,
+    Output,
     Received,
     RosterProposed,
     Send,
@@ -29,7 +31,7 @@ from comity_crypto.secagg.events import (
     abort_of,
 )
 from comity_crypto.secagg.masked_dealing import tag_key
-from comity_crypto.secagg.masked_events import MaskedEvent, MaskedOutput, NoticePublished, StartOpen
+from comity_crypto.secagg.masked_events import NoticePublished, StartOpen
 from comity_crypto.secagg.masked_keys import Revelation, RoundSecret, key_id_of, seal
 from comity_crypto.secagg.masked_messages import (
     MaskedKeys,
@@ -98,7 +100,7 @@ class RecipientState:
         return self.seen.offer
 
 
-Step = tuple[RecipientState, list[MaskedOutput]]
+Step = tuple[RecipientState, list[Output]]
 
 
 def start(offer: MaskedOffer, secret: RoundSecret, *, now: float, limits: Limits | None = None) -> Step:
@@ -130,7 +132,7 @@ def next_offer(offer: MaskedOffer, secret: RoundSecret, without: Iterable[str] =
     )
 
 
-def step(state: RecipientState, event: MaskedEvent, now: float) -> Step:
+def step(state: RecipientState, event: Event, now: float) -> Step:
     """Take one event. Raises `ComityError` if the event is refused; the state then stays as it was."""
     if state.phase in _OVER:
         return state, []
@@ -149,7 +151,7 @@ def step(state: RecipientState, event: MaskedEvent, now: float) -> Step:
     return _advance(_absorb(state, event), now)
 
 
-def _absorb(state: RecipientState, event: MaskedEvent) -> RecipientState:
+def _absorb(state: RecipientState, event: Event) -> RecipientState:
     seen = state.seen
     if isinstance(event, Received):
         return replace(state, seen=seen.absorb(event.issuer, event.message))
@@ -163,7 +165,7 @@ def _absorb(state: RecipientState, event: MaskedEvent) -> RecipientState:
 
 
 def _advance(state: RecipientState, now: float) -> Step:
-    outputs: list[MaskedOutput] = []
+    outputs: list[Output] = []
     try:
         for _ in Phase:  # each turn enters a later phase
             state.seen.check_over()
