@@ -176,7 +176,7 @@ class Signing:
             subject=agreement.digest,
             title=proposal.title,
             document=shown,
-            reasons=(Reason("term.human_review", "REVIEW_AGREED", "the terms ask for a person at the agreement"),),
+            reasons=(Reason("terms.human_review", "HUMAN_REVIEW", "the terms ask for a person"),),
             role=need.role,
             approvals=need.approvals,
             until=model.people_end(proposal.deadline, self._now()),

@@ -186,12 +186,7 @@ async def test_a_new_policy_answers_what_waits_for_a_person(world: Any) -> None:
 
 
 @pytest.mark.parametrize("decision", ["approve", "deny"])
-async def test_people_see_the_very_agreement_where_the_terms_ask_for_them(
-    world: Any, decision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from comity_node.abilities import Abilities
-
-    monkeypatch.setattr(Abilities, "check", lambda self, terms: None)
+async def test_people_see_the_very_agreement_where_the_terms_ask_for_them(world: Any, decision: str) -> None:
     gamma = world.nodes["gamma"]
     for org in ("alpha", "beta"):
         world.nodes[org].policy.says = Decision("allow")
@@ -212,10 +207,7 @@ async def test_people_see_the_very_agreement_where_the_terms_ask_for_them(
     assert "people here denied it: as agreed" in world.news(proposal)["legs"][2]["reasons"][0]["message"]
 
 
-async def test_nobody_decides_on_an_agreement_in_time(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from comity_node.abilities import Abilities
-
-    monkeypatch.setattr(Abilities, "check", lambda self, terms: None)
+async def test_nobody_decides_on_an_agreement_in_time(world: Any) -> None:
     proposal = await world.propose(terms=Terms.parse({"human_review": ["agreement"]}))
     gamma = world.nodes["gamma"]
     for org in ("alpha", "beta"):
