@@ -34,6 +34,7 @@ from comity_coordinator.ledger.servicer import LedgerReadServicer
 from comity_coordinator.membership.registry import Registry
 from comity_coordinator.membership.service import Membership
 from comity_coordinator.membership.servicer import EnrolmentServicer, MembershipServicer
+from comity_coordinator.negotiation.news import Teller
 from comity_coordinator.negotiation.service import NegotiationService
 from comity_coordinator.operator_api import operator_server
 from comity_coordinator.settings import CoordinatorSettings, split_address
@@ -171,7 +172,8 @@ class Coordinator:
             await self.engine.start(self.negotiation, self.training)
             stack.push_async_callback(self.engine.close)
             await self._serve_operator(stack)
-            work = (sequencer.run, self._sweep, self._end_ballots, self.sums.run)
+            teller = Teller(self.database, self.negotiation)
+            work = (sequencer.run, teller.run, self._sweep, self._end_ballots, self.sums.run)
             tasks = [_keep(stack, each) for each in work]
             self._announce()
             stopped = asyncio.create_task(self._stop.wait())
