@@ -83,7 +83,9 @@ class _Worker:
         environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
         # One process is one core: the pool decides how many.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "comity_crypto.secagg.worker_main", str(theirs.fileno()), str(memory_bytes)]
+        # Nothing is imported from the folder that the node was started in, nor from its user's own packages.
+        module = ["-P", "-s", "-m", "comity_crypto.secagg.worker_main"]
+        command = [sys.executable, *module, str(theirs.fileno()), str(memory_bytes)]
         self.settled = True  # no job is under way
         self._channel = mine
         self._process = subprocess.Popen(
