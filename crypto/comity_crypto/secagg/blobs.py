@@ -14,7 +14,7 @@ import struct
 from enum import IntEnum
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.params import CHUNKS_MAX, Parameters
+from comity_crypto.secagg.params import CHUNKS_MAX, LIMBS, Parameters
 
 HEADER_BYTES = 64
 _HEADER = struct.Struct(">16s32sB3sI8s")
@@ -27,13 +27,18 @@ class BlobKind(IntEnum):
 
     UPLOAD = 1
     AGGREGATE = 2
+    SHARE = 3  # of a collective key: one polynomial a chunk, where the others have two
 
 
-def blob_bytes(parameters: Parameters, chunks: int) -> int:
+def _piece_bytes(parameters: Parameters, kind: BlobKind) -> int:
+    return parameters.poly_bytes(LIMBS) if kind is BlobKind.SHARE else parameters.chunk_bytes
+
+
+def blob_bytes(parameters: Parameters, chunks: int, kind: BlobKind = BlobKind.UPLOAD) -> int:
     """Return the exact size of a blob. Raises `TOO_LARGE` for a number of chunks outside of 1 to `CHUNKS_MAX`."""
     if not 1 <= chunks <= CHUNKS_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "chunks outside of 1 to 4096", chunks=chunks)
-    return HEADER_BYTES + chunks * parameters.chunk_bytes
+    return HEADER_BYTES + chunks * _piece_bytes(parameters, kind)
 
 
 def header(parameters: Parameters, kind: BlobKind, chunks: int) -> bytes:
@@ -44,29 +49,30 @@ def header(parameters: Parameters, kind: BlobKind, chunks: int) -> bytes:
 def check_blob(fd: int, parameters: Parameters, kind: BlobKind, chunks: int) -> None:
     """Check size and header of a stranger's blob before anything else. Raises `CIPHERTEXT_INVALID`."""
     size_bytes = os.fstat(fd).st_size
-    if size_bytes != blob_bytes(parameters, chunks):
+    if size_bytes != blob_bytes(parameters, chunks, kind):
         raise ComityError(ErrorCode.CIPHERTEXT_INVALID, "the blob has another size", size_bytes=size_bytes)
     if os.pread(fd, HEADER_BYTES, 0) != header(parameters, kind, chunks):
         raise ComityError(ErrorCode.CIPHERTEXT_INVALID, "the blob has another header")
 
 
-def read_chunk(fd: int, parameters: Parameters, index: int) -> bytes:
+def read_chunk(fd: int, parameters: Parameters, index: int, kind: BlobKind = BlobKind.UPLOAD) -> bytes:
     """Return packed chunk `index`. Raises `PAYLOAD_TRUNCATED`."""
-    data = os.pread(fd, parameters.chunk_bytes, HEADER_BYTES + index * parameters.chunk_bytes)
-    if len(data) != parameters.chunk_bytes:
+    piece_bytes = _piece_bytes(parameters, kind)
+    data = os.pread(fd, piece_bytes, HEADER_BYTES + index * piece_bytes)
+    if len(data) != piece_bytes:
         raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "the blob ends early", chunk=index)
     return data
 
 
 def write_header(fd: int, parameters: Parameters, kind: BlobKind, chunks: int) -> None:
     """Give an empty file its full size and its header; the chunks follow in any order."""
-    os.ftruncate(fd, blob_bytes(parameters, chunks))
+    os.ftruncate(fd, blob_bytes(parameters, chunks, kind))
     _write_at(fd, header(parameters, kind, chunks), 0)
 
 
-def write_chunk(fd: int, parameters: Parameters, index: int, data: bytes) -> None:
+def write_chunk(fd: int, parameters: Parameters, index: int, data: bytes, kind: BlobKind = BlobKind.UPLOAD) -> None:
     """Write packed chunk `index` at its place."""
-    _write_at(fd, data, HEADER_BYTES + index * parameters.chunk_bytes)
+    _write_at(fd, data, HEADER_BYTES + index * _piece_bytes(parameters, kind))
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:

@@ -103,10 +103,11 @@ def collective_key(parameters: Parameters, common: Ints, shares: Sequence[Ints])
     return pack(np.stack([total, common]).astype(np.uint64))
 
 
-def deal(parameters: Parameters, part: Part, threshold: int, holders: int, entropy: bytes) -> list[Dealt]:
+def deal(parameters: Parameters, secret: Ints, threshold: int, holders: int, entropy: bytes) -> list[Dealt]:
     """Share s_i by polynomials of degree T - 1; item k is for point k + 1.
 
     Args:
+        secret: the part's, shape (LIMBS or more, N); only the ciphertext's primes are shared.
         entropy: 32 fresh bytes, which are of no other use.
 
     Raises:
@@ -118,7 +119,7 @@ def deal(parameters: Parameters, part: Part, threshold: int, holders: int, entro
     shares: list[list[Ints]] = [[] for _ in range(holders)]
     blinds: list[list[int]] = [[] for _ in range(holders)]
     for limb, prime in enumerate(parameters.data_primes):
-        rows = [part.secret[limb]]
+        rows = [secret[limb]]
         for power in range(1, threshold):
             rows.append(ring.uniform(entropy, (_DEAL, limb << 16 | power), parameters.ring_degree, prime))
         extra = ring.uniform(entropy, (_BLIND, limb), threshold, prime).tolist()
@@ -165,9 +166,9 @@ def gather(parameters: Parameters, dealt: Sequence[Dealt]) -> Ints:
     return np.stack(rows)
 
 
-def own_share(part: Part) -> Ints:
+def own_share(secret: Ints) -> Ints:
     """Return the share of a key of which everybody is needed: s_i itself, shape (LIMBS, N)."""
-    return part.secret[:LIMBS].copy()
+    return secret[:LIMBS].copy()
 
 
 def check_values(parameters: Parameters, challenge: bytes, index: int, dealt: Dealt) -> tuple[int, ...]:

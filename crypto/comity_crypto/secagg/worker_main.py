@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import bfv
+from comity_crypto.secagg import bfv, threshold_jobs
 from comity_crypto.secagg.blobs import read_chunk, write_chunk
 from comity_crypto.secagg.digests import linear_digest
 from comity_crypto.secagg.masks import PairSeed, mask_chunk
@@ -75,6 +75,7 @@ class _Jobs:
     def __init__(self) -> None:
         self._encrypters: dict[str, bfv.Encrypter] = {}
         self._tested: set[str] = set()
+        self._openers: dict[str, bfv.Decrypter] = {}
 
     def run(self, request: Json, fds: list[int]) -> Json:
         parameters = parameter_set(request["parameters"], request["digest"])
@@ -88,6 +89,12 @@ class _Jobs:
             "add": self.add,
             "digest": self.digest,
             "decrypt": self.decrypt,
+            "draw": threshold_jobs.draw,
+            "combine": threshold_jobs.combine,
+            "deal": threshold_jobs.deal,
+            "gather": threshold_jobs.gather,
+            "share": self.share,
+            "fuse": self.fuse,
         }
         return jobs[request["job"]](parameters, request, fds)
 
@@ -133,6 +140,14 @@ class _Jobs:
             slots = decrypter.decrypt(read_chunk(source, parameters, index))
             os.pwrite(target, slots.tobytes(), index * parameters.ring_degree * SLOT_BYTES)
         return {}
+
+    def share(self, parameters: Parameters, request: Json, fds: list[int]) -> Json:
+        return threshold_jobs.share(parameters, request, fds, _chunks)
+
+    def fuse(self, parameters: Parameters, request: Json, fds: list[int]) -> Json:
+        if parameters.name not in self._openers:  # any key decrypts what is fused; this one does nothing else
+            self._openers[parameters.name] = bfv.Decrypter(parameters, bfv.make_key(parameters)[1])
+        return threshold_jobs.fuse(parameters, request, fds, _chunks, self._openers[parameters.name], SLOT_BYTES)
 
     def _encrypter(self, parameters: Parameters, key_id: str, key: int) -> bfv.Encrypter:
         if key_id not in self._encrypters:

@@ -165,7 +165,7 @@ class BfvWorkers:
         fds = [] if public_key is None else [_filled("public", public_key)]
         request = {"job": "warm", "key_id": _key_id(public_key or b"")}
         try:
-            await asyncio.gather(*(self._run(parameters, request, fds) for _ in range(self._size)))
+            await asyncio.gather(*(self.run(parameters, request, fds) for _ in range(self._size)))
         finally:
             _close(fds)
 
@@ -173,7 +173,7 @@ class BfvWorkers:
         """Make a fresh key pair."""
         secret, public_fd = SecretKey(), memory_file("public")
         try:
-            await self._run(parameters, {"job": "key"}, [public_fd, secret.fd])
+            await self.run(parameters, {"job": "key"}, [public_fd, secret.fd])
             public = os.pread(public_fd, parameters.key_bytes, 0)
         except BaseException:
             secret.erase()
@@ -195,10 +195,10 @@ class BfvWorkers:
             "pairs": [[pair.adds, pair.seed.hex()] for pair in pairs],
         }
         try:
-            await self._split(parameters, request, fds, chunks)
+            await self.split(parameters, request, fds, chunks)
         finally:
             _close(fds[:2])
-        return BlobReady(*await self._digest_of(fd))
+        return BlobReady(*await self.digest_of(fd))
 
     async def add(self, parameters: Parameters, chunks: int, uploads: Sequence[int], fd: int) -> BlobReady:
         """Add upload files into the file `fd`; return its digest and size. Raises `CIPHERTEXT_INVALID`."""
@@ -207,13 +207,13 @@ class BfvWorkers:
         for upload in uploads:
             check_blob(upload, parameters, BlobKind.UPLOAD, chunks)
         write_header(fd, parameters, BlobKind.AGGREGATE, chunks)
-        await self._split(parameters, {"job": "add"}, [*uploads, fd], chunks)
-        return BlobReady(*await self._digest_of(fd))
+        await self.split(parameters, {"job": "add"}, [*uploads, fd], chunks)
+        return BlobReady(*await self.digest_of(fd))
 
     async def digest(self, parameters: Parameters, kind: BlobKind, chunks: int, challenge: bytes, fd: int) -> Digest:
         """Return the linear digest of the upload or aggregate in `fd`. Raises `CIPHERTEXT_INVALID`."""
         check_blob(fd, parameters, kind, chunks)
-        replies = await self._split(parameters, {"job": "digest", "challenge": challenge.hex()}, [fd], chunks)
+        replies = await self.split(parameters, {"job": "digest", "challenge": challenge.hex()}, [fd], chunks)
         return sum_digests(parameters, [tuple(reply["values"]) for reply in replies])
 
     async def check_and_digest(
@@ -221,7 +221,7 @@ class BfvWorkers:
     ) -> Digest:
         """Return the linear digest of a downloaded aggregate, if its SHA-256 is `digest`. Raises `PAYLOAD_DIGEST`."""
         check_blob(fd, parameters, BlobKind.AGGREGATE, chunks)
-        if (await self._digest_of(fd))[0] != digest:
+        if (await self.digest_of(fd))[0] != digest:
             raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the aggregate is not the one that was announced")
         return await self.digest(parameters, BlobKind.AGGREGATE, chunks, challenge, fd)
 
@@ -232,7 +232,7 @@ class BfvWorkers:
         out = memory_file("sums")
         try:
             os.ftruncate(out, size_bytes)
-            await self._split(parameters, {"job": "decrypt"}, [secret.fd, fd, out], chunks)
+            await self.split(parameters, {"job": "decrypt"}, [secret.fd, fd, out], chunks)
             with os.fdopen(os.dup(out), "rb") as file:
                 slots: NDArray[np.uint64] = np.fromfile(file, np.uint64)
         finally:
@@ -247,25 +247,28 @@ class BfvWorkers:
             worker.close()
         return _Worker(self._memory_bytes)
 
-    async def _digest_of(self, fd: int) -> tuple[str, int]:
+    async def digest_of(self, fd: int) -> tuple[str, int]:
+        """Return SHA-256 and size of a file, computed beside the loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, file_digest, fd)
 
-    async def _split(
+    async def split(
         self, parameters: Parameters, request: dict[str, Any], fds: list[int], chunks: int
     ) -> list[dict[str, Any]]:
+        """Run a job over all chunks, in parts by the size of the pool; returns the parts' replies."""
         parts = max(1, min(self._size, chunks // _CHUNKS_PER_PART_MIN))
         edges = [chunks * part // parts for part in range(parts + 1)]
         ranges = [{**request, "first": edges[part], "last": edges[part + 1]} for part in range(parts)]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._run(parameters, part, fds)) for part in ranges]
+                tasks = [group.create_task(self.run(parameters, part, fds)) for part in ranges]
         except* ComityError as failed:
             errors = failed
         else:
             return [task.result() for task in tasks]
         raise _first(errors)
 
-    async def _run(self, parameters: Parameters, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    async def run(self, parameters: Parameters, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Run one job in one process."""
         request = {**request, "parameters": parameters.name, "digest": parameters.digest}
         loop = asyncio.get_running_loop()
         async with self._free:

@@ -52,8 +52,8 @@ def made(parameters: Parameters, n: int, threshold: int) -> Made:
     parts = [keys.draw_part(parameters, os.urandom(32)) for _ in range(n)]
     public = keys.collective_key(parameters, common, [keys.public_share(parameters, common, part) for part in parts])
     if threshold == n:
-        return Made(parameters, public, [keys.own_share(part) for part in parts], parts, threshold)
-    dealt = [keys.deal(parameters, part, threshold, n, os.urandom(32)) for part in parts]
+        return Made(parameters, public, [keys.own_share(part.secret) for part in parts], parts, threshold)
+    dealt = [keys.deal(parameters, part.secret, threshold, n, os.urandom(32)) for part in parts]
     gathered = [keys.gather(parameters, [row[place] for row in dealt]) for place in range(n)]
     return Made(parameters, public, gathered, parts, threshold)
 
@@ -102,7 +102,7 @@ def test_the_order_of_shares_does_not_matter_and_a_changed_one_shows(seed: int) 
 def test_shares_of_fewer_than_a_quorum_are_independent_of_the_secret() -> None:
     """T - 1 points of a sharing are uniform: they complete, with some last point, to every secret."""
     part = keys.draw_part(AGG_Q16, os.urandom(32))
-    dealt = keys.deal(AGG_Q16, part, 3, 5, os.urandom(32))
+    dealt = keys.deal(AGG_Q16, part.secret, 3, 5, os.urandom(32))
     other = keys.draw_part(AGG_Q16, os.urandom(32))
     for limb, prime in enumerate(AGG_Q16.data_primes):
         for point in range(2):
@@ -192,7 +192,7 @@ def test_fifty_shares_of_the_largest_noise_still_open(
 @pytest.mark.parametrize(("n", "threshold"), [(3, 2), (4, 3), (7, 5), (10, 7)])
 def test_a_dealer_whose_points_lie_on_no_polynomial_is_seen(n: int, threshold: int) -> None:
     part = keys.draw_part(AGG_Q16, os.urandom(32))
-    dealt = keys.deal(AGG_Q16, part, threshold, n, os.urandom(32))
+    dealt = keys.deal(AGG_Q16, part.secret, threshold, n, os.urandom(32))
     challenge = os.urandom(32)
     values = [keys.check_values(AGG_Q16, challenge, 1, item) for item in dealt]
     assert keys.on_one_polynomial(AGG_Q16, threshold, values)
@@ -203,7 +203,7 @@ def test_a_dealer_whose_points_lie_on_no_polynomial_is_seen(n: int, threshold: i
         spoiled = [*values]
         spoiled[place] = keys.check_values(AGG_Q16, challenge, 1, replace(dealt[place], share=share))
         assert not keys.on_one_polynomial(AGG_Q16, threshold, spoiled)
-    again = keys.deal(AGG_Q16, part, threshold, n, os.urandom(32))
+    again = keys.deal(AGG_Q16, part.secret, threshold, n, os.urandom(32))
     assert [keys.check_values(AGG_Q16, challenge, 1, item) for item in again] != values, "the added value hides them"
 
 
@@ -246,7 +246,7 @@ def test_strangers_shares_and_boxes_are_refused(data: bytes) -> None:
 
 
 def test_boxes_come_back_as_they_were_and_no_value_beyond_its_prime() -> None:
-    dealt = keys.deal(AGG_Q16, keys.draw_part(AGG_Q16, os.urandom(32)), 2, 3, os.urandom(32))[1]
+    dealt = keys.deal(AGG_Q16, keys.draw_part(AGG_Q16, os.urandom(32)).secret, 2, 3, os.urandom(32))[1]
     data = keys.pack_dealt(dealt)
     assert len(data) == keys.dealt_bytes(AGG_Q16)
     back = keys.unpack_dealt(AGG_Q16, data)
@@ -279,10 +279,10 @@ def test_entropy_of_another_length_is_refused() -> None:
     part = keys.draw_part(AGG_Q16, os.urandom(32))
     for job in (
         lambda: keys.draw_part(AGG_Q16, b""),
-        lambda: keys.deal(AGG_Q16, part, 2, 3, b"short"),
+        lambda: keys.deal(AGG_Q16, part.secret, 2, 3, b"short"),
         lambda: shares.smudging(AGG_Q16, b"", 0),
-        lambda: keys.deal(AGG_Q16, part, 3, 3, os.urandom(32)),
-        lambda: keys.deal(AGG_Q16, part, 1, 3, os.urandom(32)),
+        lambda: keys.deal(AGG_Q16, part.secret, 3, 3, os.urandom(32)),
+        lambda: keys.deal(AGG_Q16, part.secret, 1, 3, os.urandom(32)),
     ):
         with pytest.raises(ComityError):
             job()

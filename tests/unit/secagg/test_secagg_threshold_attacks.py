@@ -54,7 +54,7 @@ def collective() -> Collective:
     common = keys.common_poly(AGG_Q16, crs, 0)
     parts = [keys.draw_part(AGG_Q16, os.urandom(32)) for _ in range(3)]
     public = keys.collective_key(AGG_Q16, common, [keys.public_share(AGG_Q16, common, part) for part in parts])
-    dealt = [keys.deal(AGG_Q16, part, 2, 3, os.urandom(32)) for part in parts]
+    dealt = [keys.deal(AGG_Q16, part.secret, 2, 3, os.urandom(32)) for part in parts]
     gathered = [keys.gather(AGG_Q16, [row[place] for row in dealt]) for place in range(3)]
     return Collective(public, [part.secret for part in parts], gathered)
 
