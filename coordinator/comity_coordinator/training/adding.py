@@ -17,7 +17,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_coordinator.transport.payloads import Spool
 from comity_crypto.secagg import aggregator
-from comity_crypto.secagg.aggregator import AggregatorState
+from comity_crypto.secagg.body import Body
 from comity_crypto.secagg.driver import Driver
 from comity_crypto.secagg.events import (
     BlobReady,
@@ -30,7 +30,8 @@ from comity_crypto.secagg.events import (
     UploadStored,
     WorkFailed,
 )
-from comity_crypto.secagg.messages import AggregateNotice, Body, Commitment, Offer, Roster
+from comity_crypto.secagg.messages import Commitment, Offer
+from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.workers import BfvWorkers
 from comity_policies.charter import Charter
 
@@ -45,7 +46,7 @@ class Session:
 
     def __init__(
         self,
-        offer: Offer,
+        offer: AnyOffer,
         charter: Charter,
         spool: Spool,
         pool: Callable[[], BfvWorkers],
@@ -54,16 +55,18 @@ class Session:
         self.offer = offer
         self.charter = charter
         self._spool = spool
-        self._workers = pool()
+        self._pool = pool
         self._tell = tell
         self._said: list[dict[str, Any]] = []
         self._heard: set[tuple[str, str]] = set()
         self._fetching: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-        self._driver: Driver[AggregatorState]
+        self._driver: Driver[Any]
 
     def start(self) -> None:
-        """Begin."""
+        """Begin; the workers start with it."""
+        assert isinstance(self.offer, Offer), "another profile's session begins another way"
+        self._workers = self._pool()
         state, outputs = aggregator.start(self.offer, now=time.monotonic())
         self._driver = Driver(state, aggregator.step, self._perform, self._refused)
         self._task = asyncio.create_task(self._run(outputs))
@@ -107,7 +110,7 @@ class Session:
             self._say(FAILED, body)
 
     async def _perform(self, output: Output) -> None:
-        if isinstance(output, Send) and isinstance(output.message, Roster | AggregateNotice):
+        if isinstance(output, Send):
             self._say(output.message.KIND, output.message.to_json())
         elif isinstance(output, StartAdd):
             self._driver.work(self._add(output.orgs))
@@ -137,7 +140,7 @@ class Session:
 
     async def _add(self, orgs: tuple[str, ...]) -> Event:
         commitments = self._driver.state.seen.commitments
-        offer, path = self.offer, self._spool.folder / f".sum-{secrets.token_hex(8)}"
+        path = self._spool.folder / f".sum-{secrets.token_hex(8)}"
         with ExitStack() as stack:
             uploads: list[int] = []
             for org in orgs:
@@ -146,11 +149,17 @@ class Session:
             total = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, total)
             try:
-                blob = await self._workers.add(offer.parameter_set, offer.chunks, uploads, total)
+                blob = await self._added(uploads, total)
                 self._adopt(path, blob)
             finally:
                 path.unlink(missing_ok=True)
         return blob
+
+    async def _added(self, uploads: list[int], total: int) -> BlobReady:
+        """Add upload files into the file `total`."""
+        offer = self.offer
+        assert isinstance(offer, Offer), "another profile's session adds another way"
+        return await self._workers.add(offer.parameter_set, offer.chunks, uploads, total)
 
     def _adopt(self, path: Path, blob: BlobReady) -> None:
         self._spool.adopt(path, COORDINATOR, blob.digest, blob.size_bytes, frozenset({self.offer.lead}))

@@ -27,11 +27,15 @@ from comity_coordinator.db import Database
 from comity_coordinator.inbound import CharterOf, body_of, text
 from comity_coordinator.training import store
 from comity_coordinator.training.adding import Session
+from comity_coordinator.training.masked_adding import MaskedSession
 from comity_coordinator.training.model import ENDINGS, Run
 from comity_coordinator.transport.model import Message
 from comity_coordinator.transport.payloads import Spool
-from comity_crypto.secagg.messages import Body, Offer, parse_message
+from comity_crypto.secagg.body import Body
+from comity_crypto.secagg.masked_messages import MaskedOffer
+from comity_crypto.secagg.messages import Offer
 from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.spoken import AnyOffer, parse_spoken
 from comity_crypto.secagg.workers import BfvWorkers
 from comity_crypto.statements import Statement, verify_statement
 from comity_policies.charter import Charter
@@ -116,8 +120,8 @@ class Sums:
         parcel = body["message"]
         if not isinstance(parcel, dict) or set(parcel) != {"kind", "body"} or body["run"] != message.run:
             raise ComityError(ErrorCode.MALFORMED, "not a message of a secure sum")
-        content = parse_message(text(parcel["kind"], 64, "a kind"), parcel["body"])
-        if isinstance(content, Offer):
+        content = parse_spoken(text(parcel["kind"], 64, "a kind"), parcel["body"])
+        if isinstance(content, Offer | MaskedOffer):
             await self._offered(message, said, content)
             return
         session = self._sessions.get(str(getattr(content, "session", "")))
@@ -128,7 +132,7 @@ class Sums:
                 _verify(said, message.sender, each.charter)
                 each.hear(message.sender, content)
 
-    async def _offered(self, message: Message, said: Statement, offer: Offer) -> None:
+    async def _offered(self, message: Message, said: Statement, offer: AnyOffer) -> None:
         found = self._sessions.get(offer.digest)
         if found is not None:
             found.repeat(message.sender)
@@ -142,11 +146,12 @@ class Sums:
             raise ComityError(ErrorCode.RUN_CANCELLED, "the run has ended", run=run.run)
         _verify(said, message.sender, charter)
         await self._make_room(offer)
-        session = Session(offer, charter, self._spool, self._pool, self._tell)
+        kind = MaskedSession if isinstance(offer, MaskedOffer) else Session
+        session = kind(offer, charter, self._spool, self._pool, self._tell)
         self._sessions[offer.digest] = session
         session.start()
 
-    async def _make_room(self, offer: Offer) -> None:
+    async def _make_room(self, offer: AnyOffer) -> None:
         """End older attempts at the same sum, and the oldest sessions beyond the bounds."""
         same = [each for each in self._sessions.values() if each.offer.run == offer.run]
         older = [each for each in same if each.offer.round == offer.round and each.offer.attempt < offer.attempt]
@@ -166,7 +171,7 @@ class Sums:
             self._warming = asyncio.create_task(_warmed(self._workers))
         return self._workers
 
-    def _look(self, conn: Connection, *, offer: Offer) -> tuple[Run, Charter]:
+    def _look(self, conn: Connection, *, offer: AnyOffer) -> tuple[Run, Charter]:
         run, charter = store.get(conn, offer.run), self._charter_of(conn)
         if run is None:
             raise ComityError(ErrorCode.NOT_FOUND, "there is no such run")

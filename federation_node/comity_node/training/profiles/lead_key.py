@@ -18,6 +18,7 @@ from collections import OrderedDict
 from typing import Any
 
 import structlog
+from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from comity.wire import catalog, instants
@@ -26,8 +27,12 @@ from comity_agents import memory
 from comity_agents.flower.codec import read_blob
 from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg import encoder
+from comity_crypto.secagg.encoder import Encoded
+from comity_crypto.secagg.masked_encoder import EncodedWords
+from comity_crypto.secagg.masked_messages import MaskedOffer
 from comity_crypto.secagg.messages import Offer
 from comity_crypto.secagg.params import CONTRIBUTORS_MAX, CONTRIBUTORS_MIN
+from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.workers import BfvWorkers
 from comity_node.context import NodeContext
 from comity_node.training import blobs, store
@@ -38,8 +43,9 @@ from comity_node.training.profiles import sum_form, sum_store, sum_wire
 from comity_node.training.profiles.base import Asked, Collector, Kept, Measured, Outgoing, Protected, Question, Sink
 from comity_node.training.profiles.plain import reply_context
 from comity_node.training.profiles.sum_exchange import Exchange, limits_for, offer_of
-from comity_node.training.profiles.sum_form import Formed, Plan
-from comity_node.training.profiles.sum_lead import SumCollector, recalled
+from comity_node.training.profiles.sum_form import Encode, Formed, Plan
+from comity_node.training.profiles.sum_holding import recalled
+from comity_node.training.profiles.sum_lead import SumCollector
 from comity_node.training.profiles.sum_part import Part, Values
 from comity_node.training.profiles.sum_store import PartRow
 from comity_node.training.tables import FINISHED, AnswerRow
@@ -58,6 +64,10 @@ class LeadKeyProfile:
 
     name = "lead-key"
     checks_content = True
+    # What `masked` has of its own.
+    _part: type[Part] = Part
+    _collector: type[SumCollector] = SumCollector
+    _encode: Encode = staticmethod(encoder.encode)
 
     def __init__(self, node: NodeContext, agreements: Agreements, workers: BfvWorkers | None = None) -> None:
         """`workers` is a pool to share; without it the node makes its own when it needs one."""
@@ -66,7 +76,7 @@ class LeadKeyProfile:
         self._turn = asyncio.Lock()
         self._exchange = Exchange(node, workers)
         self._parts: dict[str, Part] = {}
-        self._offers: OrderedDict[str, tuple[Offer, SealedRef | None, bytes | None]] = OrderedDict()
+        self._offers: OrderedDict[str, tuple[AnyOffer, SealedRef | None, bytes | None]] = OrderedDict()
         self._collectors: dict[str, SumCollector] = {}
 
     # -- before a run
@@ -79,7 +89,7 @@ class LeadKeyProfile:
             )
         if agreement.terms.get("privacy") is not None:
             raise ComityError(ErrorCode.UNSUPPORTED, "this version adds no privacy noise to encrypted sums")
-        await self._exchange.ready()
+        await self._warm()
 
     def refuse(self, agreement: Agreement, order: OrderHeader) -> None:
         """Refuse an order that does not go to every party. Raises `ORDER_MISMATCH`."""
@@ -107,7 +117,7 @@ class LeadKeyProfile:
             part = self._parts.get(asked.order_digest)
             if part is None:
                 row = await self._node.journal.run(lambda conn: sum_store.find_part(conn, asked.order_digest))
-                part = await self._make(asked.agreement, asked.order, asked.order_digest, fixed.chunks, row)
+                part = await self._make(asked.agreement, asked.order, asked.order_digest, self._size(fixed), row)
         row = part.row
         if row is None:
             return None
@@ -120,7 +130,7 @@ class LeadKeyProfile:
         key = encoder.rounding_key(
             self._node.keys.secret(b"secagg/rounding"), outgoing.order.agreement, outgoing.order_digest
         )
-        formed = await asyncio.to_thread(_formed, outgoing, key)
+        formed = await asyncio.to_thread(_formed, outgoing, key, self._encode)
         collector = self._collectors.get(outgoing.order_digest)
         if outgoing.own and collector is not None:
             collector.shaped(formed.shape)
@@ -140,7 +150,7 @@ class LeadKeyProfile:
             formed, facts = measured.state, measured.facts or {}
             shape = formed.shape.to_bytes()
             digest = await asyncio.to_thread(lambda: formed.encoded.digest)
-            part.give(Values(formed.encoded.slots, digest, shape.decode(), facts))
+            part.give(Values(_numbers(formed.encoded), digest, shape.decode(), facts))
         else:
             assert part.row is not None, "only what was released needs no new values"
             shape = part.row.shape.encode()
@@ -178,7 +188,7 @@ class LeadKeyProfile:
     def collector(self, question: Question, sink: Sink) -> Collector:
         """Return the collector of one question's sum."""
         limits, digest = limits_for(step_of(question.agreement, question.order).reply_timeout_s), question.order_digest
-        made = SumCollector(self._exchange, question, sink, limits, self._own_offer, lambda: self._close(digest))
+        made = self._collector(self._exchange, question, sink, limits, self._own_offer, lambda: self._close(digest))
         self._collectors[digest] = made
         return made
 
@@ -194,7 +204,7 @@ class LeadKeyProfile:
     async def on_message(self, message: Message) -> None:
         """Take a party's message. Raises what its signature or form deserves."""
         parcel = sum_wire.read(self._node, message)
-        if isinstance(parcel.message, Offer):
+        if isinstance(parcel.message, Offer | MaskedOffer):
             await self._on_offer(offer_of(parcel), parcel.public_key)
         else:
             self._exchange.hear(parcel.issuer, parcel.message)
@@ -217,7 +227,15 @@ class LeadKeyProfile:
 
     # -- inside
 
-    async def _on_offer(self, offer: Offer, sealed: SealedRef | None, public_key: bytes | None = None) -> None:
+    async def _warm(self) -> None:
+        """Start the workers."""
+        await self._exchange.ready()
+
+    def _size(self, fixed: Plan) -> int:
+        """Return the size of every upload, as an offer has it."""
+        return fixed.chunks
+
+    async def _on_offer(self, offer: AnyOffer, sealed: SealedRef | None, public_key: bytes | None = None) -> None:
         """Give an offer to its part; one for an order that is not here yet waits for it."""
         async with self._turn:
             part = self._parts.get(offer.order_digest) or await self._from_journal(offer.order_digest)
@@ -231,7 +249,7 @@ class LeadKeyProfile:
         while len(self._offers) > OFFERS_MAX:
             self._offers.popitem(last=False)
 
-    async def _own_offer(self, offer: Offer, public_key: bytes) -> None:
+    async def _own_offer(self, offer: AnyOffer, public_key: bytes) -> None:
         """Take this node's own offer, as a lead, to its own part."""
         await self._on_offer(offer, None, public_key)
 
@@ -264,7 +282,7 @@ class LeadKeyProfile:
     ) -> Part:
         """Make an order's part; one offer that came before is taken up."""
         limits = limits_for(step_of(agreement, order).reply_timeout_s)
-        part = Part(self._exchange, agreement, order, order_digest, chunks, limits, row, ended=ended)
+        part = self._part(self._exchange, agreement, order, order_digest, chunks, limits, row, ended=ended)
         if row is not None:
             await part.restore()
         self._parts[order_digest] = part
@@ -300,9 +318,13 @@ def _plan(asked: Asked) -> Plan:
     return sum_form.plan(content, word_of(asked.order.message_type), asked.agreement.terms)
 
 
-def _formed(outgoing: Outgoing, key: bytes) -> Formed:
+def _formed(outgoing: Outgoing, key: bytes, encode: Encode) -> Formed:
     word = word_of(outgoing.order.message_type)
     asked = read_blob(memory.map_blob(outgoing.asked.fd, outgoing.asked.size))
     reply = read_blob(memory.map_blob(outgoing.result.fd, outgoing.result.size))
     fixed = sum_form.plan(asked, word, outgoing.agreement.terms)
-    return sum_form.form(fixed, asked, reply, word, outgoing.cohort, key)
+    return sum_form.form(fixed, asked, reply, word, outgoing.cohort, key, encode)
+
+
+def _numbers(encoded: Encoded | EncodedWords) -> NDArray[Any]:
+    return encoded.words if isinstance(encoded, EncodedWords) else encoded.slots

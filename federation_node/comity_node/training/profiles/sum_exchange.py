@@ -21,6 +21,7 @@ import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
+from comity_crypto.secagg.body import Body
 from comity_crypto.secagg.events import (
     AggregatePublished,
     Audience,
@@ -30,8 +31,11 @@ from comity_crypto.secagg.events import (
     RosterProposed,
     WorkFailed,
 )
-from comity_crypto.secagg.messages import AggregateNotice, Body, Offer, Ready, Roster
+from comity_crypto.secagg.masked_events import NoticePublished
+from comity_crypto.secagg.masked_messages import MaskedNotice, MaskedOffer, MaskedReady
+from comity_crypto.secagg.messages import AggregateNotice, Offer, Ready, Roster
 from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.workers import BfvWorkers
 from comity_crypto.statements import Statement
 from comity_node.context import NodeContext
@@ -50,7 +54,7 @@ log = structlog.get_logger("comity.node.training")
 
 @dataclass(frozen=True, slots=True)
 class _Ear:
-    offer: Offer
+    offer: AnyOffer
     tell: Callable[[Event], None]
 
 
@@ -94,7 +98,7 @@ class Exchange:
             await asyncio.to_thread(self._workers.close)
             self._workers = None
 
-    def listen(self, offer: Offer, tell: Callable[[Event], None]) -> Callable[[], None]:
+    def listen(self, offer: AnyOffer, tell: Callable[[Event], None]) -> Callable[[], None]:
         """Let a machine hear its session, first what overtook it; returns what ends that."""
         ear = _Ear(offer, tell)
         self._ears.setdefault(offer.digest, []).append(ear)
@@ -114,7 +118,7 @@ class Exchange:
         """Pass a verified message of a party on to whom it concerns here, `but` its own speaker."""
         session = str(getattr(message, "session", ""))
         event = Received(issuer, message)
-        if isinstance(message, Ready) and session not in self._ears:
+        if isinstance(message, Ready | MaskedReady) and session not in self._ears:
             for ears in list(self._ears.values()):
                 for ear in ears:
                     if ear.offer.place == message.place:
@@ -130,6 +134,8 @@ class Exchange:
             self._tell(word.session, RosterProposed(word.message), None)
         elif isinstance(word.message, AggregateNotice):
             self._tell(word.session, AggregatePublished(word.message), None)
+        elif isinstance(word.message, MaskedNotice):
+            self._tell(word.session, NoticePublished(word.message), None)
 
     def _tell(self, session: str, event: Event, but: Callable[[Event], None] | None) -> None:
         """Tell every machine of a session, and keep the event for one of this node that is not there yet."""
@@ -158,7 +164,7 @@ class Exchange:
 class Said:
     """What one machine of this node has said in its session, so that it can say it again. `end` when it is over."""
 
-    def __init__(self, exchange: Exchange, offer: Offer) -> None:
+    def __init__(self, exchange: Exchange, offer: AnyOffer) -> None:
         self._exchange = exchange
         self._offer = offer
         self._statements: list[tuple[Statement, tuple[str, ...]]] = []
@@ -179,8 +185,8 @@ class Said:
             self._exchange.hear(me, message, but=but)
         await self._send(message, audience, None)
 
-    async def say_offer(self, public_key: SealedRef) -> None:
-        """Sign and send the offer itself, with the address of its key; the own part takes it another way."""
+    async def say_offer(self, public_key: SealedRef | None = None) -> None:
+        """Sign and send the offer itself, with its key's address if it has one; the own part takes it another way."""
         await self._send(self._offer, set(self._offer.parties), public_key)
 
     async def repeat(self, org: str | None = None) -> None:
@@ -219,9 +225,9 @@ def limits_for(reply_timeout_s: float) -> Limits:
     return Limits(ready_s=READY_S, values_s=reply_timeout_s, step_s=STEP_S)
 
 
-def offer_of(parcel: Parcel) -> Offer:
+def offer_of(parcel: Parcel) -> AnyOffer:
     """Return a parcel's offer. Raises `ORDER_NOT_LEAD` if another than the lead that it names has signed it."""
     found = parcel.message
-    if not isinstance(found, Offer) or found.lead != parcel.issuer or found.run != parcel.run:
+    if not isinstance(found, Offer | MaskedOffer) or found.lead != parcel.issuer or found.run != parcel.run:
         raise ComityError(ErrorCode.ORDER_NOT_LEAD, "the offer is not its lead's")
     return found

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from comity.wire import canonical
@@ -29,6 +28,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.codec import Content, Record, array_entry
 from comity_crypto.secagg import encoder
 from comity_crypto.secagg.encoder import Bounds, Decoded, Encoded, Layout, MetricRange
+from comity_crypto.secagg.masked_encoder import EncodedWords
 from comity_policies.terms import Terms
 
 WEIGHT = "num-examples"
@@ -50,6 +50,9 @@ RANGES: dict[str, MetricRange] = {
 }
 
 Arrays = dict[str, NDArray[Any]]
+# The number formats of the profiles: `encoder`, `masked_encoder`.
+Encode = Callable[..., Encoded] | Callable[..., EncodedWords]
+Decode = Callable[..., Decoded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,12 @@ class Plan:
     arrays: bool
     bounds: Bounds
     weight_max: int
-    chunks: int
+    layout: Layout
+
+    @property
+    def chunks(self) -> int:
+        """Number of `agg-q16` chunks. Raises `TOO_LARGE`."""
+        return self.layout.chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class Shape:
 class Formed:
     """A reply, ready to be masked: `clipped` counts what was clamped, `names` are those of the numbers that leave."""
 
-    encoded: Encoded
+    encoded: Encoded | EncodedWords
     shape: Shape
     clipped: int
     names: tuple[str, ...]
@@ -121,10 +129,18 @@ def plan(asked: Content, word: str, terms: Terms) -> Plan:
     bounds = Bounds.default(clip, layout.values)
     if "range" in terms:
         bounds = Bounds(clip, float(terms["range"]))
-    return Plan(word == "train", bounds, int(terms.get("weight_max", WEIGHT_MAX_DEFAULT)), layout.chunks)
+    return Plan(word == "train", bounds, int(terms.get("weight_max", WEIGHT_MAX_DEFAULT)), layout)
 
 
-def form(fixed: Plan, asked: Content, reply: Content, word: str, cohort: int, rounding_key: bytes) -> Formed:
+def form(
+    fixed: Plan,
+    asked: Content,
+    reply: Content,
+    word: str,
+    cohort: int,
+    rounding_key: bytes,
+    encode: Encode = encoder.encode,
+) -> Formed:
     """Encode one reply. Raises `APP_FAILED`, `REPLY_SHAPE` (records, names, shapes, dtypes, not finite, too many)."""
     if reply.error is not None:
         raise ComityError(ErrorCode.APP_FAILED, "the app answered with an error; its text stays here")
@@ -135,15 +151,17 @@ def form(fixed: Plan, asked: Content, reply: Content, word: str, cohort: int, ro
     numbers, clamped = _limbs(reply, shape)
     numbers |= {f"names.{limb}": float(value) for limb, value in enumerate(shape.fingerprint)}
     clip, reach = fixed.bounds.clip_norm, fixed.bounds.value_range
-    encoded = encoder.encode(x, y, weight, clip, reach, rounding_key, metrics=numbers, metric_ranges=RANGES)
+    encoded = encode(x, y, weight, clip, reach, rounding_key, metrics=numbers, metric_ranges=RANGES)
     names = tuple(sorted({key for record in reply.metrics.values() for key in record}))
     return Formed(encoded, shape, encoded.clipped + clamped + int(encoded.norm_clipped) + int(capped), names)
 
 
-def decode(sums: NDArray[np.uint64], contributors: int, asked: Content, word: str, fixed: Plan) -> Decoded:
+def decode(
+    sums: NDArray[Any], contributors: int, asked: Content, word: str, fixed: Plan, decoded: Decode = encoder.decode
+) -> Decoded:
     """Decode decrypted slots against the order's arrays. Raises `SUM_MISMATCH`."""
     x = _asked_arrays(asked, word)
-    return encoder.decode(sums, contributors, x, fixed.bounds.value_range, metric_ranges=RANGES)
+    return decoded(sums, contributors, x, fixed.bounds.value_range, metric_ranges=RANGES)
 
 
 def unform(decoded: Decoded, shape: Shape, asked: Content, word: str, contributors: int, weight_max: int) -> Content:

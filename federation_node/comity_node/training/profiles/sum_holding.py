@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError
+from comity_agents import memory
 from comity_crypto.secagg.driver import Driver
 from comity_crypto.secagg.events import (
     DigestReady,
@@ -25,13 +27,28 @@ from comity_crypto.secagg.holder import HolderState
 from comity_crypto.secagg.messages import Offer
 from comity_crypto.secagg.params import AGG_Q16
 from comity_crypto.secagg.workers import RoundKey, memory_file
+from comity_node.training import blobs
 from comity_node.training.blobs import Blob
+from comity_node.training.profiles.base import Question
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_wire import Addressed
+from comity_node.training.tables import AnswerRow
 
 Decode = Callable[[NDArray[np.uint64], int], Awaitable[Blob]]
 
 log = structlog.get_logger("comity.node.training")
+
+
+class Opening(Protocol):
+    """What opens a sum: performs the outputs of the lead's machine; `opened` is the reply once it is there."""
+
+    opened: Blob | None
+
+    def close(self) -> None:
+        """Let go of the aggregate."""
+
+    def discard(self) -> None:
+        """Close what nobody will take."""
 
 
 class Holding:
@@ -90,3 +107,20 @@ class Holding:
 def refused(error: ComityError) -> None:
     """Note an event that a machine refused."""
     log.warning("sum.refused", error=str(error))
+
+
+async def recalled(question: Question, row: AnswerRow) -> Blob:
+    """Return a recorded answer's content again. Raises `PAYLOAD_MISSING`."""
+    if row.inline is not None:
+        return blobs.from_bytes(row.inline)
+    return await blobs.from_file(question.folder / str(row.file), row.size_bytes or 0)
+
+
+def write_content(blob: Blob, path: str) -> None:
+    """Write the content; whoever journals it syncs it first."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with memory.mapped(blob.fd, blob.size) as view:
+            memory.append(fd, [view])
+    finally:
+        os.close(fd)

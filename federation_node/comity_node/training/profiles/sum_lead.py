@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import structlog
 from numpy.typing import NDArray
 
@@ -27,17 +25,18 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
 from comity_agents.flower.codec import read_blob
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg import holder
+from comity_crypto.secagg import encoder, holder
 from comity_crypto.secagg.driver import Driver
 from comity_crypto.secagg.events import (
     Failed,
     Finished,
     Limits,
+    Output,
     WorkFailed,
 )
-from comity_crypto.secagg.holder import HolderState
 from comity_crypto.secagg.messages import ATTEMPT_MAX, Offer
 from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.workers import RoundKey
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob, SealedBlob
@@ -46,8 +45,8 @@ from comity_node.training.profiles import sum_form, sum_store
 from comity_node.training.profiles.base import Delivery, Protected, Question, Sink
 from comity_node.training.profiles.plain import RESULT, reply_context
 from comity_node.training.profiles.sum_exchange import Exchange, Said
-from comity_node.training.profiles.sum_form import Plan, Shape
-from comity_node.training.profiles.sum_holding import Holding, refused
+from comity_node.training.profiles.sum_form import Decode, Plan, Shape
+from comity_node.training.profiles.sum_holding import Holding, Opening, recalled, refused, write_content
 from comity_node.training.profiles.sum_part import key_context, minimum_of
 from comity_node.training.tables import INLINE_BYTES_MAX, AnswerRow
 from comity_policies.documents import ReplyHeader
@@ -84,13 +83,15 @@ class Opened:
 class SumCollector:
     """Collects the answers to one question as one sum."""
 
+    _decode: Decode = staticmethod(encoder.decode)
+
     def __init__(
         self,
         exchange: Exchange,
         question: Question,
         sink: Sink,
         limits: Limits,
-        offered: Callable[[Offer, bytes], Awaitable[None]],
+        offered: Callable[[AnyOffer, bytes], Awaitable[None]],
         closed: Callable[[], None],
     ) -> None:
         """`offered` takes an offer, with its public key, to this node's own part; `closed` hears of the end."""
@@ -103,7 +104,7 @@ class SumCollector:
         self._offered = offered
         self._gone: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-        self._driver: Driver[HolderState] | None = None
+        self._driver: Driver[Any] | None = None
         self._delivered = False
         self._shape: asyncio.Future[Shape] = asyncio.get_running_loop().create_future()
 
@@ -200,11 +201,8 @@ class SumCollector:
             return
 
     async def _attempt(self, fixed: Plan, without: frozenset[str]) -> Opened:
-        order, node, agreement = self.question.order, self._node, self.question.agreement
-        parties = tuple(org for org in order.receivers if org not in without)
-        minimum = minimum_of(agreement)
-        if len(parties) < minimum:
-            raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, "too few parties are left for a sum", n=len(parties))
+        order, node = self.question.order, self._node
+        parties, minimum = self.left(without)
         counted = node.journal.run(lambda conn: sum_store.next_attempt(conn, order.run, order.seq))
         key, number = await asyncio.gather(self.exchange.workers.make_key(AGG_Q16), counted)
         try:
@@ -229,6 +227,14 @@ class SumCollector:
         finally:
             key.secret.erase()
 
+    def left(self, without: frozenset[str]) -> tuple[tuple[str, ...], int]:
+        """Return the parties of the next attempt, and their least number. Raises `PARTICIPANTS_TOO_FEW`."""
+        parties = tuple(org for org in self.question.order.receivers if org not in without)
+        minimum = minimum_of(self.question.agreement)
+        if len(parties) < minimum:
+            raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, "too few parties are left for a sum", n=len(parties))
+        return parties, minimum
+
     async def _session(self, offer: Offer, key: RoundKey, fixed: Plan) -> Opened:
         others = tuple(org for org in offer.parties if org != offer.lead)
         sealed = await self._sealed_key(offer, key, others)
@@ -237,15 +243,33 @@ class SumCollector:
         said = Said(self.exchange, offer)
         work = Holding(self.exchange, offer, key, said, partial(self.opened, fixed=fixed))
         driver = Driver(state, holder.step, work.perform, refused)
-        work.driver = self._driver = driver
+        work.driver = driver
+        try:
+            return await self.work(offer, driver, outputs, said, work, (sealed.ref, key.public))
+        finally:
+            uploading.cancel()
+            await asyncio.gather(uploading, return_exceptions=True)
+            (self.question.folder / str(sealed.file)).unlink(missing_ok=True)
+
+    async def work(
+        self,
+        offer: AnyOffer,
+        driver: Driver[Any],
+        outputs: list[Output],
+        said: Said,
+        work: Opening,
+        key: tuple[SealedRef | None, bytes],
+    ) -> Opened:
+        """Run one session to its end; `key` is the round's public key, sealed and plain. Raises what ended it."""
+        self._driver = driver
         silence = self.exchange.listen(offer, driver.tell)
         watching = asyncio.create_task(self._stop_for_people(driver))
         for org in sorted(self._gone.intersection(offer.parties)):  # dropped while the key was made
             driver.tell(_without(org))
         try:
-            await said.say_offer(sealed.ref)
+            await said.say_offer(key[0])
             if offer.lead in offer.parties:
-                await self._offered(offer, key.public)
+                await self._offered(offer, key[1])
             ended = await driver.run(outputs)
         except BaseException:
             work.discard()
@@ -254,10 +278,8 @@ class SumCollector:
             self._driver = None
             silence()
             said.end()
-            for task in (uploading, watching):
-                task.cancel()
-            await asyncio.gather(uploading, watching, return_exceptions=True)
-            (self.question.folder / str(sealed.file)).unlink(missing_ok=True)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             work.close()
         if isinstance(ended, Failed):
             work.discard()
@@ -266,7 +288,7 @@ class SumCollector:
         assert work.opened is not None, "the machine ends well only with a decoded sum"
         return Opened(work.opened, ended.members)
 
-    async def _stop_for_people(self, driver: Driver[HolderState]) -> None:
+    async def _stop_for_people(self, driver: Driver[Any]) -> None:
         """End an attempt of which a party has to ask its people first."""
         while not self._sink.reviewing():  # noqa: ASYNC110 - as above; the attempt's end cancels it
             await asyncio.sleep(LOOK_S)
@@ -298,7 +320,7 @@ class SumCollector:
         asked = read_blob(memory.map_blob(content.fd, content.size))
         return sum_form.plan(asked, word_of(self.question.order.message_type), self.question.agreement.terms)
 
-    async def opened(self, sums: NDArray[np.uint64], contributors: int, fixed: Plan) -> Blob:
+    async def opened(self, sums: NDArray[Any], contributors: int, fixed: Plan) -> Blob:
         """Turn decrypted slots into the reply that stands for all. Raises `SUM_MISMATCH`, `REPLY_SHAPE`, `TIMEOUT`."""
         try:
             async with asyncio.timeout(SHAPE_S):
@@ -307,10 +329,10 @@ class SumCollector:
             raise ComityError(ErrorCode.TIMEOUT, "nobody said how the numbers of the sum are called") from error
         return await asyncio.to_thread(self._unformed, sums, contributors, fixed, shape)
 
-    def _unformed(self, sums: NDArray[np.uint64], contributors: int, fixed: Plan, shape: Shape) -> Blob:
+    def _unformed(self, sums: NDArray[Any], contributors: int, fixed: Plan, shape: Shape) -> Blob:
         content, word = self.question.content, word_of(self.question.order.message_type)
         asked = read_blob(memory.map_blob(content.fd, content.size))
-        decoded = sum_form.decode(sums, contributors, asked, word, fixed)
+        decoded = sum_form.decode(sums, contributors, asked, word, fixed, self._decode)
         reply = sum_form.unform(decoded, shape, asked, word, contributors, fixed.weight_max)
         return Blob(*memory.write_parts(reply.parts()))
 
@@ -323,7 +345,7 @@ class SumCollector:
             inline = blobs.to_bytes(blob)
         else:
             name = f"mean-{order.run}-{order.seq}"
-            await asyncio.to_thread(_write, blob, str(self.question.folder / name))
+            await asyncio.to_thread(write_content, blob, str(self.question.folder / name))
         named = json.dumps({"members": list(opened.members)})
         rows = [
             AnswerRow(order.run, order.seq, org, RESULT, None, named, inline, name, blob.size) for org in opened.members
@@ -355,23 +377,6 @@ class SumCollector:
             await self._sink.deliver([Delivery(row.org, blob.duplicate(), row) for row in rows])
         finally:
             blob.close()
-
-
-async def recalled(question: Question, row: AnswerRow) -> Blob:
-    """Return a recorded answer's content again. Raises `PAYLOAD_MISSING`."""
-    if row.inline is not None:
-        return blobs.from_bytes(row.inline)
-    return await blobs.from_file(question.folder / str(row.file), row.size_bytes or 0)
-
-
-def _write(blob: Blob, path: str) -> None:
-    """Write the content; whoever journals it syncs it first."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with memory.mapped(blob.fd, blob.size) as view:
-            memory.append(fd, [view])
-    finally:
-        os.close(fd)
 
 
 def _without(org: str) -> WorkFailed:

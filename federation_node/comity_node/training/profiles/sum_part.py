@@ -54,6 +54,7 @@ from comity_crypto.secagg.events import (
 from comity_crypto.secagg.messages import Offer
 from comity_crypto.secagg.params import AGG_Q16, CONTRIBUTORS_MIN
 from comity_crypto.secagg.seedbox import BoxKey
+from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training import blobs, grants, store
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.sum_exchange import Exchange, Said
@@ -70,7 +71,7 @@ log = structlog.get_logger("comity.node.training")
 class Values:
     """What this party adds: slots of shape (chunks, N), and what the journal keeps beside them. Never shown."""
 
-    slots: NDArray[np.uint64]
+    slots: NDArray[Any]
     digest: str
     shape: str
     facts: dict[str, Any]
@@ -115,17 +116,17 @@ class Part:
         self._limits = limits
         self._values: Values | None = None
         self._saving: asyncio.Task[str] | None = None
-        self._offer: Offer | None = None
+        self._offer: AnyOffer | None = None
         self._given_up: ComityError | None = None
         self._session: asyncio.Task[None] | None = None
-        self._driver: Driver[ContributorState] | None = None
+        self._driver: Driver[Any] | None = None
         self._said: Said | None = None
         self._summed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stored = asyncio.Event()
         if ended:
             self._stored.set()
 
-    def offered(self, offer: Offer, sealed: SealedRef | None, public_key: bytes | None = None) -> None:
+    def offered(self, offer: AnyOffer, sealed: SealedRef | None, public_key: bytes | None = None) -> None:
         """Take up an offer of the order's lead.
 
         Raises:
@@ -190,18 +191,21 @@ class Part:
 
     # -- sessions
 
-    def _judge(self, offer: Offer) -> None:
+    def _judge(self, offer: AnyOffer) -> None:
         order, agreement = self.order, self._agreement
         here = (order.agreement, order.run, order.step, order.seq, order.lead, self._digest)
         if (offer.agreement, offer.run, offer.step, offer.round, offer.lead, offer.order_digest) != here:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer is for another order")
         if not set(offer.parties) <= set(agreement.parties) or offer.minimum < minimum_of(agreement):
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer names strangers, or too few parties")
-        if offer.parameters != AGG_Q16.name:
+        self._judge_numbers(offer)
+
+    def _judge_numbers(self, offer: AnyOffer) -> None:
+        if not isinstance(offer, Offer) or offer.parameters != AGG_Q16.name:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer has other parameters")
 
     async def _take_part(
-        self, before: asyncio.Task[None] | None, offer: Offer, sealed: SealedRef | None, public_key: bytes | None
+        self, before: asyncio.Task[None] | None, offer: AnyOffer, sealed: SealedRef | None, public_key: bytes | None
     ) -> None:
         if before is not None:
             before.cancel()
@@ -216,8 +220,11 @@ class Part:
             abort = abort_of(offer.digest, error)
             await said.say(abort.to, abort.message)
 
-    async def _session_of(self, offer: Offer, said: Said, sealed: SealedRef | None, public_key: bytes | None) -> None:
+    async def _session_of(
+        self, offer: AnyOffer, said: Said, sealed: SealedRef | None, public_key: bytes | None
+    ) -> None:
         node = self.node
+        assert isinstance(offer, Offer), "judged"
         begun = node.journal.run(lambda conn: sum_store.begin_session(conn, offer.run, offer.digest, offer.key_id))
         key, _ = await asyncio.gather(self._public_key(offer, sealed, public_key), begun)
         if self._given_up is not None:
@@ -267,7 +274,7 @@ class Part:
 
     # -- what is kept
 
-    async def _save(self, slots: NDArray[np.uint64]) -> str:
+    async def _save(self, slots: NDArray[Any]) -> str:
         """Put the slots on disk; returns the file's name."""
         name = f"sum-{self.order.run}-{self.order.seq}"
         plain = memoryview(np.ascontiguousarray(slots)).cast("B")
@@ -279,7 +286,7 @@ class Part:
         return name
 
     @property
-    def slots(self) -> NDArray[np.uint64]:
+    def slots(self) -> NDArray[Any]:
         """What is to be encrypted."""
         assert self._values is not None, "the machine encrypts what it was given"
         return self._values.slots
@@ -292,10 +299,14 @@ class Part:
             raise ComityError(ErrorCode.PAYLOAD_MISSING, "this part has served its purpose")
         try:
             path = self.node.settings.payloads_folder / row.file
-            slots = (await asyncio.to_thread(np.fromfile, path, np.uint64)).reshape(row.chunks, -1)
+            slots = await asyncio.to_thread(self._read, path, row.chunks)
         except (OSError, ValueError) as error:
             raise ComityError(ErrorCode.PAYLOAD_MISSING, "a part of this node's journal is gone") from error
         self._values = Values(slots, row.released.values_digest, row.shape, json.loads(row.facts))
+
+    def _read(self, path: Path, size: int) -> NDArray[Any]:
+        """Return what `_save` wrote. Raises `OSError`, `ValueError`."""
+        return np.fromfile(path, np.uint64).reshape(size, -1)
 
     async def record(self, release: Release) -> None:
         """Journal the release, with its charge, once. Raises `GRANT_EXHAUSTED`, `JOURNAL_UNWRITABLE`, `SPOOL_FULL`."""

@@ -14,7 +14,8 @@ from typing import Any
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg.messages import Body, Offer, parse_message
+from comity_crypto.secagg.body import Body
+from comity_crypto.secagg.spoken import AnyOffer, parse_spoken
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
 from comity_node.transport.model import Message
@@ -51,7 +52,7 @@ class Word:
     error: ComityError | None
 
 
-def write(node: NodeContext, offer: Offer, message: Body, public_key: SealedRef | None = None) -> Statement:
+def write(node: NodeContext, offer: AnyOffer, message: Body, public_key: SealedRef | None = None) -> Statement:
     """Sign a message of this organisation in a session."""
     settings = node.settings
     body: dict[str, Any] = {
@@ -75,7 +76,7 @@ def read(node: NodeContext, message: Message) -> Parcel:
     body = statement.body
     if set(body) - {"public_key"} != {"run", "round_key", "message"} or not isinstance(body["message"], dict):
         raise ComityError(ErrorCode.MALFORMED, "not a message of a secure sum")
-    content = parse_message(str(body["message"].get("kind")), body["message"].get("body"))
+    content = parse_spoken(str(body["message"].get("kind")), body["message"].get("body"))
     key = charter.member(statement.issuer).keys.statement
     verify_statement(statement, key, kind=KIND, consortium=node.settings.consortium)
     given = body.get("public_key")
@@ -90,5 +91,5 @@ def read_word(message: Message) -> Word:
     kind, body = document.get("kind"), document.get("body")
     if kind == FAILED and isinstance(body, dict):
         return Word(ids.sha256_hex(str(body.get("session"))), None, ComityError.from_json(body.get("error")))
-    content = parse_message(str(kind), body)
+    content = parse_spoken(str(kind), body)
     return Word(str(getattr(content, "session", "")), content, None)

@@ -1,0 +1,40 @@
+"""One masked sum at the coordinator: the adder's machine with the spool. It adds vectors of noise; no worker processes.
+
+An upload that does not come within `UPLOAD_S` after all have signed the set of commitments is not waited for: the sum
+is that of the others, if they are enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from comity_coordinator.training.adding import Session
+from comity_crypto.secagg import masked_adder
+from comity_crypto.secagg.blobs import file_digest
+from comity_crypto.secagg.driver import Driver
+from comity_crypto.secagg.events import BlobReady, Limits
+from comity_crypto.secagg.masked_blobs import add_blobs
+from comity_crypto.secagg.masked_messages import MaskedOffer
+
+UPLOAD_S = 60.0
+
+
+class MaskedSession(Session):
+    """A session of the profile `masked`."""
+
+    def start(self) -> None:
+        """Begin."""
+        assert isinstance(self.offer, MaskedOffer), "another profile's session begins another way"
+        state, outputs = masked_adder.start(self.offer, now=time.monotonic(), limits=Limits(step_s=UPLOAD_S))
+        self._driver = Driver(state, masked_adder.step, self._perform, self._refused)
+        self._task = asyncio.create_task(self._run(outputs))
+
+    def awaited(self) -> tuple[str, ...]:
+        """Return whom the session waits for now."""
+        return masked_adder.awaited(self._driver.state)
+
+    async def _added(self, uploads: list[int], total: int) -> BlobReady:
+        assert isinstance(self.offer, MaskedOffer), "as in `start`"
+        await asyncio.to_thread(add_blobs, uploads, self.offer.words, total)
+        return BlobReady(*await asyncio.to_thread(file_digest, total))
