@@ -31,8 +31,9 @@ from comity_policies.documents import OrderHeader, Receipt
 BATCH_MAX = 64
 INTERVAL_S = 1.0
 BATCHES_MAX = 1_000
-# While rounds go on, proofs take their turn, one in a quarter of a second: a tenth of a core. When it is quiet, at once.
-PROOF_PAUSE_S, QUIET_S = 0.25, 0.5
+# While rounds go on, proofs take their turn, one in a quarter of a second, which is a tenth of a core. When it is quiet
+# they are made at once, and when more wait than these, so that a run's end finds little left to do.
+PROOF_PAUSE_S, QUIET_S, PROOFS_WAITING_MAX = 0.25, 0.5, 8
 
 log = structlog.get_logger("comity.node.training")
 
@@ -132,7 +133,7 @@ class ReceiptBook:
             if claim is None:
                 found.append((number, Statement.from_bytes(data), False))
                 continue
-            if time.monotonic() - self._written < QUIET_S:
+            if len(rows) <= PROOFS_WAITING_MAX and time.monotonic() - self._written < QUIET_S:
                 if found and time.monotonic() - began > INTERVAL_S:
                     break  # what is ready goes first
                 await asyncio.sleep(PROOF_PAUSE_S)
