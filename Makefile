@@ -14,7 +14,7 @@ ARGS ?=
 JOBS ?= 2
 SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow lint protos bench-rounds bench-secagg faults sandbox opa clean
+.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg faults sandbox opa clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ protos: $(VENV)/.ready ## Regenerate the code beside the .proto files
 
 bench-rounds: $(VENV)/.ready sandbox ## Measure rounds: 3 nodes as processes, everything on; writes benchmarks/out/rounds.json
 	python benchmarks/bench_rounds.py $(ARGS)
+
+bench-negotiation: $(VENV)/.ready ## Measure agreements and dispatch; writes benchmarks/out/negotiation.json
+	python benchmarks/bench_negotiation.py $(ARGS)
 
 bench-secagg: $(VENV)/.ready ## Measure the encrypted sums
 	python benchmarks/bench_secagg.py $(ARGS)

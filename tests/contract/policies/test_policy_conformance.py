@@ -23,7 +23,7 @@ from comity_policies.decisions import Decision, Stage, example
 from comity_policies.embedded import EmbeddedEngine
 from comity_policies.engine import PolicyEngine, PolicySettings, open_engine
 
-EXAMPLES = hypothesis_settings(suppress_health_check=list(HealthCheck), max_examples=60)
+EXAMPLES = hypothesis_settings(suppress_health_check=list(HealthCheck), max_examples=20)
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,7 @@ def proved(cast: Any, *orgs: str) -> None:
         assert cast.api(org).get("/v1/ledger")["alarms"] == []
 
 
+@pytest.mark.slow
 def test_a_dead_coordinator_is_replaced(cast: Any) -> None:
     genesis = cast.found(A, B)
     name = propose(cast, A, "--set", "max_checkpoint_age_s=300", "--reason", "something to remember")

@@ -41,6 +41,7 @@ def ledger(cast, file: Path) -> list[Statement]:
     return [Statement.from_bytes(base64.b64decode(line["statement"])) for line in lines[1:]]
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_counted_twice(cast, tmp_path) -> None:
     chance = random.Random(SEED)
     cast.found(A, B, C)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_restored_journal_is_noticed_and_recovered(cast) -> None:
     name = cast.found("hospital-a", "hospital-b")
     home = cast.home("hospital-b")
