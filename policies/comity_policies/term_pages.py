@@ -79,7 +79,8 @@ EXPLAINED: dict[str, Explained] = {
         _keyed(_DATASET_KEY, _set(_COLUMN)),
     ),
     "min_cohort": Explained(
-        "How many records must stand behind any number that leaves, by `organisation/dataset`.",
+        "How many records must stand behind any number that leaves, by `organisation/dataset`. Receipts prove it "
+        "without saying how many there are.",
         {"hospital-b/patients": 20},
         {"hospital-b/patients": 50},
         _keyed(_DATASET_KEY, _count()),

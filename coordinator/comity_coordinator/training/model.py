@@ -50,8 +50,7 @@ class Run:
     `steps` are the ids of the agreement's steps, `limits` what it grants at most to any one party. `limit_s` bounds the
     time from READY to the end. `until` is the instant at which `DeadlinePassed` takes effect.
     `expected` is how many receipts each party owes, as far as the lead said; `received` how many came. `finished` is
-    the digest of the lead's statement about the end, empty if the coordinator ended the run. `cohorts` is how many
-    records must stand behind a result of each party.
+    the digest of the lead's statement about the end, empty if the coordinator ended the run.
     """
 
     run: str
@@ -75,7 +74,6 @@ class Run:
     expected: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
     closed: bool = False
-    cohorts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def awaited(self) -> tuple[str, ...]:
@@ -155,12 +153,10 @@ def create(
     limits: Mapping[str, int],
     limit_s: int,
     now: str,
-    cohorts: Mapping[str, int] | None = None,
 ) -> Run:
     """Return a run that waits for its parties."""
-    until, state = _later(now, PREPARE_S), RunState.PREPARING
-    minima = dict(cohorts or {})
-    return Run(run, agreement, use, lead, parties, steps, dict(limits), limit_s, state, now, until, cohorts=minima)
+    until = _later(now, PREPARE_S)
+    return Run(run, agreement, use, lead, parties, steps, dict(limits), limit_s, RunState.PREPARING, now, until)
 
 
 def step(run: Run, event: Event, now: str) -> Run:

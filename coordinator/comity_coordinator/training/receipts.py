@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.training import store
 from comity_coordinator.training.model import Run
 from comity_policies import cohorts
@@ -45,9 +46,17 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
             raise ComityError(ErrorCode.GRANT_EXHAUSTED, f"more {name} than the agreement grants", spent=spent)
     if run.received.get(org, 0) >= RECEIPTS_PER_PARTY_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "too many receipts for one run", limit=RECEIPTS_PER_PARTY_MAX)
-    cohorts.verify(receipt, org, run.cohorts.get(org, 0))
+    if receipt.cohort is not None:
+        cohorts.verify(receipt, org, _minimum(conn, run, org))
     executed = receipt.outcome == "result"
     if executed and store.is_executed(conn, org, receipt.order):
         raise ComityError(ErrorCode.ORDER_REPLAYED, "this order was executed before")
     store.put_receipt(conn, org, receipt.journal_seq, run.run, receipt.order if executed else digest, digest)
     return True
+
+
+def _minimum(conn: Connection, run: Run, org: str) -> int:
+    row = negotiation_store.agreement(conn, run.agreement)
+    if row is None:
+        raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run's agreement is not here")
+    return cohorts.minimum_of(negotiation_store.read_agreement(row.document), org)

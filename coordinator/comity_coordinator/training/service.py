@@ -30,7 +30,6 @@ from comity_coordinator.training.receipts import enter_receipt
 from comity_coordinator.transport.model import Message
 from comity_coordinator.workflows.engine import WorkflowEngine
 from comity_crypto.statements import Statement
-from comity_policies.cohorts import minimum_of
 from comity_policies.documents import Agreement, Receipt, run_id
 from comity_policies.orders import ROUNDS_MAX
 
@@ -109,8 +108,8 @@ class TrainingService:
         limit_s = min(LIMIT_S_MAX, LIMIT_FACTOR * work_s + LIMIT_SLACK_S)
         now, lead = self._clock(), proposal.steps[0].lead
         steps = tuple(step.id for step in proposal.steps)
-        limits, minima = agreement.limits, {org: minimum_of(agreement, org) for org in agreement.parties}
-        run = model.create(name, agreement.digest, use, lead, agreement.parties, steps, limits, limit_s, now, minima)
+        limits = agreement.limits
+        run = model.create(name, agreement.digest, use, lead, agreement.parties, steps, limits, limit_s, now)
         store.create(conn, run, now)
         body = {"run": name, "agreement": agreement.digest, "lead": lead, "parties": list(run.parties)}
         for org in run.parties:

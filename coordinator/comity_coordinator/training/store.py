@@ -150,7 +150,6 @@ def to_json(run: Run) -> dict[str, Any]:
         "expected": dict(run.expected),
         "received": dict(run.received),
         "closed": run.closed,
-        "cohorts": dict(run.cohorts),
     }
 
 
