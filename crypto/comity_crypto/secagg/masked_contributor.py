@@ -191,7 +191,7 @@ def _absorb(state: MaskedContributorState, event: Event) -> MaskedContributorSta
     seen = state.seen
     if isinstance(event, Received):
         if isinstance(event.message, Reveal):
-            raise ComityError(ErrorCode.FORBIDDEN, "what members reveal is for the lead")
+            return state  # for the recipient, which may be of the same node
         return replace(state, seen=seen.absorb(event.issuer, event.message))
     if isinstance(event, RosterProposed):
         return replace(state, seen=seen.with_roster(event.roster))

@@ -182,7 +182,7 @@ class MaskedTranscript:
         """Raise why the session cannot go on: rules 3 and 4, and a lead that says two things.
 
         Raises:
-            ComityError: `ROSTER_MISMATCH`, the code of the party that gave up, `PARTICIPANTS_TOO_FEW`.
+            ComityError: `ROSTER_MISMATCH`, the code of the party that gave up, `UNAVAILABLE` (too few are left).
         """
         if self.split:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the lead gave the parties different offers", org=self.split)
@@ -198,7 +198,7 @@ class MaskedTranscript:
         if org == self.offer.lead or not self.set_signed():
             raise ComityError(ErrorCode(said.code), "a party gave up", org=said.blame or org)
         if len(self.members) - len(self.lost()) < self.needed:
-            raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, "too few parties are left", org=org, needed=self.needed)
+            raise ComityError(ErrorCode.UNAVAILABLE, "too few parties are left", org=org, needed=self.needed)
 
     def ready(self) -> bool:
         """Whether the roster stands and every member's announcement is the one it names. Raises `ROSTER_MISMATCH`."""

@@ -215,6 +215,7 @@ class LeadKeyProfile:
 
     async def on_presence(self, org: str, here: bool) -> None:
         """Say again what an organisation that came back may have missed."""
+        (self._exchange.away.discard if here else self._exchange.away.add)(org)
         if here:
             await self._exchange.repeat(org)
 

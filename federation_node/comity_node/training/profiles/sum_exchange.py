@@ -70,6 +70,9 @@ class Exchange:
         self._ears: dict[str, list[_Ear]] = {}
         self._early: OrderedDict[str, list[Event]] = OrderedDict()
         self.said: set[Said] = set()
+        self.away: set[str] = set()
+        # By run, who was not in its last sum; known to this process only.
+        self.lost: OrderedDict[str, frozenset[str]] = OrderedDict()
 
     @property
     def me(self) -> str:
@@ -177,13 +180,14 @@ class Said:
         message: Body,
         *,
         but: Callable[[Event], None] | None = None,
+        sealed: SealedRef | None = None,
     ) -> None:
-        """Sign and send a message; machines of this node hear it at once, `but` the speaker."""
+        """Sign and send a message; machines of this node hear it at once, `but` the speaker. `sealed` goes with it."""
         offer, me = self._offer, self._exchange.me
         audience = {offer.lead} if to is Audience.LEAD else {*offer.parties, offer.lead}
         if me in audience:
             self._exchange.hear(me, message, but=but)
-        await self._send(message, audience, None)
+        await self._send(message, audience, sealed)
 
     async def say_offer(self, public_key: SealedRef | None = None) -> None:
         """Sign and send the offer itself, with its key's address if it has one; the own part takes it another way."""

@@ -1,20 +1,22 @@
 """What secure sums keep in the journal. Tables and every statement on them; rules as in `training/store.py`.
 
 Rules:
-1. A part is written in the transaction that charges for it, before the first byte leaves; what it says never changes.
+1. A part is written in the transaction that charges for it, before the first byte leaves; what it says never changes,
+   but for whose sum the party stands on, which is added once.
 2. A session that was begun stays on record until its run is closed, and so does the number of attempts.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Column, Connection, Integer, String, Table, Text, delete, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.events import Release
+from comity_crypto.secagg.masked_events import Stand
 from comity_node.journal import metadata
 from comity_policies.documents import OrderHeader
 
@@ -73,6 +75,16 @@ class PartRow:
         """What was released, to whom."""
         return Release.from_json(json.loads(self.release))
 
+    @property
+    def stand(self) -> Stand | None:
+        """Whose sum this party stands on, under `masked`, if it came to that."""
+        found = json.loads(self.release).get("stand")
+        return None if found is None else Stand.from_json(found)
+
+    def standing(self, stand: Stand) -> PartRow:
+        """Return the row with whose sum this party stands on."""
+        return replace(self, release=json.dumps({**json.loads(self.release), "stand": stand.to_json()}))
+
 
 def find_part(conn: Connection, order_digest: str) -> PartRow | None:
     """Return the part that was released for an order."""
@@ -83,6 +95,11 @@ def find_part(conn: Connection, order_digest: str) -> PartRow | None:
 def put_part(conn: Connection, row: PartRow) -> None:
     """Record a part; a second one for its order is an integrity error."""
     conn.execute(insert(parts).values(**{name: getattr(row, name) for name in row.__dataclass_fields__}))
+
+
+def set_release(conn: Connection, order_digest: str, release: str) -> None:
+    """Record what a part's session came to, before it is said."""
+    conn.execute(parts.update().where(parts.c.order_digest == order_digest).values(release=release))
 
 
 def forget_all(conn: Connection) -> None:

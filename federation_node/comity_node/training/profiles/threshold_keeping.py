@@ -63,9 +63,9 @@ class KeyKeeping:
             await asyncio.to_thread(self._erase, names)
             raise
 
-    async def fresh(self, agreement: str) -> list[tuple[KeyBatch, str]]:
+    async def fresh(self, run: str) -> list[tuple[KeyBatch, str]]:
         """Return the keys that no session has taken, each with its batch."""
-        rows = await self._journal.run(lambda conn: threshold_store.fresh_keys(conn, agreement))
+        rows = await self._journal.run(lambda conn: threshold_store.fresh_keys(conn, run))
         return [(row.made, row.key_id) for row in rows]
 
     async def take(self, offer: ThresholdOffer) -> HeldKey:
@@ -99,11 +99,11 @@ class KeyKeeping:
             await self.erase(key_id)
         return len(taken)
 
-    async def forget(self, agreement: str) -> None:
-        """Erase everything of an agreement that is over, and its rows."""
-        names = await self._journal.run(lambda conn: threshold_store.files_of(conn, agreement))
+    async def forget(self, run: str) -> None:
+        """Erase everything of a run that is over, and its rows."""
+        names = await self._journal.run(lambda conn: threshold_store.files_of(conn, run))
         await asyncio.to_thread(self._erase, tuple(names))
-        await self._journal.run(lambda conn: threshold_store.forget(conn, agreement))
+        await self._journal.run(lambda conn: threshold_store.forget(conn, run))
 
     def _write(self, names: Sequence[str], contents: Sequence[bytes]) -> None:
         for name, data in zip(names, contents, strict=True):

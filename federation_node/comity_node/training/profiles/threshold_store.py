@@ -4,7 +4,7 @@ Rules:
 1. A key is recorded with its batch, when all holders have signed; its share lies in a file beside the journal.
 2. A key is taken by one session, in a transaction, before anything is said under it; it is never taken again, not even
    by the same session: a process that died has lost what that session needs.
-3. A key that is erased leaves its row, so that an old offer of it is refused by name. Rows go with their agreement.
+3. A key that is erased leaves its row, so that an old offer of it is refused by name. Rows go with their run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ keys = Table(
     "training_threshold_keys",
     metadata,
     Column("key_id", String(64), primary_key=True),
-    Column("agreement", String(64), nullable=False, index=True),
+    Column("run", String(64), nullable=False, index=True),
     Column("ceremony", String(64), nullable=False),
     Column("place", Integer, nullable=False),
     Column("batch", Text, nullable=False),
@@ -36,7 +36,7 @@ class KeyRow:
     """A key of which this organisation has a share. `file` (None once erased) holds the public key and the share."""
 
     key_id: str
-    agreement: str
+    run: str
     ceremony: str
     place: int
     batch: str
@@ -53,7 +53,7 @@ def put_batch(conn: Connection, batch: KeyBatch, files: tuple[str, ...]) -> None
     """Record a batch; a key that was recorded before is an integrity error."""
     text = json.dumps(batch.to_json())
     for place, (key_id, file) in enumerate(zip(batch.keys, files, strict=True)):
-        row = KeyRow(key_id, batch.plan.agreement, batch.plan.digest, place, text, None, file)
+        row = KeyRow(key_id, batch.plan.run, batch.plan.digest, place, text, None, file)
         conn.execute(insert(keys).values(**{name: getattr(row, name) for name in row.__dataclass_fields__}))
 
 
@@ -63,9 +63,9 @@ def find_key(conn: Connection, key_id: str) -> KeyRow | None:
     return None if row is None else KeyRow(*row)
 
 
-def fresh_keys(conn: Connection, agreement: str) -> list[KeyRow]:
-    """Return the keys of an agreement that no session has taken, in the order of ceremonies and places."""
-    query = select(keys).where(keys.c.agreement == agreement, keys.c.session.is_(None), keys.c.file.is_not(None))
+def fresh_keys(conn: Connection, run: str) -> list[KeyRow]:
+    """Return the keys of a run that no session has taken, in the order of ceremonies and places."""
+    query = select(keys).where(keys.c.run == run, keys.c.session.is_(None), keys.c.file.is_not(None))
     return [KeyRow(*row) for row in conn.execute(query.order_by(keys.c.ceremony, keys.c.place))]
 
 
@@ -97,12 +97,12 @@ def taken_files(conn: Connection) -> list[tuple[str, str]]:
     return [(str(key), str(file)) for key, file in conn.execute(query)]
 
 
-def files_of(conn: Connection, agreement: str) -> list[str]:
-    """Return the files of an agreement's keys."""
-    query = select(keys.c.file).where(keys.c.agreement == agreement, keys.c.file.is_not(None))
+def files_of(conn: Connection, run: str) -> list[str]:
+    """Return the files of a run's keys."""
+    query = select(keys.c.file).where(keys.c.run == run, keys.c.file.is_not(None))
     return [str(name) for name in conn.execute(query).scalars()]
 
 
-def forget(conn: Connection, agreement: str) -> None:
-    """Drop the rows of an agreement that is over; erase its files before."""
-    conn.execute(delete(keys).where(keys.c.agreement == agreement))
+def forget(conn: Connection, run: str) -> None:
+    """Drop the rows of a run that is over; erase its files before."""
+    conn.execute(delete(keys).where(keys.c.run == run))

@@ -1,0 +1,31 @@
+"""Profile `masked`: the lead opens sums of masked updates; neither it nor the coordinator opens a single one.
+
+Rules: those of `lead_key`, without encryption. What it holds against, and how many may drop out: `masked_transcript`.
+The coordinator adds vectors and does not learn their sum. A party that is lost after all have committed is done
+without.
+"""
+
+from __future__ import annotations
+
+from comity_crypto.secagg import masked_encoder
+from comity_node.training.profiles.lead_key import LeadKeyProfile
+from comity_node.training.profiles.masked_lead import MaskedCollector
+from comity_node.training.profiles.masked_part import MaskedPart
+from comity_node.training.profiles.sum_form import Encode, Plan
+from comity_node.training.profiles.sum_lead import SumCollector
+from comity_node.training.profiles.sum_part import Part
+
+
+class MaskedProfile(LeadKeyProfile):
+    """See the head of this module."""
+
+    name = "masked"
+    _part: type[Part] = MaskedPart
+    _collector: type[SumCollector] = MaskedCollector
+    _encode: Encode = staticmethod(masked_encoder.encode)
+
+    async def _warm(self) -> None:
+        """Nothing to start: masks need no worker processes."""
+
+    def _size(self, fixed: Plan) -> int:
+        return masked_encoder.words_for(fixed.layout)

@@ -1,0 +1,21 @@
+"""Whole runs under `masked`, undisturbed: one model for all, what the coordinator holds, what a policy sees."""
+
+from __future__ import annotations
+
+import numpy as np
+
+EVERYONE = ["hospital-a", "hospital-b", "hospital-c", "hospital-d"]
+THREE = ("hospital-a", "hospital-b", "hospital-c")
+
+
+async def test_three_rounds_give_every_recipient_the_mean(rig, dummy):
+    agreement = rig.agree(dummy, rounds=3, config={"params": 1000, "num-server-rounds": 3})
+    run = rig.board.prepare(agreement)
+    finished = await rig.finish(run)
+    assert finished["state"] == "COMPLETED", finished
+    assert finished["manifest"] == [{"round": n, "participants": EVERYONE, "dropped": []} for n in (1, 2, 3)]
+    await rig.until(lambda: all((rig.result(org, run) / "card.json").exists() for org in rig.nodes))
+    assert len({rig.model_digest(org, run) for org in rig.nodes}) == 1
+    with np.load(rig.result("hospital-c", run) / "model.npz") as arrays:
+        for name in arrays.files:
+            assert np.abs(arrays[name] - 3.0).max() < 1e-5
