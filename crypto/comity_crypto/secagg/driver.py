@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Generic, Protocol, TypeVar
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -65,7 +65,13 @@ class Driver(Generic[S]):
         """Run a job; its result, or `WorkFailed`, becomes an event."""
         task = asyncio.ensure_future(self._job(job))
         self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+
+        def over(done: asyncio.Task[None]) -> None:
+            self._jobs.discard(done)
+            if isinstance(job, Coroutine):
+                job.close()  # a session that ended first has never begun it
+
+        task.add_done_callback(over)
 
     async def run(self, outputs: list[Output]) -> Finished | Failed:
         """Perform the first outputs, then work to the session's end and return it."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,25 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 def dummy() -> Path:
     found: Path = rig_module.DUMMY
     return found
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, dummy: Path) -> Callable[..., Path]:
+    """The apps of `faults/leadkey`: known updates, weights and numbers, and a text that must stay."""
+    path = Path(__file__).resolve().parents[1] / "leadkey" / "test_leadkey_refusals.py"
+    spec = importlib.util.spec_from_file_location("comity_tests_leadkey_apps", path)
+    assert spec is not None
+    assert spec.loader is not None
+    apps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(apps)
+
+    def make(strategy: str = "flower.FedAvg()") -> Path:
+        folder = tmp_path / "app"
+        shutil.copytree(dummy, folder)
+        (folder / "dummy" / "server_app.py").write_text(apps.SERVER.replace("{strategy}", strategy))
+        (folder / "dummy" / "client_app.py").write_text(apps.CLIENT)
+        text = (folder / "pyproject.toml").read_text().replace("params = 10000", "params = 10000\ndiffer = 0")
+        (folder / "pyproject.toml").write_text(text)
+        return folder
+
+    return make
