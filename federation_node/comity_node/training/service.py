@@ -21,6 +21,7 @@ from comity_node.training.participant import Participant
 from comity_node.training.ports import Agreements, People, Stored
 from comity_node.training.profiles.base import AggregationProfile, Profiles
 from comity_node.training.profiles.lead_key import LeadKeyProfile
+from comity_node.training.profiles.masked import MaskedProfile
 from comity_node.training.profiles.plain import PlainProfile
 from comity_node.training.receipts import ReceiptBook
 from comity_node.training.replies import Replies
@@ -69,7 +70,11 @@ class TrainingService:
         self.events = RunEvents(node.journal, self._behind, node.clock)
         self._receipts = ReceiptBook(node)
         self._workshop = Workshop(node, agreements, self.catalogue)
-        profiles: tuple[AggregationProfile, ...] = (PlainProfile(node), LeadKeyProfile(node, agreements))
+        profiles: tuple[AggregationProfile, ...] = (
+            PlainProfile(node),
+            LeadKeyProfile(node, agreements),
+            MaskedProfile(node, agreements),
+        )
         self._profiles: Profiles = {profile.name: profile for profile in profiles}
         self._profile_names: dict[str, str] = {}
         self._replies = Replies(node, self._behind, self._confirmed)
