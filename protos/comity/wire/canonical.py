@@ -7,12 +7,12 @@ bytes. Floats are refused: their text differs between languages; reals travel as
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Mapping, Sized
 from typing import Any
 
+import orjson
 import rfc8785
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -23,8 +23,6 @@ DEPTH_MAX = 32
 DOCUMENT_BYTES_MAX = 1 << 20
 # Up to this limit of the interpreter's own, its parser raises long before the stack ends; libraries may raise it.
 RECURSION_MAX = 1_000
-
-_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 # A whole string; possessive by construction, so hostile text cannot make it backtrack.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -41,11 +39,11 @@ def canonical(value: Any) -> bytes:
     plain_keys = _check(value, 0)
     try:
         if plain_keys:
-            # Without floats and with ASCII keys, whose order is the same in code points and in UTF-16, the standard
-            # library's encoder gives the same bytes 20 times faster; a property test holds the two together.
-            return _ENCODER.encode(value).encode()
+            # Without floats and with ASCII keys, whose order is the same in code points and in UTF-16, orjson gives the
+            # same bytes many times faster; a property test holds the two together.
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         data: bytes = rfc8785.dumps(value)
-    except ValueError as error:  # a lone surrogate has no UTF-8 form
+    except (ValueError, orjson.JSONEncodeError) as error:  # a lone surrogate has no UTF-8 form
         raise ComityError(ErrorCode.MALFORMED, "text is not Unicode") from error
     return data
 
@@ -61,8 +59,8 @@ def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
     if sys.getrecursionlimit() > RECURSION_MAX:
         check_nesting(data)
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = orjson.loads(data)
+    except ValueError as error:
         raise ComityError(ErrorCode.MALFORMED, "not JSON") from error
     if canonical(value) != data:  # refuses what is nested too deeply
         raise ComityError(ErrorCode.MALFORMED, "not RFC 8785 canonical JSON")
