@@ -103,7 +103,7 @@ def book(conn: Connection, remembered: Remembered, now: str) -> Recovered:
     from comity_node.negotiation import store as negotiation
     from comity_node.reviews import store as reviews
     from comity_node.training import store as training
-    from comity_node.training.profiles import sum_store
+    from comity_node.training.profiles import sum_store, threshold_store
     from comity_node.transport import store as transport
 
     held = list(negotiation.every_agreement(conn))
@@ -111,6 +111,7 @@ def book(conn: Connection, remembered: Remembered, now: str) -> Recovered:
         training.spend_all(conn, agreement.digest, agreement.limits)
     runs = training.end_all(conn, now, ComityError(ErrorCode.JOURNAL_BEHIND, "the node was recovered from a backup"))
     sum_store.forget_all(conn)
+    threshold_store.forget_all(conn)
     reviews.end_with_runs(conn, "the node was recovered from a backup", now)
     number = max(remembered.receipt, training.next_receipt_no(conn) - 1)
     journals.set_mark(conn, training.RECEIPT_FLOOR, str(number))

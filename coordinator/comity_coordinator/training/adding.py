@@ -32,6 +32,7 @@ from comity_crypto.secagg.events import (
 )
 from comity_crypto.secagg.messages import Commitment, Offer
 from comity_crypto.secagg.spoken import AnyOffer
+from comity_crypto.secagg.threshold_messages import ThresholdOffer
 from comity_crypto.secagg.workers import BfvWorkers
 from comity_policies.charter import Charter
 
@@ -162,7 +163,10 @@ class Session:
         return await self._workers.add(offer.parameter_set, offer.chunks, uploads, total)
 
     def _adopt(self, path: Path, blob: BlobReady) -> None:
-        self._spool.adopt(path, COORDINATOR, blob.digest, blob.size_bytes, frozenset({self.offer.lead}))
+        """Let those have the aggregate who check it: every holder of a collective key, or the lead alone."""
+        checkers = {*self.offer.parties} if isinstance(self.offer, ThresholdOffer) else set()
+        receivers = frozenset({self.offer.lead, *checkers})
+        self._spool.adopt(path, COORDINATOR, blob.digest, blob.size_bytes, receivers)
 
     def _refused(self, error: ComityError) -> None:
         log.warning("sum.refused", run=self.offer.run, error=str(error))

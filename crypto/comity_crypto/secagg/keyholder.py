@@ -133,6 +133,8 @@ def _absorb(state: KeyHolderState, event: Event) -> KeyHolderState:
     if isinstance(event, Received):
         if isinstance(event.message, Opened):
             return _told(state, event.issuer, event.message)
+        if isinstance(event.message, Checked | ShareReady):
+            return state  # the lead's own holder hears what the others tell the lead
         return replace(state, seen=seen.absorb(event.issuer, event.message))
     if isinstance(event, RosterProposed):
         return replace(state, seen=seen.with_roster(event.roster))

@@ -8,13 +8,14 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.body import Body
 from comity_crypto.secagg.masked_messages import MASKED_BODIES, MaskedOffer
 from comity_crypto.secagg.messages import BODIES, Offer
+from comity_crypto.secagg.threshold_messages import THRESHOLD_BODIES
 
 AnyOffer: TypeAlias = Offer | MaskedOffer
 
 
 def parse_spoken(kind: str, body: Any) -> Body:
     """Read a body by its statement's kind. Raises `UNSUPPORTED` for an unknown kind, `MALFORMED` for a bad body."""
-    found = BODIES.get(kind) or MASKED_BODIES.get(kind)
+    found = BODIES.get(kind) or MASKED_BODIES.get(kind) or THRESHOLD_BODIES.get(kind)
     if found is None:
         raise ComityError(ErrorCode.UNSUPPORTED, "not a message of a secure sum")
     return found.from_json(body)

@@ -51,6 +51,7 @@ class KeyBatch:
         plan = self.plan
         pairs = {
             "agreement": (offer.agreement, plan.agreement),
+            "run": (offer.run, plan.run),
             "lead": (offer.lead, plan.lead),
             "ceremony": (offer.ceremony, plan.digest),
             "transcript": (offer.transcript, self.transcript),

@@ -85,6 +85,7 @@ class KeyPlan(Body):
 
     KIND: ClassVar[str] = "secagg.key-plan"
     agreement: str = read_by(read_text)
+    run: str = read_by(read_text)
     number: int = read_by(read_count(0, ROUND_MAX))
     lead: str = read_by(read_org)
     holders: tuple[str, ...] = read_by(read_orgs)
@@ -104,6 +105,21 @@ class KeyPlan(Body):
     def parameter_set(self) -> Parameters:
         """The pinned set."""
         return parameter_set(self.parameters, self.parameters_digest)
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Who speaks in the ceremony, by the name that offers have for it."""
+        return self.holders
+
+    @property
+    def key_id(self) -> str:
+        """What a ceremony's statements name in the place of a round key."""
+        return self.digest
+
+    @property
+    def place(self) -> str:
+        """A ceremony has its own place: no two of one number can be told apart otherwise."""
+        return canonical_digest([self.agreement, self.run, self.lead, self.number])
 
     @property
     def deals(self) -> bool:

@@ -32,7 +32,7 @@ def orgs(n: int) -> tuple[str, ...]:
 
 
 def plan_for(n: int, threshold: int, **changes: Any) -> KeyPlan:
-    base = KeyPlan("agr-1", 0, orgs(n)[0], orgs(n), threshold, AGG_Q16.name, AGG_Q16.digest, 2)
+    base = KeyPlan("agr-1", "run-1", 0, orgs(n)[0], orgs(n), threshold, AGG_Q16.name, AGG_Q16.digest, 2)
     return replace(base, **changes)
 
 

@@ -21,12 +21,13 @@ from comity_crypto.secagg.threshold_keys import dealt_bytes
 from comity_crypto.secagg.threshold_messages import KeyPlan, ThresholdOffer
 from comity_crypto.secagg.threshold_workers import share_piece_bytes
 from comity_node.journal import Journal
+from comity_node.training.profiles import threshold_store
 from comity_node.training.profiles.threshold_keeping import KeyKeeping
 
 ORGS = ("org-00", "org-01", "org-02")
 KEYS = ("1" * 64, "2" * 64)
 OTHER = "f" * 64
-PLAN = KeyPlan("agr-1", 0, ORGS[0], ORGS, 2, AGG_Q16.name, AGG_Q16.digest, 2)
+PLAN = KeyPlan("agr-1", "run-1", 0, ORGS[0], ORGS, 2, AGG_Q16.name, AGG_Q16.digest, 2)
 BATCH = KeyBatch(PLAN, KEYS, "a" * 64)
 PUBLIC = [bytes([index]) * AGG_Q16.key_bytes for index in range(2)]
 SHARES = [bytes([index + 7]) * share_piece_bytes(AGG_Q16) for index in range(2)]
@@ -73,12 +74,12 @@ def files(tmp_path: Path) -> list[Path]:
 
 async def test_a_key_comes_back_once_and_is_private(keeping: KeyKeeping, tmp_path: Path) -> None:
     assert [stat.S_IMODE(path.stat().st_mode) for path in files(tmp_path)] == [0o600, 0o600]
-    assert [key for _, key in await keeping.fresh("agr-1")] == list(KEYS)
-    assert (await keeping.fresh("agr-1"))[0][0] == BATCH
+    assert [key for _, key in await keeping.fresh("run-1")] == list(KEYS)
+    assert (await keeping.fresh("run-1"))[0][0] == BATCH
     held = await keeping.take(offer())
     assert (held.public, held.share, held.batch) == (PUBLIC[0], SHARES[0], BATCH)
     assert "\\x07" not in repr(held)
-    assert [key for _, key in await keeping.fresh("agr-1")] == [KEYS[1]]
+    assert [key for _, key in await keeping.fresh("run-1")] == [KEYS[1]]
     for again in (offer(), offer(round=2), offer(attempt=1)):
         with pytest.raises(ComityError) as caught:
             await keeping.take(again)
@@ -89,6 +90,7 @@ async def test_a_key_comes_back_once_and_is_private(keeping: KeyKeeping, tmp_pat
     ("change", "field"),
     [
         ({"agreement": "agr-2"}, "agreement"),
+        ({"run": "run-2"}, "run"),
         ({"lead": "org-01"}, "lead"),
         ({"ceremony": OTHER}, "ceremony"),
         ({"transcript": OTHER}, "transcript"),
@@ -103,7 +105,7 @@ async def test_an_offer_that_is_not_the_ceremonys_takes_nothing(
         await keeping.take(offer(**change))
     assert caught.value.code is ErrorCode.ROSTER_MISMATCH
     assert caught.value.facts["field"] == field
-    assert len(await keeping.fresh("agr-1")) == 2
+    assert len(await keeping.fresh("run-1")) == 2
 
 
 async def test_an_unknown_key_is_refused(keeping: KeyKeeping) -> None:
@@ -139,6 +141,17 @@ async def test_what_a_dead_process_took_is_erased_and_the_rest_stays(keeping: Ke
     assert (await later.take(offer(key_id=KEYS[1]))).share == SHARES[1]
 
 
+async def test_files_that_no_journal_names_are_erased(keeping: KeyKeeping, tmp_path: Path) -> None:
+    (tmp_path / "payloads" / f"key-{OTHER}").write_bytes(b"of a process that died before it could record it")
+    assert await keeping.sweep() == 1
+    assert len(files(tmp_path)) == 2
+    await keeping._journal.run(threshold_store.forget_all)  # a recovered node
+    assert await keeping.sweep() == 2
+    assert files(tmp_path) == []
+    with pytest.raises(ComityError):
+        await keeping.take(offer())
+
+
 async def test_a_file_that_is_gone_or_cut_is_named(keeping: KeyKeeping, tmp_path: Path) -> None:
     first, second = files(tmp_path)
     first.unlink()
@@ -160,11 +173,11 @@ async def test_a_batch_that_cannot_be_recorded_leaves_no_file(keeping: KeyKeepin
         await keeping.put(replace(BATCH, keys=("4" * 64,)), PUBLIC, SHARES)
 
 
-async def test_a_forgotten_agreement_leaves_nothing(keeping: KeyKeeping, tmp_path: Path) -> None:
-    await keeping.forget("agr-2")
-    assert len(await keeping.fresh("agr-1")) == 2
-    await keeping.forget("agr-1")
-    assert await keeping.fresh("agr-1") == []
+async def test_a_forgotten_run_leaves_nothing(keeping: KeyKeeping, tmp_path: Path) -> None:
+    await keeping.forget("run-2")
+    assert len(await keeping.fresh("run-1")) == 2
+    await keeping.forget("run-1")
+    assert await keeping.fresh("run-1") == []
     assert files(tmp_path) == []
 
 

@@ -149,7 +149,7 @@ class Ceremony:
 
 
 def plan_for(n: int, threshold: int, number: int = 0) -> KeyPlan:
-    return KeyPlan("agr-1", number, ORGS[0], ORGS[:n], threshold, P.name, P.digest, 2)
+    return KeyPlan("agr-1", "run-1", number, ORGS[0], ORGS[:n], threshold, P.name, P.digest, 2)
 
 
 async def made(pool: BfvWorkers, n: int, threshold: int) -> Ceremony:

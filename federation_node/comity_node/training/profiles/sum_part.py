@@ -242,7 +242,7 @@ class Part:
             previous=previous,
         )
         path = node.settings.payloads_folder / f".upload-{offer.digest[:32]}"
-        work = _Work(self, offer, key, path, said)
+        work = Work(self, offer, key, path, said)
         driver = Driver(state, contributor.step, work.perform, _refused)
         work.driver = self._driver = driver
         silence = self.exchange.listen(offer, driver.tell)
@@ -337,7 +337,7 @@ class Part:
         self.row = row
 
 
-class _Work:
+class Work:
     """Performs the outputs of one session."""
 
     driver: Driver[ContributorState]

@@ -93,11 +93,14 @@ class KeyKeeping:
             await asyncio.to_thread(self._erase, (name,))
 
     async def sweep(self) -> int:
-        """Erase what sessions of an earlier process took; returns how many keys."""
+        """Erase what sessions of an earlier process took, and files that no journal names; returns how many."""
         taken = await self._journal.run(threshold_store.taken_files)
         for key_id, _ in taken:
             await self.erase(key_id)
-        return len(taken)
+        known = await self._journal.run(threshold_store.known_files)
+        strays = [path.name for path in self._folder.glob("key-*") if path.name not in known]
+        await asyncio.to_thread(self._erase, tuple(strays))
+        return len(taken) + len(strays)
 
     async def forget(self, run: str) -> None:
         """Erase everything of a run that is over, and its rows."""

@@ -106,3 +106,13 @@ def files_of(conn: Connection, run: str) -> list[str]:
 def forget(conn: Connection, run: str) -> None:
     """Drop the rows of a run that is over; erase its files before."""
     conn.execute(delete(keys).where(keys.c.run == run))
+
+
+def known_files(conn: Connection) -> set[str]:
+    """Return the files of all keys that are not erased."""
+    return {str(name) for name in conn.execute(select(keys.c.file).where(keys.c.file.is_not(None))).scalars()}
+
+
+def forget_all(conn: Connection) -> None:
+    """Let go of every key: a recovered node cannot know which of them served."""
+    conn.execute(delete(keys))

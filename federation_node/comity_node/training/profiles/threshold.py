@@ -1,0 +1,84 @@
+"""Profile `threshold`: a quorum of the parties opens sums for the lead; nobody opens a single update.
+
+Rules: those of `lead_key`, with a key that the parties make together (secure-aggregation.md sections 1 and 4). Besides:
+1. A ceremony is taken part in if it is of a run under an agreement that is final here, called by a party of it, among
+   its parties, with this version's parameters and a quorum not below the usual one.
+2. Keys belong to their run and are erased with it; what an earlier process took is erased at the first chance.
+"""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy import Connection
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.threshold_messages import KeyPlan, ShareReady, default_threshold
+from comity_crypto.secagg.workers import BfvWorkers
+from comity_node.context import NodeContext
+from comity_node.training.ports import FINAL, Agreements
+from comity_node.training.profiles import sum_wire
+from comity_node.training.profiles.lead_key import LeadKeyProfile
+from comity_node.training.profiles.sum_lead import SumCollector
+from comity_node.training.profiles.sum_part import Part
+from comity_node.training.profiles.threshold_collector import ThresholdCollector
+from comity_node.training.profiles.threshold_exchange import ThresholdExchange
+from comity_node.training.profiles.threshold_part import ThresholdPart
+from comity_node.transport.model import Message
+from comity_policies.documents import Agreement
+
+log = structlog.get_logger("comity.node.training")
+
+
+class ThresholdProfile(LeadKeyProfile):
+    """See the head of this module."""
+
+    name = "threshold"
+    _part: type[Part] = ThresholdPart
+    _collector: type[SumCollector] = ThresholdCollector
+
+    def __init__(self, node: NodeContext, agreements: Agreements, workers: BfvWorkers | None = None) -> None:
+        super().__init__(node, agreements, workers)
+        self._keys = ThresholdExchange(node, workers)
+        self._exchange = self._keys
+        self._swept = False
+
+    async def prepare(self, agreement: Agreement) -> None:
+        """Refuse what cannot be summed, start the workers, erase what an earlier process left in use."""
+        if not self._swept:
+            self._swept = True
+            erased = await self._keys.keeping.sweep()
+            if erased:
+                log.warning("sum.swept", keys=erased)
+        await super().prepare(agreement)
+
+    async def on_message(self, message: Message) -> None:
+        """Take a party's message. Raises what its signature or form deserves."""
+        parcel = sum_wire.read(self._node, message)
+        if isinstance(parcel.message, KeyPlan):
+            await self._on_plan(parcel.issuer, parcel.run, parcel.message)
+            return
+        if isinstance(parcel.message, ShareReady) and parcel.public_key is not None:
+            self._keys.note_address(parcel.issuer, parcel.message.call, parcel.public_key)
+        await super().on_message(message)
+
+    async def forget(self, run: str) -> None:
+        """A run is over: end its parts, erase its keys."""
+        await super().forget(run)
+        await self._keys.keeping.forget(run)
+
+    async def _on_plan(self, issuer: str, run: str, plan: KeyPlan) -> None:
+        """Take part in a ceremony. Raises `ROSTER_MISMATCH`, `FORBIDDEN`, `AGREEMENT_UNKNOWN`, `BUSY`."""
+
+        def look(conn: Connection) -> tuple[Agreement, str]:
+            stored = self._agreements.find(conn, plan.agreement)
+            return stored.agreement, stored.state
+
+        agreement, state = await self._node.journal.run(look)
+        if state != FINAL or issuer != plan.lead or run != plan.run or plan.lead not in agreement.parties:
+            raise ComityError(ErrorCode.FORBIDDEN, "a ceremony is called by a party of the run that it is for")
+        if not set(plan.holders) <= set(agreement.parties) or plan.threshold < default_threshold(len(plan.holders)):
+            raise ComityError(ErrorCode.ROSTER_MISMATCH, "the ceremony names strangers, or too small a quorum")
+        if plan.parameters != AGG_Q16.name or self._exchange.me not in plan.holders:
+            raise ComityError(ErrorCode.ROSTER_MISMATCH, "the ceremony has other parameters, or is of others")
+        self._keys.ceremonies.begin(plan)

@@ -1,0 +1,235 @@
+"""The lead's side of one question under `threshold`; rules as in `sum_lead`, and besides:
+
+1. Every attempt takes the next key of the run's batches whose holders include the parties. Without one, a ceremony is
+   called among them first; a batch that comes to its end is followed by the next one, ahead of time.
+2. The lead holds one share as every holder does: it opens what a quorum shares, and nothing else.
+3. A quorum that opens no sum is another machine's matter (`comity_crypto.secagg.threshold_lead`); who is suspected is
+   logged by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from functools import partial
+
+import structlog
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg import threshold_lead
+from comity_crypto.secagg.blobs import BlobKind, check_blob, file_digest
+from comity_crypto.secagg.driver import Driver
+from comity_crypto.secagg.events import Event, Output, Send, SumDecoded
+from comity_crypto.secagg.messages import ATTEMPT_MAX
+from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.threshold_batch import KeyBatch
+from comity_crypto.secagg.threshold_events import QuorumFailed, ShareRefused, StartFuse, Suspected
+from comity_crypto.secagg.threshold_lead import LeadState
+from comity_crypto.secagg.threshold_messages import KeyPlan, ThresholdOffer, default_threshold
+from comity_crypto.secagg.threshold_workers import KeyWorkers
+from comity_crypto.secagg.workers import memory_file
+from comity_node.training import blobs
+from comity_node.training.blobs import Blob
+from comity_node.training.profiles import sum_store
+from comity_node.training.profiles.sum_exchange import Said
+from comity_node.training.profiles.sum_form import Plan
+from comity_node.training.profiles.sum_holding import Decode, refused
+from comity_node.training.profiles.sum_lead import Opened, SumCollector
+from comity_node.training.profiles.sum_wire import Addressed
+from comity_node.training.profiles.threshold_exchange import ThresholdExchange
+from comity_node.training.profiles.threshold_part import share_context
+
+KEYS_PER_BATCH = 4
+# A share is its header and chunks; sealing adds less than this.
+_SEALING_BYTES = 64 << 10
+
+log = structlog.get_logger("comity.node.training")
+
+
+class ThresholdCollector(SumCollector):
+    """Collects the answers to one question as one sum that a quorum opens."""
+
+    async def _attempt(self, fixed: Plan, without: frozenset[str]) -> Opened:
+        order, node, exchange = self.question.order, self._node, self.exchange
+        assert isinstance(exchange, ThresholdExchange), "the profile's own"
+        parties, minimum = self.left(without)
+        number = await node.journal.run(lambda conn: sum_store.next_attempt(conn, order.run, order.seq))
+        if number > ATTEMPT_MAX:
+            raise ComityError(ErrorCode.RUN_FAILED, "the secure sum did not succeed", attempts=number)
+        batch, key_id = await self._key(exchange, parties)
+        offer = ThresholdOffer(
+            agreement=order.agreement,
+            run=order.run,
+            step=order.step,
+            round=order.seq,
+            attempt=number,
+            lead=order.lead,
+            parties=parties,
+            minimum=minimum,
+            parameters=AGG_Q16.name,
+            parameters_digest=AGG_Q16.digest,
+            key_id=key_id,
+            order_digest=self.question.order_digest,
+            chunks=fixed.chunks,
+            ceremony=batch.plan.digest,
+            transcript=batch.transcript,
+            holders=batch.plan.holders,
+            threshold=batch.plan.threshold,
+        )
+        state, outputs = threshold_lead.start(offer, now=time.monotonic(), limits=self._limits)
+        said = Said(exchange, offer)
+        work = _Fusing(exchange, offer, said, partial(self.opened, fixed=fixed))
+        driver = Driver(state, threshold_lead.step, work.perform, refused)
+        work.driver = driver
+        try:
+            return await self.work(offer, driver, outputs, said, work, (None, b""))
+        finally:
+            await exchange.keeping.erase(key_id)
+
+    async def _key(self, exchange: ThresholdExchange, parties: tuple[str, ...]) -> tuple[KeyBatch, str]:
+        """Return a key that serves these parties. Raises what ended the ceremony that would have made it."""
+        order = self.question.order
+        for _ in range(2):
+            found = [
+                (batch, key_id)
+                for batch, key_id in await exchange.keeping.fresh(order.run)
+                if set(parties) <= set(batch.plan.holders) and len(parties) >= batch.plan.threshold
+                if exchange.reserve(key_id)
+            ]
+            for _, spare in found[1:]:
+                exchange.release(spare)
+            if found:
+                if len(found) == 1:  # the last one: make more while this round goes on
+                    self._call(exchange, parties)
+                return found[0]
+            await asyncio.shield(self._call(exchange, parties))
+        raise ComityError(ErrorCode.UNAVAILABLE, "no ceremony made a key for this round")
+
+    def _call(self, exchange: ThresholdExchange, parties: tuple[str, ...]) -> asyncio.Task[KeyBatch]:
+        """Call a ceremony among the parties; its number tells it from the run's others."""
+        order = self.question.order
+        plan = KeyPlan(
+            agreement=order.agreement,
+            run=order.run,
+            number=int.from_bytes(os.urandom(2)),
+            lead=order.lead,
+            holders=parties,
+            threshold=default_threshold(len(parties)),
+            parameters=AGG_Q16.name,
+            parameters_digest=AGG_Q16.digest,
+            keys=KEYS_PER_BATCH,
+        )
+        return exchange.ceremonies.begin(plan)
+
+
+class _Fusing:
+    """Performs the outputs of the lead's machine. `opened` is the reply that stands for all, once it is there."""
+
+    driver: Driver[LeadState]
+
+    def __init__(self, exchange: ThresholdExchange, offer: ThresholdOffer, said: Said, decode: Decode) -> None:
+        self._exchange = exchange
+        self._offer = offer
+        self._said = said
+        self._decode = decode
+        self._work = KeyWorkers(exchange.workers, offer.parameter_set)
+        self._aggregate = -1
+        self.opened: Blob | None = None
+
+    async def perform(self, output: Output) -> None:
+        """Do one output."""
+        if isinstance(output, Send):
+            await self._said.say(output.to, output.message, but=self.driver.tell)
+        elif isinstance(output, StartFuse):
+            self.driver.work(self._fuse(output))
+        elif isinstance(output, Suspected):
+            log.warning("sum.suspects", run=self._offer.run, round=self._offer.round, orgs=list(output.orgs))
+
+    def close(self) -> None:
+        """Let go of the aggregate."""
+        if self._aggregate >= 0:
+            os.close(self._aggregate)
+            self._aggregate = -1
+
+    def discard(self) -> None:
+        """Close what nobody will take."""
+        if self.opened is not None:
+            self.opened.close()
+
+    async def _fuse(self, job: StartFuse) -> Event:
+        offer = self._offer
+        aggregate = await self._total()
+        shares: list[Blob] = []
+        try:
+            for org, digest in job.shares:
+                try:
+                    shares.append(await self._share(org, job.call, digest))
+                except ComityError as error:
+                    return ShareRefused(org, job.call, error)
+            try:
+                slots = await self._work.fuse(offer.chunks, aggregate, [share.fd for share in shares])
+            except ComityError as error:
+                if "holder" not in error.facts:
+                    raise
+                return ShareRefused(job.shares[int(error.facts["holder"])][0], job.call, error)
+        finally:
+            for share in shares:
+                share.close()
+        try:
+            opened = await self._decode(slots, job.contributors)
+        except ComityError as error:
+            if error.code is not ErrorCode.SUM_MISMATCH:
+                raise
+            return QuorumFailed(job.call)
+        if self.opened is None:
+            self.opened = opened
+        else:
+            opened.close()
+        return SumDecoded()
+
+    async def _total(self) -> int:
+        """Return the aggregate's file, fetched once. Raises `PAYLOAD_DIGEST`."""
+        notice = self.driver.state.seen.notice
+        assert notice is not None, "shares are of what was published"
+        if self._aggregate < 0:
+            fd = memory_file("aggregate")
+            self._aggregate = fd
+            await self._exchange.download(Addressed(notice.aggregate, self._offer.upload_bytes), fd)
+        check_blob(self._aggregate, AGG_Q16, BlobKind.AGGREGATE, self._offer.chunks)
+        if (await asyncio.to_thread(file_digest, self._aggregate))[0] != notice.aggregate:
+            raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the aggregate is not the one that was announced")
+        return self._aggregate
+
+    async def _share(self, org: str, call: str, digest: str) -> Blob:
+        """Return a holder's share for a call. Raises why it is none."""
+        exchange, offer = self._exchange, self._offer
+        if org == exchange.me:
+            own = exchange.own_share(call)
+            if own is None:
+                raise ComityError(ErrorCode.PAYLOAD_MISSING, "this node's own share is gone")
+            return own
+        ref = exchange.address(org, call)
+        if ref is None or ref.size > self._size + _SEALING_BYTES:
+            raise ComityError(ErrorCode.PAYLOAD_MISSING, "a share came without its address, or is too large")
+        node = exchange.node
+        blob, _ = await blobs.open_stream(
+            node.keys,
+            exchange.me,
+            ref,
+            share_context(offer, org, call),
+            node.payloads.get(ref),
+            size_max=self._size,
+        )
+        try:
+            check_blob(blob.fd, AGG_Q16, BlobKind.SHARE, offer.chunks)
+            if await blobs.sha256_of(blob) != digest:
+                raise ComityError(ErrorCode.PAYLOAD_DIGEST, "a share is not the one that was named")
+        except BaseException:
+            blob.close()
+            raise
+        return blob
+
+    @property
+    def _size(self) -> int:
+        return self._offer.upload_bytes  # a share is half of this

@@ -1,0 +1,80 @@
+"""What the sessions of `threshold` at this node share, beside `sum_exchange`: ceremonies, keys, addresses of shares.
+
+1. The address of a sealed share comes with the signed message that names its hash, from its holder alone.
+2. This node's own share, where it is the lead, never leaves it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+
+from comity_crypto.sealing import SealedRef
+from comity_crypto.secagg.workers import BfvWorkers
+from comity_node.context import NodeContext
+from comity_node.training.blobs import Blob
+from comity_node.training.profiles.sum_exchange import Exchange
+from comity_node.training.profiles.sum_wire import Addressed
+from comity_node.training.profiles.threshold_ceremony import Ceremonies
+from comity_node.training.profiles.threshold_keeping import KeyKeeping
+
+ADDRESSES_MAX = 1_024
+OWN_SHARES_MAX = 8
+
+
+class ThresholdExchange(Exchange):
+    """See the head of this module."""
+
+    def __init__(self, node: NodeContext, workers: BfvWorkers | None = None) -> None:
+        super().__init__(node, workers)
+        self.keeping = KeyKeeping(node.journal, node.settings.payloads_folder)
+        self.ceremonies = Ceremonies(self, self.keeping)
+        self._addresses: OrderedDict[tuple[str, str], SealedRef] = OrderedDict()
+        self._own: OrderedDict[str, Blob] = OrderedDict()
+        self._reserved: set[str] = set()
+
+    async def close(self) -> None:
+        """End ceremonies and workers."""
+        await self.ceremonies.close()
+        while self._own:
+            self._own.popitem()[1].close()
+        await super().close()
+
+    async def download(self, ref: Addressed, fd: int) -> None:
+        """Fetch a blob that is ciphertext already into an open file. Raises `PAYLOAD_*`, `UNAVAILABLE`."""
+        os.ftruncate(fd, 0)
+        offset = 0
+        async for chunk in self.node.payloads.get(ref):
+            os.pwrite(fd, chunk, offset)
+            offset += len(chunk)
+
+    def reserve(self, key_id: str) -> bool:
+        """Keep a key from other attempts of this process, until its session takes it; False if another one has it."""
+        if key_id in self._reserved:
+            return False
+        self._reserved.add(key_id)
+        return True
+
+    def release(self, key_id: str) -> None:
+        """Let a reserved key go."""
+        self._reserved.discard(key_id)
+
+    def address(self, org: str, call: str) -> SealedRef | None:
+        """Return where a holder's share for a call lies."""
+        return self._addresses.get((org, call))
+
+    def note_address(self, org: str, call: str, ref: SealedRef) -> None:
+        """Note where a holder's share lies; the first one stays, as its hash does."""
+        self._addresses.setdefault((org, call), ref)
+        while len(self._addresses) > ADDRESSES_MAX:
+            self._addresses.popitem(last=False)
+
+    def keep_share(self, call: str, blob: Blob) -> None:
+        """Keep this node's own share for the lead here."""
+        self._own[call] = blob
+        while len(self._own) > OWN_SHARES_MAX:
+            self._own.popitem(last=False)[1].close()
+
+    def own_share(self, call: str) -> Blob | None:
+        """Return this node's own share; the taker closes it."""
+        return self._own.pop(call, None)

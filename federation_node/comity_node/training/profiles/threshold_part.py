@@ -1,0 +1,196 @@
+"""This party's part in the sum of one order under `threshold`; rules as in `sum_part`, and besides:
+
+1. The round's key comes from a ceremony of which this node has a share; it is taken for the session, once, before
+   anything is said, and erased at the session's end, whatever that is.
+2. Two machines work on one session: the contributor, and the holder that checks the aggregate and shares it.
+3. A share leaves sealed to the lead; what other parties get to see of it is its hash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import structlog
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.sealing import SealedRef
+from comity_crypto.secagg import contributor, keyholder
+from comity_crypto.secagg.driver import Driver
+from comity_crypto.secagg.events import (
+    DigestReady,
+    EraseKey,
+    Event,
+    Failed,
+    Output,
+    Send,
+    StartDigest,
+    ValuesReady,
+)
+from comity_crypto.secagg.keyholder import KeyHolderState
+from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.seedbox import BoxKey
+from comity_crypto.secagg.spoken import AnyOffer
+from comity_crypto.secagg.threshold_events import ShareMade, StartShare
+from comity_crypto.secagg.threshold_messages import ShareReady, ThresholdOffer
+from comity_crypto.secagg.threshold_workers import KeyWorkers, QuorumOf
+from comity_crypto.secagg.workers import memory_file
+from comity_node.training import blobs
+from comity_node.training.blobs import Blob
+from comity_node.training.profiles import sum_store
+from comity_node.training.profiles.sum_exchange import Said
+from comity_node.training.profiles.sum_holding import refused
+from comity_node.training.profiles.sum_part import Part, Work
+from comity_node.training.profiles.sum_wire import Addressed
+from comity_node.training.profiles.threshold_exchange import ThresholdExchange
+from comity_node.training.profiles.threshold_keeping import HeldKey
+
+PAUSE_S = 0.2
+
+log = structlog.get_logger("comity.node.training")
+
+
+def share_context(offer: ThresholdOffer, org: str, call: str) -> bytes:
+    """Return the context that a decryption share is sealed under."""
+    return f"comity/secagg/share/v1/{offer.digest}/{org}/{call}".encode()
+
+
+class ThresholdPart(Part):
+    """See the head of this module."""
+
+    def _judge_numbers(self, offer: AnyOffer) -> None:
+        if not isinstance(offer, ThresholdOffer) or offer.parameters != AGG_Q16.name:
+            raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer is of another profile or has other parameters")
+
+    async def _session_of(
+        self, offer: AnyOffer, said: Said, sealed: SealedRef | None, public_key: bytes | None
+    ) -> None:
+        assert isinstance(offer, ThresholdOffer), "judged"
+        assert isinstance(self.exchange, ThresholdExchange), "the profile's own"
+        node, exchange = self.node, self.exchange
+        await exchange.ceremonies.settled(offer.ceremony)
+        await node.journal.run(lambda conn: sum_store.begin_session(conn, offer.run, offer.digest, offer.key_id))
+        if self._given_up is not None:
+            raise self._given_up
+        held = await exchange.keeping.take(offer)
+        try:
+            contributor.check_public_key(offer, held.public)
+            await self._both(offer, held, said, exchange)
+        finally:
+            await asyncio.shield(exchange.keeping.erase(offer.key_id))
+
+    async def _both(self, offer: ThresholdOffer, held: HeldKey, said: Said, exchange: ThresholdExchange) -> None:
+        state, outputs = contributor.start(
+            exchange.me,
+            offer,
+            order_digest=self._digest,
+            chunks=self._chunks,
+            box_key=BoxKey(),
+            entropy=os.urandom,
+            now=time.monotonic(),
+            limits=self._limits,
+            previous=None if self.row is None else self.row.released,
+        )
+        work = Work(self, offer, held.public, self.node.settings.payloads_folder / f".upload-{offer.digest[:32]}", said)
+        driver = Driver(state, contributor.step, work.perform, refused)
+        work.driver = self._driver = driver
+        watch, first = keyholder.start(exchange.me, offer, now=time.monotonic(), limits=self._limits)
+        holding = _Sharing(exchange, offer, held, said)
+        other = Driver(watch, keyholder.step, holding.perform, refused)
+        holding.driver = other
+        silences = [exchange.listen(offer, driver.tell), exchange.listen(offer, other.tell)]
+        try:
+            if self._values is not None:
+                driver.tell(ValuesReady(self._values.digest))
+            ended = await asyncio.gather(driver.run(outputs), other.run(first))
+            for each in ended:
+                if isinstance(each, Failed):
+                    log.warning("sum.failed", run=offer.run, round=self.order.round, error=str(each.error))
+        finally:
+            for silence in silences:
+                silence()
+            self._driver = None
+            work.close()
+            holding.close()
+
+
+class _Sharing:
+    """Performs the outputs of the key holder's machine."""
+
+    driver: Driver[KeyHolderState]
+
+    def __init__(self, exchange: ThresholdExchange, offer: ThresholdOffer, held: HeldKey, said: Said) -> None:
+        self._exchange = exchange
+        self._offer = offer
+        self._held = held
+        self._said = said
+        self._work = KeyWorkers(exchange.workers, offer.parameter_set)
+        self._fd = memory_file("aggregate")
+        self._sealed: dict[str, SealedRef] = {}
+
+    async def perform(self, output: Output) -> None:
+        """Do one output."""
+        if isinstance(output, Send):
+            message = output.message
+            sealed = self._sealed.get(message.call) if isinstance(message, ShareReady) else None
+            await self._said.say(output.to, message, but=self.driver.tell, sealed=sealed)
+        elif isinstance(output, StartDigest):
+            self.driver.work(self._check(output))
+        elif isinstance(output, StartShare):
+            self.driver.work(self._share(output))
+        elif isinstance(output, EraseKey):
+            await self._exchange.keeping.erase(self._offer.key_id)
+
+    def close(self) -> None:
+        """Let go of the aggregate."""
+        os.close(self._fd)
+
+    async def _check(self, job: StartDigest) -> Event:
+        offer, exchange = self._offer, self._exchange
+        await exchange.download(Addressed(job.digest, offer.upload_bytes), self._fd)
+        return DigestReady(
+            await exchange.workers.check_and_digest(AGG_Q16, offer.chunks, job.challenge, job.digest, self._fd)
+        )
+
+    async def _share(self, job: StartShare) -> Event:
+        offer, exchange = self._offer, self._exchange
+        points = tuple(offer.point(org) for org in job.members)
+        of = QuorumOf(offer.point(exchange.me), points, offer.threshold, len(offer.holders))
+        held, target = memory_file("held"), memory_file("share")
+        try:
+            os.pwrite(held, self._held.share, 0)
+            made = await self._work.share(offer.chunks, of, held, self._fd, target)
+        finally:
+            os.close(held)
+        blob = Blob(target, made.size_bytes)
+        if offer.lead == exchange.me:
+            exchange.keep_share(job.call, blob)
+            return ShareMade(job.call, made.digest)
+        try:
+            self._sealed[job.call] = await self._upload(job.call, blob)
+        finally:
+            blob.close()
+        return ShareMade(job.call, made.digest)
+
+    async def _upload(self, call: str, blob: Blob) -> SealedRef:
+        """Seal a share to the lead and put it into the spool."""
+        offer, node = self._offer, self._exchange.node
+        charter = node.charters.current()
+        if charter is None:
+            raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")
+        keys = {offer.lead: charter.member(offer.lead).keys.sealing}
+        context = share_context(offer, self._exchange.me, call)
+        sealed = await blobs.seal(blob, node.settings.payloads_folder, keys, context, fsync=False)
+        path = node.settings.payloads_folder / str(sealed.file)  # small ones are held inline
+        try:
+            while True:  # bounded by the session's deadlines, whose end cancels this job
+                try:
+                    await node.payloads.put(path if sealed.inline is None else sealed.inline, sealed.ref, (offer.lead,))
+                except ComityError as error:
+                    log.warning("sum.share", run=offer.run, error=str(error))
+                    await asyncio.sleep(PAUSE_S)
+                    continue
+                return sealed.ref
+        finally:
+            path.unlink(missing_ok=True)
