@@ -238,7 +238,10 @@ def decode(
 
 def encode_integers(values: NDArray[np.int64]) -> Encoded:
     """Encode exact integers, |value| < 2^26, as `agg-i32` slots. Raises `TOO_LARGE`."""
-    if values.ndim != 1 or (values.size and int(np.abs(values).max()) > INTEGER_BOUND):
+    # By smallest and largest: the smallest int64 has no absolute value.
+    if values.ndim != 1 or (
+        values.size and not -INTEGER_BOUND <= int(values.min()) <= int(values.max()) <= INTEGER_BOUND
+    ):
         raise ComityError(ErrorCode.TOO_LARGE, "a summed integer is below 2^26", limit=INTEGER_BOUND)
     shifted = np.where(values < 0, values + AGG_I32.plain_modulus, values).astype(np.uint64)
     return Encoded(_to_chunks(shifted, AGG_I32), 0, False, 0)

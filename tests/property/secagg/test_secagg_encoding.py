@@ -150,8 +150,9 @@ def test_integers_are_exact(values: list[int], n: int) -> None:
     one = enc.encode_integers(np.array(values, np.int64))
     total = one.slots * np.uint64(n) % np.uint64(AGG_I32.plain_modulus)
     assert enc.decode_integers(total, n, len(values)).tolist() == [n * value for value in values]
-    with pytest.raises(ComityError):
-        enc.encode_integers(np.array([*values, enc.INTEGER_BOUND + 1], np.int64))
+    for beyond in (enc.INTEGER_BOUND + 1, -enc.INTEGER_BOUND - 1, -(1 << 63)):
+        with pytest.raises(ComityError):
+            enc.encode_integers(np.array([*values, beyond], np.int64))
 
 
 @given(n=st.integers(3, 50), chunk=st.integers(0, 4095), secret=st.binary(min_size=8, max_size=8))
