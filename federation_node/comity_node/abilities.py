@@ -23,7 +23,7 @@ from comity_policies.terms import Terms
 UNENFORCED = ("privacy", "release_quorum", "retention_s", "min_copies")
 # Bounds on one organisation's update: applied by the profile that encodes it, unknown to the others.
 BOUNDS = ("clip_norm", "range", "weight_max")
-PROFILES_WITH_BOUNDS = frozenset({"lead-key", "masked"})
+PROFILES_WITH_BOUNDS = frozenset({"lead-key", "masked", "threshold"})
 # Of two parties, one subtracts its own part of a sum and holds the other's.
 SUM_PARTIES_MIN, SUM_PARTIES_MAX = 3, 50
 

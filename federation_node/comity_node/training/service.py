@@ -23,6 +23,7 @@ from comity_node.training.profiles.base import AggregationProfile, Profiles
 from comity_node.training.profiles.lead_key import LeadKeyProfile
 from comity_node.training.profiles.masked import MaskedProfile
 from comity_node.training.profiles.plain import PlainProfile
+from comity_node.training.profiles.threshold import ThresholdProfile
 from comity_node.training.receipts import ReceiptBook
 from comity_node.training.replies import Replies
 from comity_node.training.results import Results
@@ -74,6 +75,7 @@ class TrainingService:
             PlainProfile(node),
             LeadKeyProfile(node, agreements),
             MaskedProfile(node, agreements),
+            ThresholdProfile(node, agreements),
         )
         self._profiles: Profiles = {profile.name: profile for profile in profiles}
         self._profile_names: dict[str, str] = {}
