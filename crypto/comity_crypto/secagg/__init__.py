@@ -22,6 +22,8 @@ Modules
     contributor, aggregator, holder   pure machines      workers, worker_main   pool of processes
     body        one strict reader for all messages       shamir            shares of 32-byte secrets
     masked_*    profile `masked`, over uint32: its protocol and what it holds against stand in `masked_transcript`
+    ceremony, keyholder, threshold_*   profile `threshold`: the round's key is the parties' own (`threshold_keys`,
+                `ring`, `shares`), a quorum of them opens the sum (`threshold_lead`, `threshold_blame`)
 
 The sequence (`ALL` = all contributors, the lead's holder, the coordinator's aggregator)
 

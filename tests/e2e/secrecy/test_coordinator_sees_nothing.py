@@ -23,7 +23,8 @@ HEAP_BYTES_MIN = 20_000_000  # less would mean that memory was not read
 needs_lead_key = pytest.mark.skipif(
     importlib.util.find_spec("comity_node.training.profiles.lead_key") is None, reason="nodes have no lead-key profile"
 )
-AGGREGATIONS = ["plain", pytest.param("lead-key", marks=needs_lead_key), pytest.param("masked", marks=pytest.mark.slow)]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("masked", "threshold")]
+AGGREGATIONS = ["plain", pytest.param("lead-key", marks=needs_lead_key), *SLOW]
 
 
 def spy_on(consortium: Consortium, aggregation: str, title: str, moments: int) -> tuple[list[Finding], Counter[str]]:
