@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/$(BIN):$(TOOLS)/bin:$(PATH)
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 ARGS ?=
-# Processes that `make test` spreads the tests over.
-JOBS ?= 2
+# Processes that `make test` spreads the tests over; many of them wait for others to start.
+JOBS ?= 3
 SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg faults sandbox opa clean

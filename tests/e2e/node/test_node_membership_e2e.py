@@ -32,6 +32,7 @@ def charters_as(home: Path, port: int) -> None:
     asyncio.run(call())
 
 
+@pytest.mark.slow
 def test_from_the_first_token_to_revocation(cast) -> None:
     token = cast.init(A)
     middle = len(token) // 2

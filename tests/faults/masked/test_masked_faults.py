@@ -133,7 +133,8 @@ async def test_a_coordinator_that_starts_anew_goes_on(rig, dummy, moment):
     await check_end(rig, agreement, run, lost=tuple(rig.nodes))
 
 
-@pytest.mark.parametrize("seed", few([0], (1,), (2,)))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 async def test_lost_messages_are_said_again(rig, dummy, seed):
     chance = random.Random(seed)
     rig.board.drop = lambda kind, sender, receiver: kind.startswith("secagg") and chance.random() < 0.2

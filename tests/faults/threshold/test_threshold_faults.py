@@ -79,10 +79,10 @@ async def test_batches_follow_each_other_and_no_key_serves_twice(consortium, dum
     ("moment", "victim"),
     [
         ("secagg.nonce-reveal", PARTY),
-        ("secagg.share-commitment", LEAD),
-        ("secagg.mask-seed", PARTY),
+        pytest.param("secagg.share-commitment", LEAD, marks=pytest.mark.slow),
+        pytest.param("secagg.mask-seed", PARTY, marks=pytest.mark.slow),
         ("secagg.linear-digest", LEAD),
-        ("secagg.linear-digest", PARTY),
+        pytest.param("secagg.linear-digest", PARTY, marks=pytest.mark.slow),
     ],
 )
 async def test_a_crash_repeats_the_same_integers(consortium, dummy, quiet, moment, victim):
@@ -105,6 +105,7 @@ async def test_a_coordinator_that_starts_anew_goes_on(consortium, dummy, quiet):
     assert np.array_equal(await model(consortium, run), quiet)
 
 
+@pytest.mark.slow
 async def test_lost_messages_are_said_again(consortium, dummy, quiet, monkeypatch):
     monkeypatch.setattr("comity_node.training.profiles.sum_exchange.RESEND_S", 0.5)
     chance = random.Random(3)
@@ -113,6 +114,7 @@ async def test_lost_messages_are_said_again(consortium, dummy, quiet, monkeypatc
     assert np.array_equal(await model(consortium, run), quiet)
 
 
+@pytest.mark.slow
 async def test_messages_may_come_twice_late_and_in_any_order(consortium, dummy, quiet):
     consortium.board.repeat, consortium.board.shuffle = 3, random.Random(11)
     _, run = await began(consortium, dummy)
