@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -21,8 +20,6 @@ from comity.wire.errors import ComityError, ErrorCode
 INTEGER_MAX = 2**53 - 1
 DEPTH_MAX = 32
 DOCUMENT_BYTES_MAX = 1 << 20
-# Up to this limit of the interpreter's own, its parser raises long before the stack ends; libraries may raise it.
-RECURSION_MAX = 1_000
 
 # A whole string; possessive by construction, so hostile text cannot make it backtrack.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -56,10 +53,8 @@ def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
     """
     if len(data) > max_bytes:
         raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=max_bytes)
-    if sys.getrecursionlimit() > RECURSION_MAX:
-        check_nesting(data)
     try:
-        value = orjson.loads(data)
+        value = orjson.loads(data)  # bounds its own nesting, at 1,024
     except ValueError as error:
         raise ComityError(ErrorCode.MALFORMED, "not JSON") from error
     if canonical(value) != data:  # refuses what is nested too deeply
