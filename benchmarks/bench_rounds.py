@@ -36,8 +36,8 @@ import raw_stream
 
 from comity.wire.errors import ComityError
 from comity_crypto.sealing import sealed_size
-from comity_crypto.secagg.blobs import blob_bytes
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv.blobs import blob_bytes
+from comity_crypto.secagg.bfv.params import AGG_Q16
 
 OUT = Path(__file__).parent / "out"
 PROFILES = ("plain", "lead-key")

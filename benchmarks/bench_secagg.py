@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from comity_crypto.secagg import encoder
-from comity_crypto.secagg.blobs import BlobKind
-from comity_crypto.secagg.digests import sum_digests
-from comity_crypto.secagg.masks import PairSeed
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.workers import BfvWorkers
+from comity_crypto.secagg.bfv import encoder
+from comity_crypto.secagg.bfv.blobs import BlobKind
+from comity_crypto.secagg.bfv.digests import sum_digests
+from comity_crypto.secagg.bfv.masks import PairSeed
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import BfvWorkers
 
 CLIP_NORM = 2.0
 

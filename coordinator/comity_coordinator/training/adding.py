@@ -16,10 +16,10 @@ import structlog
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_coordinator.transport.payloads import Spool
-from comity_crypto.secagg import aggregator
-from comity_crypto.secagg.body import Body
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import (
+from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.frame.body import Body
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import (
     BlobReady,
     Event,
     Failed,
@@ -30,10 +30,11 @@ from comity_crypto.secagg.events import (
     UploadStored,
     WorkFailed,
 )
-from comity_crypto.secagg.messages import Commitment, Offer
+from comity_crypto.secagg.frame.messages import Commitment
+from comity_crypto.secagg.lead_key import aggregator
+from comity_crypto.secagg.lead_key.messages import Offer
 from comity_crypto.secagg.spoken import AnyOffer
-from comity_crypto.secagg.threshold_messages import ThresholdOffer
-from comity_crypto.secagg.workers import BfvWorkers
+from comity_crypto.secagg.threshold.messages import ThresholdOffer
 from comity_policies.charter import Charter
 
 NOTICE = "secagg.notice"

@@ -10,12 +10,12 @@ import asyncio
 import time
 
 from comity_coordinator.training.adding import Session
-from comity_crypto.secagg import masked_adder
-from comity_crypto.secagg.blobs import file_digest
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import BlobReady, Limits
-from comity_crypto.secagg.masked_blobs import add_blobs
-from comity_crypto.secagg.masked_messages import MaskedOffer
+from comity_crypto.secagg.bfv.blobs import file_digest
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import BlobReady, Limits
+from comity_crypto.secagg.masked import adder as masked_adder
+from comity_crypto.secagg.masked.blobs import add_blobs
+from comity_crypto.secagg.masked.messages import MaskedOffer
 
 UPLOAD_S = 60.0
 

@@ -2,7 +2,7 @@
 
 Rules:
 1. A session begins with an offer that the run's lead signed, for parties of that run. Everything else is judged by the
-   machine of `comity_crypto.secagg.aggregator`; what it refuses is dropped.
+   machine of `comity_crypto.secagg.lead_key.aggregator`; what it refuses is dropped.
 2. Its own words (roster, aggregate, failure) are unsigned: parties sign what they saw of them.
 3. Nothing is kept on disk but uploads and aggregates in the spool. Parties repeat what they said until they are
    answered, so that a coordinator that was started anew picks the session up; a repeated message is answered by what
@@ -31,12 +31,12 @@ from comity_coordinator.training.masked_adding import MaskedSession
 from comity_coordinator.training.model import ENDINGS, Run
 from comity_coordinator.transport.model import Message
 from comity_coordinator.transport.payloads import Spool
-from comity_crypto.secagg.body import Body
-from comity_crypto.secagg.masked_messages import MaskedOffer
-from comity_crypto.secagg.messages import Offer
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.frame.body import Body
+from comity_crypto.secagg.lead_key.messages import Offer
+from comity_crypto.secagg.masked.messages import MaskedOffer
 from comity_crypto.secagg.spoken import AnyOffer, parse_spoken
-from comity_crypto.secagg.workers import BfvWorkers
 from comity_crypto.statements import Statement, verify_statement
 from comity_policies.charter import Charter
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.body import Body
-from comity_crypto.secagg.masked_messages import MASKED_BODIES, MaskedOffer
-from comity_crypto.secagg.messages import BODIES, Offer
-from comity_crypto.secagg.threshold_messages import THRESHOLD_BODIES
+from comity_crypto.secagg.frame.body import Body
+from comity_crypto.secagg.lead_key.messages import BODIES, Offer
+from comity_crypto.secagg.masked.messages import MASKED_BODIES, MaskedOffer
+from comity_crypto.secagg.threshold.messages import THRESHOLD_BODIES
 
 AnyOffer: TypeAlias = Offer | MaskedOffer
 

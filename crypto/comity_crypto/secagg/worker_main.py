@@ -1,7 +1,6 @@
 """One worker process: `python -m comity_crypto.secagg.worker_main FD MEMORY_BYTES`.
 
-1. Requests and replies are frames on one inherited socket; arrays and blobs are file descriptors beside them, so that
-   bulk data never crosses the socket. Frame: u32 length (big-endian), JSON.
+1. Requests and replies come by `bfv.channel`, on one inherited socket.
 2. One request at a time, chunk by chunk: memory is one chunk per input, and rlimits bound the rest.
 3. Secrets (seeds, secret keys) come by socket and descriptor, never by argv or environment, and are not logged.
 4. Ends with its parent: at the end of the socket, or between chunks when the parent has changed.
@@ -9,64 +8,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
-import struct
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import bfv, threshold_jobs
-from comity_crypto.secagg.blobs import read_chunk, write_chunk
-from comity_crypto.secagg.digests import linear_digest
-from comity_crypto.secagg.masks import PairSeed, mask_chunk
-from comity_crypto.secagg.params import CONTRIBUTORS_MAX, Parameters, parameter_set
+from comity_crypto.secagg.bfv import scheme as bfv
+from comity_crypto.secagg.bfv.blobs import read_chunk, write_chunk
+from comity_crypto.secagg.bfv.channel import SLOT_BYTES, Json, receive_frame, send_frame
+from comity_crypto.secagg.bfv.digests import linear_digest
+from comity_crypto.secagg.bfv.masks import PairSeed, mask_chunk
+from comity_crypto.secagg.bfv.params import Parameters, parameter_set
+from comity_crypto.secagg.threshold import jobs as threshold_jobs
 
-FRAME_BYTES_MAX = 1 << 20
-FDS_MAX = CONTRIBUTORS_MAX + 2
-SLOT_BYTES = 8
-_LENGTH = struct.Struct(">I")
 _PARENT = os.getppid()
-
-Json = dict[str, Any]
-
-
-def send_frame(channel: socket.socket, frame: Json, fds: list[int] | None = None) -> None:
-    """Send one frame with its file descriptors, which travel with the first byte."""
-    data = json.dumps(frame).encode()
-    if len(data) > FRAME_BYTES_MAX:
-        raise ComityError(ErrorCode.TOO_LARGE, "a frame is too long", size_bytes=len(data))
-    data = _LENGTH.pack(len(data)) + data
-    sent = socket.send_fds(channel, [data], fds or [])
-    channel.sendall(data[sent:])
-
-
-def receive_frame(channel: socket.socket) -> tuple[Json, list[int]] | None:
-    """Return the next frame and its descriptors, or nothing at the end of the socket. Raises `TOO_LARGE`."""
-    head, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, FDS_MAX)
-    if not head:
-        return None
-    head += _exactly(channel, _LENGTH.size - len(head))
-    (size_bytes,) = _LENGTH.unpack(head)
-    if size_bytes > FRAME_BYTES_MAX:
-        raise ComityError(ErrorCode.TOO_LARGE, "a frame is too long", size_bytes=size_bytes)
-    frame: Json = json.loads(_exactly(channel, size_bytes))
-    return frame, fds
-
-
-def _exactly(channel: socket.socket, size_bytes: int) -> bytes:
-    data = bytearray()
-    while len(data) < size_bytes:
-        more = channel.recv(size_bytes - len(data))
-        if not more:
-            raise ComityError(ErrorCode.WORKER_DIED, "the worker's socket ended inside a frame")
-        data += more
-    return bytes(data)
 
 
 class _Jobs:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.workers import BfvWorkers
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import BfvWorkers
 
 
 async def test_a_worker_imports_nothing_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

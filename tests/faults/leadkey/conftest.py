@@ -18,8 +18,8 @@ from comity_coordinator.training.model import Run, create
 from comity_coordinator.training.sums import Sums
 from comity_coordinator.transport.model import Message as CoordinatorMessage
 from comity_coordinator.transport.payloads import CHUNK_BYTES, Spool
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.workers import BfvWorkers
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import BfvWorkers
 from comity_node.training.profiles import sum_exchange
 from comity_node.transport.model import Message
 

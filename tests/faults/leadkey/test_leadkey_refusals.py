@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from comity_crypto.sealing import seal_to_bytes
-from comity_crypto.secagg.messages import Offer
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.lead_key.messages import Offer
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.training import store
 from comity_node.training.profiles import sum_store

@@ -10,8 +10,8 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.training import masked_adding
-from comity_crypto.secagg.masked_keys import RoundSecret
-from comity_crypto.secagg.masked_messages import MaskedOffer
+from comity_crypto.secagg.masked.keys import RoundSecret
+from comity_crypto.secagg.masked.messages import MaskedOffer
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.training.profiles import sum_store
 from comity_policies.decisions import Stage

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from comity_crypto.secagg.shares import share_bytes
-from comity_crypto.secagg.threshold_workers import KeyWorkers
-from comity_crypto.secagg.workers import memory_file
+from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.threshold.shares import share_bytes
+from comity_crypto.secagg.threshold.workers import KeyWorkers
 
 ROUNDS, PARAMS = 2, 9_000
 LEAD, PARTY = "hospital-a", "hospital-b"

@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import events as common
-from comity_crypto.secagg import masked_adder, masked_contributor, masked_encoder, masked_recipient, masked_words
-from comity_crypto.secagg import masked_events as events
-from comity_crypto.secagg.masked_keys import RoundSecret
-from comity_crypto.secagg.masked_messages import MaskedOffer, parse_masked
+from comity_crypto.secagg.frame import events as common
+from comity_crypto.secagg.masked import adder as masked_adder
+from comity_crypto.secagg.masked import contributor as masked_contributor
+from comity_crypto.secagg.masked import encoder as masked_encoder
+from comity_crypto.secagg.masked import events
+from comity_crypto.secagg.masked import recipient as masked_recipient
+from comity_crypto.secagg.masked import words as masked_words
+from comity_crypto.secagg.masked.keys import RoundSecret
+from comity_crypto.secagg.masked.messages import MaskedOffer, parse_masked
 
 ADDER, BOSS = "(adder)", "(boss)"
 VALUES = 5

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import events as common
-from comity_crypto.secagg import masked_dealing, masked_encoder, masked_events, masked_words, shamir
-from comity_crypto.secagg.masked_keys import HybridKey, drawn_seed
-from comity_crypto.secagg.masked_messages import MaskedKeys
-from comity_crypto.secagg.masked_words import CONTENT_START, Mask
+from comity_crypto.secagg.frame import events as common
+from comity_crypto.secagg.masked import dealing as masked_dealing
+from comity_crypto.secagg.masked import encoder as masked_encoder
+from comity_crypto.secagg.masked import events as masked_events
+from comity_crypto.secagg.masked import shamir
+from comity_crypto.secagg.masked import words as masked_words
+from comity_crypto.secagg.masked.keys import HybridKey, drawn_seed
+from comity_crypto.secagg.masked.messages import MaskedKeys
+from comity_crypto.secagg.masked.words import CONTENT_START, Mask
 
 ADDER, BOSS = "(adder)", "(boss)"
 VICTIM = "org-02"

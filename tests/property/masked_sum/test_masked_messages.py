@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import masked_messages as messages
-from comity_crypto.secagg.masked_keys import (
+from comity_crypto.secagg.masked import messages
+from comity_crypto.secagg.masked.keys import (
     DEAL_BOX_BYTES,
     PUBLIC_BYTES,
     REVEAL_BOX_BYTES,

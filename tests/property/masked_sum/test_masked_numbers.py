@@ -11,10 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import masked_blobs, masked_encoder, masked_words
-from comity_crypto.secagg.blobs import BlobKind
-from comity_crypto.secagg.encoder import WEIGHT_ONE, Layout, MetricRange, weight_of
-from comity_crypto.secagg.masked_words import CHECK_WORDS, CONTENT_START, Mask
+from comity_crypto.secagg.bfv.blobs import BlobKind
+from comity_crypto.secagg.bfv.encoder import WEIGHT_ONE, Layout, MetricRange, weight_of
+from comity_crypto.secagg.masked import blobs as masked_blobs
+from comity_crypto.secagg.masked import encoder as masked_encoder
+from comity_crypto.secagg.masked import words as masked_words
+from comity_crypto.secagg.masked.words import CHECK_WORDS, CONTENT_START, Mask
 
 QUIET = settings(max_examples=40, deadline=None)
 KEY = bytes(range(32))

@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import events as common
-from comity_crypto.secagg import masked_events as events
-from comity_crypto.secagg import masked_messages as messages
+from comity_crypto.secagg.frame import events as common
+from comity_crypto.secagg.masked import events, messages
 
 ADDER, BOSS = "(adder)", "(boss)"
 QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)

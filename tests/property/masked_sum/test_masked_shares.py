@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import shamir
+from comity_crypto.secagg.masked import shamir
 
 QUIET = settings(max_examples=40, deadline=None)
 

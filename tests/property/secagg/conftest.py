@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import aggregator, contributor, events, holder
-from comity_crypto.secagg.digests import DIGEST_VALUES, sum_digests
-from comity_crypto.secagg.messages import Offer, parse_message
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.seedbox import BoxKey
+from comity_crypto.secagg.bfv.digests import DIGEST_VALUES, sum_digests
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.lead_key import aggregator, contributor, holder
+from comity_crypto.secagg.lead_key import events as encrypted
+from comity_crypto.secagg.lead_key.messages import Offer, parse_message
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
 
 ADDER, BOSS = "(adder)", "(boss)"
 
@@ -115,18 +117,18 @@ class Network:
             match output:
                 case events.Send(to=to, message=message):
                     self.send(me, to, message)
-                case events.StartEncrypt():
+                case encrypted.StartEncrypt():
                     self.queue.append((me, events.BlobReady(sha(f"upload {me}"), self.offer.upload_bytes)))
                 case events.StartUpload(digest=digest, size_bytes=size):
                     self.arrive(me, ADDER, events.UploadStored(me, digest, size), output)
                 case events.StartAdd():
                     self.queue.append((ADDER, events.BlobReady(sha("aggregate"), self.offer.upload_bytes)))
-                case events.StartDigest(challenge=challenge, digest=digest):
+                case encrypted.StartDigest(challenge=challenge, digest=digest):
                     if me == BOSS and digest != sha("aggregate"):  # the download does not match the announcement
                         self.queue.append((me, events.WorkFailed(ComityError(ErrorCode.PAYLOAD_DIGEST))))
                     else:
-                        self.queue.append((me, events.DigestReady(self.digest(me, challenge, digest))))
-                case events.StartDecrypt():
+                        self.queue.append((me, encrypted.DigestReady(self.digest(me, challenge, digest))))
+                case encrypted.StartDecrypt():
                     self.queue.append((me, events.SumDecoded()))
                 case _:
                     pass

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import encoder as enc
-from comity_crypto.secagg.masks import PairSeed, mask_chunk, mask_stream
-from comity_crypto.secagg.params import AGG_I32, AGG_Q16, CHECK_SLOTS
+from comity_crypto.secagg.bfv import encoder as enc
+from comity_crypto.secagg.bfv.masks import PairSeed, mask_chunk, mask_stream
+from comity_crypto.secagg.bfv.params import AGG_I32, AGG_Q16, CHECK_SLOTS
 
 KEY = bytes(32)
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError
-from comity_crypto.secagg import ring
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv import ring
+from comity_crypto.secagg.bfv.params import AGG_Q16
 
 N = AGG_Q16.ring_degree
 PRIMES = AGG_Q16.primes

@@ -13,8 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import contributor, events, holder, messages
-from comity_crypto.secagg.seedbox import BoxKey
+from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame import messages as common
+from comity_crypto.secagg.lead_key import contributor, holder, messages
+from comity_crypto.secagg.lead_key import events as encrypted
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
 
 ADDER, BOSS = "(adder)", "(boss)"
 QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -34,7 +37,7 @@ Make = Callable[..., Any]
 
 
 def decrypted(network: Any) -> int:
-    return int(network.count(BOSS, events.StartDecrypt))
+    return int(network.count(BOSS, encrypted.StartDecrypt))
 
 
 def kind_of(message: Any) -> str:
@@ -60,7 +63,7 @@ def test_the_pairs_seeds_agree_and_cover_every_pair(make_network: Make) -> None:
     network = make_network(5).start().run()
     seeds: dict[bytes, int] = {}
     for org in network.offer.parties:
-        (order,) = [item for item in network.outputs[org] if isinstance(item, events.StartEncrypt)]
+        (order,) = [item for item in network.outputs[org] if isinstance(item, encrypted.StartEncrypt)]
         assert len(order.pairs) == 4
         assert order.pairs[0].seed.hex() not in repr(order)
         for pair in order.pairs:
@@ -192,7 +195,7 @@ def test_a_coordinator_with_two_rosters_is_seen_before_anything_leaves(make_netw
 def test_a_copied_commitment_is_refused_before_upload(make_network: Make) -> None:
     def forge(to: str, by: str, message: Any) -> Any:
         if message.KIND == "secagg.commitment" and by == "org-02":
-            from_first = messages.Commitment.from_json(message.to_json())
+            from_first = common.Commitment.from_json(message.to_json())
             return replace(from_first, upload=hashlib.sha256(b"upload org-00").hexdigest())
         return message
 
@@ -220,7 +223,7 @@ def test_a_second_aggregate_is_not_answered(make_network: Make) -> None:
     assert state.phase == "aggregate"
     first = replace(notice, commitments=state.seen.commitments_digest, roster=state.seen.roster.digest)
     state, out = contributor.step(state, events.AggregatePublished(first), 1.0)
-    assert [type(item) for item in out] == [events.StartDigest]
+    assert [type(item) for item in out] == [encrypted.StartDigest]
     with pytest.raises(ComityError) as caught:
         contributor.step(state, events.AggregatePublished(replace(first, aggregate=OTHER)), 1.0)
     assert caught.value.code is ErrorCode.SUM_MISMATCH

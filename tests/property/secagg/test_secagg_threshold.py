@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import bfv, params, residues, ring, shares
-from comity_crypto.secagg import threshold_keys as keys
-from comity_crypto.secagg.params import AGG_I32, AGG_Q16, LIMBS, Parameters
+from comity_crypto.secagg.bfv import params, residues, ring
+from comity_crypto.secagg.bfv import scheme as bfv
+from comity_crypto.secagg.bfv.params import AGG_I32, AGG_Q16, LIMBS, Parameters
+from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX
+from comity_crypto.secagg.threshold import keys, shares
 
 N = AGG_Q16.ring_degree
 SETS = list(params.PARAMETER_SETS.values())
@@ -179,7 +181,7 @@ def test_without_noise_a_share_gives_its_key_away_and_with_it_not() -> None:
 def test_fifty_shares_of_the_largest_noise_still_open(
     parameters: Parameters, sign: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n = params.CONTRIBUTORS_MAX
+    n = CONTRIBUTORS_MAX
     top = (1 << shares.SMUDGING_BITS[parameters.name]) - (sign > 0)
     monkeypatch.setattr(shares, "smudging", lambda *_: np.full(N, sign * top, np.int64))
     item = made(parameters, n, n)

@@ -14,11 +14,16 @@ from typing import Any
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import aggregator, ceremony, contributor, events, keyholder, threshold_events, threshold_lead
-from comity_crypto.secagg.digests import DIGEST_VALUES, sum_digests
-from comity_crypto.secagg.params import AGG_Q16, LIMBS
-from comity_crypto.secagg.seedbox import BoxKey
-from comity_crypto.secagg.threshold_messages import KeyPlan, ThresholdOffer, parse_threshold_message
+from comity_crypto.secagg.bfv.digests import DIGEST_VALUES, sum_digests
+from comity_crypto.secagg.bfv.params import AGG_Q16, LIMBS
+from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.lead_key import aggregator, contributor
+from comity_crypto.secagg.lead_key import events as encrypted
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
+from comity_crypto.secagg.threshold import ceremony, keyholder
+from comity_crypto.secagg.threshold import events as threshold_events
+from comity_crypto.secagg.threshold import lead as threshold_lead
+from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer, parse_threshold_message
 
 ADDER, LEAD = "(adder)", "(lead)"
 
@@ -235,17 +240,17 @@ class Rounds(Base):
             match output:
                 case events.Send(to=to, message=message):
                     self.send(me, to, message)
-                case events.StartEncrypt():
+                case encrypted.StartEncrypt():
                     self.queue.append((me, events.BlobReady(sha(f"upload {me}"), self.offer.upload_bytes)))
                 case events.StartUpload(digest=digest, size_bytes=size):
                     self.arrive(me, ADDER, events.UploadStored(me, digest, size), output)
                 case events.StartAdd():
                     self.queue.append((ADDER, events.BlobReady(sha("aggregate"), self.offer.upload_bytes)))
-                case events.StartDigest(challenge=challenge, digest=digest):
+                case encrypted.StartDigest(challenge=challenge, digest=digest):
                     if me.endswith("/key") and digest != sha("aggregate"):
                         self.queue.append((me, events.WorkFailed(ComityError(ErrorCode.PAYLOAD_DIGEST))))
                     else:
-                        self.queue.append((me, events.DigestReady(self.digest(me, challenge, digest))))
+                        self.queue.append((me, encrypted.DigestReady(self.digest(me, challenge, digest))))
                 case threshold_events.StartShare(call=call):
                     org = me.removesuffix("/key")
                     if org not in self.silent:

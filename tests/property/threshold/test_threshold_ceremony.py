@@ -12,7 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import ceremony, events, messages, threshold_events, threshold_messages
+from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame import messages as common
+from comity_crypto.secagg.threshold import ceremony
+from comity_crypto.secagg.threshold import events as threshold_events
+from comity_crypto.secagg.threshold import messages as threshold_messages
 
 QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 OTHER = "f" * 64
@@ -255,4 +259,4 @@ def test_a_plan_is_judged_before_it_is_taken_up(make_ceremony: Make, change: dic
 def test_the_usual_quorum_is_all_of_three_and_two_thirds_of_more() -> None:
     found = {n: threshold_messages.default_threshold(n) for n in (3, 4, 5, 6, 7, 10, 50)}
     assert found == {3: 3, 4: 3, 5: 4, 6: 4, 7: 5, 10: 7, 50: 34}
-    assert messages.ATTEMPT_MAX > 0
+    assert common.ATTEMPT_MAX > 0

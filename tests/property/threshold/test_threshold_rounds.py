@@ -12,9 +12,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import contributor, events, keyholder, threshold_events, threshold_lead, threshold_messages
-from comity_crypto.secagg.seedbox import BoxKey
-from comity_crypto.secagg.threshold_blame import Trials, narrowing_quorum, next_quorum
+from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.lead_key import contributor
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
+from comity_crypto.secagg.threshold import events as threshold_events
+from comity_crypto.secagg.threshold import keyholder
+from comity_crypto.secagg.threshold import lead as threshold_lead
+from comity_crypto.secagg.threshold import messages as threshold_messages
+from comity_crypto.secagg.threshold.blame import Trials, narrowing_quorum, next_quorum
 
 ADDER, LEAD = "(adder)", "(lead)"
 QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)

@@ -7,7 +7,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.codec import Content, Record, array_entry
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_node.training.profiles import sum_form
 from comity_policies.terms import Terms
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import ceremony
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.seedbox import BoxKey
-from comity_crypto.secagg.threshold_batch import KeyBatch
-from comity_crypto.secagg.threshold_boxes import box_bytes, open_dealt, seal_dealt
-from comity_crypto.secagg.threshold_keys import dealt_bytes
-from comity_crypto.secagg.threshold_messages import KeyPlan, ThresholdOffer
-from comity_crypto.secagg.threshold_workers import share_piece_bytes
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
+from comity_crypto.secagg.threshold import ceremony
+from comity_crypto.secagg.threshold.batch import KeyBatch
+from comity_crypto.secagg.threshold.boxes import box_bytes, open_dealt, seal_dealt
+from comity_crypto.secagg.threshold.keys import dealt_bytes
+from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer
+from comity_crypto.secagg.threshold.workers import share_piece_bytes
 from comity_node.journal import Journal
 from comity_node.training.profiles import threshold_store
 from comity_node.training.profiles.threshold_keeping import KeyKeeping

@@ -8,10 +8,11 @@ import os
 import numpy as np
 import pytest
 
-from comity_crypto.secagg import bfv, digests, encoder, residues
-from comity_crypto.secagg.masks import PairSeed, mask_chunk
-from comity_crypto.secagg.messages import AggregateNotice
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv import digests, encoder, residues
+from comity_crypto.secagg.bfv import scheme as bfv
+from comity_crypto.secagg.bfv.masks import PairSeed, mask_chunk
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.lead_key.messages import AggregateNotice
 
 N = AGG_Q16.ring_degree
 T = AGG_Q16.plain_modulus

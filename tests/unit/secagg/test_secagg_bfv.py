@@ -11,9 +11,11 @@ import pytest
 import tenseal
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import bfv, blobs, digests, params, residues, seal_format
-from comity_crypto.secagg.params import AGG_I32, AGG_Q16, Parameters
-from comity_crypto.secagg.workers import memory_file
+from comity_crypto.secagg.bfv import blobs, digests, params, residues, seal_format
+from comity_crypto.secagg.bfv import scheme as bfv
+from comity_crypto.secagg.bfv.params import AGG_I32, AGG_Q16, Parameters
+from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX
 
 SETS = list(params.PARAMETER_SETS.values())
 RNG = np.random.default_rng(11)
@@ -46,7 +48,7 @@ def test_parameters_are_pinned_and_are_tenseals(parameters: Parameters) -> None:
     for number in (*parameters.primes, parameters.plain_modulus):
         assert number % (2 * 8192) == 1
         assert all(number % divisor for divisor in range(3, 1000, 2))
-    assert params.CONTRIBUTORS_MAX * 65535 < 1 << 22
+    assert CONTRIBUTORS_MAX * 65535 < 1 << 22
     bfv.self_test(parameters)
     with pytest.raises(ComityError):
         params.parameter_set(parameters.name, "0" * 64)

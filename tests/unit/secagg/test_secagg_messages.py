@@ -10,9 +10,10 @@ import pytest
 
 from comity.wire.canonical import canonical, parse
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import messages, seedbox
-from comity_crypto.secagg.digests import DIGEST_VALUES
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv.digests import DIGEST_VALUES
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.frame import messages as common
+from comity_crypto.secagg.lead_key import messages, seedbox
 
 H = "a" * 64
 OFFER = messages.Offer(
@@ -21,14 +22,14 @@ OFFER = messages.Offer(
 SAMPLES: list[messages.Body] = [
     OFFER,
     messages.Ready(H, H, H, H, bytes(messages.BOX_KEY_BYTES)),
-    messages.Roster(H, (("org-a", H), ("org-b", H), ("org-c", H))),
-    messages.RosterSignature(H, H),
+    common.Roster(H, (("org-a", H), ("org-b", H), ("org-c", H))),
+    common.RosterSignature(H, H),
     messages.MaskSeed(H, H, (("org-b", bytes(messages.BOX_BYTES)),)),
-    messages.Commitment(H, H, H, 100),
-    messages.CommitmentsSignature(H, H, H),
+    common.Commitment(H, H, H, 100),
+    common.CommitmentsSignature(H, H, H),
     messages.AggregateNotice(H, H, H, H, 100),
     messages.LinearDigest(H, H, tuple(range(DIGEST_VALUES))),
-    messages.Abort(H, "TIMEOUT", ""),
+    common.Abort(H, "TIMEOUT", ""),
 ]
 
 
@@ -52,7 +53,7 @@ def test_a_message_survives_the_wire_and_nothing_else_does(sample: messages.Body
 def test_kinds_are_known_and_digests_differ_by_kind() -> None:
     with pytest.raises(ComityError):
         messages.parse_message("secagg.other", {})
-    assert messages.RosterSignature(H, H).digest != messages.CommitmentsSignature(H, H, H).digest
+    assert common.RosterSignature(H, H).digest != common.CommitmentsSignature(H, H, H).digest
     assert len({sample.digest for sample in SAMPLES}) == len(SAMPLES)
 
 

@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import aggregator, contributor, encoder, events, holder
-from comity_crypto.secagg.blobs import BlobKind
-from comity_crypto.secagg.messages import Offer, parse_message
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.seedbox import BoxKey
-from comity_crypto.secagg.workers import BfvWorkers, RoundKey, memory_file
+from comity_crypto.secagg.bfv import encoder
+from comity_crypto.secagg.bfv.blobs import BlobKind
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import BfvWorkers, RoundKey, memory_file
+from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.lead_key import aggregator, contributor, holder
+from comity_crypto.secagg.lead_key import events as encrypted
+from comity_crypto.secagg.lead_key.messages import Offer, parse_message
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
 
 ORDER = hashlib.sha256(b"order").hexdigest()
 PARTIES = ("clinic-a", "clinic-b", "clinic-c")
@@ -99,7 +102,7 @@ class Rig:
             match output:
                 case events.Send(message=message):
                     self.send(me, output.to, parse_message(message.KIND, message.to_json()))
-                case events.StartEncrypt(pairs=pairs):
+                case encrypted.StartEncrypt(pairs=pairs):
                     fd = self.open(me)
                     blob = await self.workers.encrypt(AGG_Q16, self.key.public, self.encoded[me].slots, pairs, fd)
                     self.queue.append((me, blob))
@@ -115,9 +118,9 @@ class Rig:
                         fds[-1] = fds[0]
                     fd = self.open("aggregate")
                     self.queue.append(("adder", await self.workers.add(AGG_Q16, self.offer.chunks, fds, fd)))
-                case events.StartDigest(challenge=challenge, digest=digest):
+                case encrypted.StartDigest(challenge=challenge, digest=digest):
                     await self.digest(me, challenge, digest)
-                case events.StartDecrypt(contributors=count):
+                case encrypted.StartDecrypt(contributors=count):
                     fd = self.files["aggregate"]
                     sums = await self.workers.decrypt(AGG_Q16, self.offer.chunks, self.key.secret, fd)
                     self.result = encoder.decode(sums, count, self.x, self.value_range, metric_ranges=RANGES)
@@ -147,7 +150,7 @@ class Rig:
             values = await self.workers.check_and_digest(AGG_Q16, chunks, challenge, digest, fd)
         else:
             values = await self.workers.digest(AGG_Q16, BlobKind.UPLOAD, chunks, challenge, self.files[me])
-        self.queue.append((me, events.DigestReady(values)))
+        self.queue.append((me, encrypted.DigestReady(values)))
 
     def open(self, name: str) -> int:
         self.files[name] = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -293,7 +296,7 @@ async def test_a_worker_that_was_killed_is_replaced(workers: BfvWorkers) -> None
 async def test_a_job_that_is_late_or_loses_its_process_says_so(workers: BfvWorkers) -> None:
     key = await workers.make_key(AGG_Q16)
     slots = np.zeros((300, AGG_Q16.ring_degree), np.uint64)
-    pairs = [events.PairSeed(adds=True, seed=bytes(32)), events.PairSeed(adds=False, seed=bytes(32))]
+    pairs = [encrypted.PairSeed(adds=True, seed=bytes(32)), encrypted.PairSeed(adds=False, seed=bytes(32))]
     fd = memory_file("out")
     try:
         workers._timeout_s = 0.05
@@ -313,7 +316,7 @@ async def test_a_job_that_is_late_or_loses_its_process_says_so(workers: BfvWorke
 async def test_a_worker_survives_bad_bytes_and_a_cancelled_job_ends_its_process(workers: BfvWorkers) -> None:
     key = await workers.make_key(AGG_Q16)
     slots = np.zeros((400, AGG_Q16.ring_degree), np.uint64)
-    pairs = [events.PairSeed(adds=True, seed=bytes(32)), events.PairSeed(adds=False, seed=bytes(32))]
+    pairs = [encrypted.PairSeed(adds=True, seed=bytes(32)), encrypted.PairSeed(adds=False, seed=bytes(32))]
     fd = memory_file("out")
     try:
         with pytest.raises(ComityError) as caught:
@@ -331,6 +334,7 @@ async def test_a_worker_survives_bad_bytes_and_a_cancelled_job_ends_its_process(
 
 
 def test_importing_the_machines_and_the_pool_loads_no_tenseal() -> None:
-    names = "contributor, aggregator, holder, workers, encoder"
-    code = f"import sys; from comity_crypto.secagg import {names}; sys.exit('tenseal' in sys.modules)"
+    names = ("bfv.encoder", "bfv.workers", "lead_key.contributor", "lead_key.aggregator", "lead_key.holder")
+    imports = "; ".join(f"import comity_crypto.secagg.{name}" for name in names)
+    code = f"import sys; {imports}; sys.exit('tenseal' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

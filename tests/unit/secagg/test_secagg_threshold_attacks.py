@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import bfv, digests, encoder, residues, ring, shares
-from comity_crypto.secagg import threshold_keys as keys
-from comity_crypto.secagg.digests import DIGEST_VALUES, Digest
-from comity_crypto.secagg.masks import PairSeed, mask_chunk
-from comity_crypto.secagg.messages import AggregateNotice
-from comity_crypto.secagg.params import AGG_Q16, CHECK_SLOTS
+from comity_crypto.secagg.bfv import digests, encoder, residues, ring
+from comity_crypto.secagg.bfv import scheme as bfv
+from comity_crypto.secagg.bfv.digests import DIGEST_VALUES, Digest
+from comity_crypto.secagg.bfv.masks import PairSeed, mask_chunk
+from comity_crypto.secagg.bfv.params import AGG_Q16, CHECK_SLOTS
+from comity_crypto.secagg.lead_key.messages import AggregateNotice
+from comity_crypto.secagg.threshold import keys, shares
 
 N, T = AGG_Q16.ring_degree, AGG_Q16.plain_modulus
 PRIMES = AGG_Q16.data_primes

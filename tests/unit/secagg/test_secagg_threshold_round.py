@@ -12,23 +12,20 @@ import numpy as np
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import (
-    aggregator,
-    ceremony,
-    contributor,
-    encoder,
-    events,
-    keyholder,
-    threshold_lead,
-)
-from comity_crypto.secagg import threshold_events as kev
-from comity_crypto.secagg.blobs import BlobKind
-from comity_crypto.secagg.params import AGG_Q16, KEY_LIMBS
-from comity_crypto.secagg.seedbox import BoxKey
-from comity_crypto.secagg.threshold_keys import dealt_bytes
-from comity_crypto.secagg.threshold_messages import KeyPlan, Opened, ThresholdOffer
-from comity_crypto.secagg.threshold_workers import KeyWorkers, QuorumOf, share_piece_bytes
-from comity_crypto.secagg.workers import BfvWorkers, memory_file
+from comity_crypto.secagg.bfv import encoder
+from comity_crypto.secagg.bfv.blobs import BlobKind
+from comity_crypto.secagg.bfv.params import AGG_Q16, KEY_LIMBS
+from comity_crypto.secagg.bfv.workers import BfvWorkers, memory_file
+from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.lead_key import aggregator, contributor
+from comity_crypto.secagg.lead_key import events as encrypted
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
+from comity_crypto.secagg.threshold import ceremony, keyholder
+from comity_crypto.secagg.threshold import events as kev
+from comity_crypto.secagg.threshold import lead as threshold_lead
+from comity_crypto.secagg.threshold.keys import dealt_bytes
+from comity_crypto.secagg.threshold.messages import KeyPlan, Opened, ThresholdOffer
+from comity_crypto.secagg.threshold.workers import KeyWorkers, QuorumOf, share_piece_bytes
 
 P = AGG_Q16
 ORGS = ("org-00", "org-01", "org-02", "org-03")
@@ -235,7 +232,7 @@ class Round:
             match output:
                 case events.Send(message=message):
                     self.send(me, org, message)
-                case events.StartEncrypt(pairs=pairs):
+                case encrypted.StartEncrypt(pairs=pairs):
                     fd, public = memory_file("upload"), self.keys.held[org].public[self.index]
                     await self.pool.encrypt(P, public, self.encoded[org].slots, pairs, fd)
                     self.queue.append((me, self.keep(fd)))
@@ -246,10 +243,10 @@ class Round:
                     fd = memory_file("aggregate")
                     await self.pool.add(P, self.offer.chunks, [self.blobs[f"upload {each}"] for each in orgs], fd)
                     self.queue.append((ADDER, self.keep(fd)))
-                case events.StartDigest(challenge=challenge, digest=digest):
+                case encrypted.StartDigest(challenge=challenge, digest=digest):
                     kind = BlobKind.AGGREGATE if me.endswith("/key") else BlobKind.UPLOAD
                     found = await self.pool.digest(P, kind, self.offer.chunks, challenge, self.blobs[digest])
-                    self.queue.append((me, events.DigestReady(found)))
+                    self.queue.append((me, encrypted.DigestReady(found)))
                 case kev.StartShare(call=call, members=members):
                     self.queue.append((me, await self.share(org, call, members)))
                 case kev.StartFuse():

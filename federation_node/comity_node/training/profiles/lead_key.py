@@ -26,14 +26,14 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
 from comity_agents.flower.codec import read_blob
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg import encoder
-from comity_crypto.secagg.encoder import Encoded
-from comity_crypto.secagg.masked_encoder import EncodedWords
-from comity_crypto.secagg.masked_messages import MaskedOffer
-from comity_crypto.secagg.messages import Offer
-from comity_crypto.secagg.params import CONTRIBUTORS_MAX, CONTRIBUTORS_MIN
+from comity_crypto.secagg.bfv import encoder
+from comity_crypto.secagg.bfv.encoder import Encoded
+from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX, CONTRIBUTORS_MIN
+from comity_crypto.secagg.lead_key.messages import Offer
+from comity_crypto.secagg.masked.encoder import EncodedWords
+from comity_crypto.secagg.masked.messages import MaskedOffer
 from comity_crypto.secagg.spoken import AnyOffer
-from comity_crypto.secagg.workers import BfvWorkers
 from comity_node.context import NodeContext
 from comity_node.training import blobs, store
 from comity_node.training.blobs import Blob

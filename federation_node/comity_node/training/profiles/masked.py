@@ -7,7 +7,7 @@ without.
 
 from __future__ import annotations
 
-from comity_crypto.secagg import masked_encoder
+from comity_crypto.secagg.masked import encoder as masked_encoder
 from comity_node.training.profiles.lead_key import LeadKeyProfile
 from comity_node.training.profiles.masked_lead import MaskedCollector
 from comity_node.training.profiles.masked_part import MaskedPart

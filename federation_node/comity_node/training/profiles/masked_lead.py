@@ -18,18 +18,20 @@ from typing import Any
 from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import masked_encoder, masked_recipient, masked_words
-from comity_crypto.secagg.blobs import BlobKind, file_digest
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import Event, Output, Send, SumDecoded
-from comity_crypto.secagg.masked_blobs import read_blob
-from comity_crypto.secagg.masked_events import StartOpen
-from comity_crypto.secagg.masked_keys import RoundSecret
-from comity_crypto.secagg.masked_messages import MaskedOffer
-from comity_crypto.secagg.masked_recipient import RecipientState
-from comity_crypto.secagg.masked_words import Words
-from comity_crypto.secagg.messages import ATTEMPT_MAX
-from comity_crypto.secagg.workers import memory_file
+from comity_crypto.secagg.bfv.blobs import BlobKind, file_digest
+from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import Event, Output, Send, SumDecoded
+from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
+from comity_crypto.secagg.masked import encoder as masked_encoder
+from comity_crypto.secagg.masked import recipient as masked_recipient
+from comity_crypto.secagg.masked import words as masked_words
+from comity_crypto.secagg.masked.blobs import read_blob
+from comity_crypto.secagg.masked.events import StartOpen
+from comity_crypto.secagg.masked.keys import RoundSecret
+from comity_crypto.secagg.masked.messages import MaskedOffer
+from comity_crypto.secagg.masked.recipient import RecipientState
+from comity_crypto.secagg.masked.words import Words
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.base import Delivery

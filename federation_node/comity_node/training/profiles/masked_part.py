@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg import masked_contributor, masked_words
-from comity_crypto.secagg.blobs import BlobKind, file_digest
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import (
+from comity_crypto.secagg.bfv.blobs import BlobKind, file_digest
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import (
     BlobReady,
     Event,
     Failed,
@@ -34,11 +33,13 @@ from comity_crypto.secagg.events import (
     StartUpload,
     ValuesReady,
 )
-from comity_crypto.secagg.masked_blobs import write_blob
-from comity_crypto.secagg.masked_contributor import MaskedContributorState
-from comity_crypto.secagg.masked_events import RecordStand, Settled, Stand, StartMask, StartSettle
-from comity_crypto.secagg.masked_messages import MaskedOffer
-from comity_crypto.secagg.masked_words import Words
+from comity_crypto.secagg.masked import contributor as masked_contributor
+from comity_crypto.secagg.masked import words as masked_words
+from comity_crypto.secagg.masked.blobs import write_blob
+from comity_crypto.secagg.masked.contributor import MaskedContributorState
+from comity_crypto.secagg.masked.events import RecordStand, Settled, Stand, StartMask, StartSettle
+from comity_crypto.secagg.masked.messages import MaskedOffer
+from comity_crypto.secagg.masked.words import Words
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.sum_exchange import Said

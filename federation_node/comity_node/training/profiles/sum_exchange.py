@@ -21,8 +21,10 @@ import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg.body import Body
-from comity_crypto.secagg.events import (
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.frame.body import Body
+from comity_crypto.secagg.frame.events import (
     AggregatePublished,
     Audience,
     Event,
@@ -31,12 +33,11 @@ from comity_crypto.secagg.events import (
     RosterProposed,
     WorkFailed,
 )
-from comity_crypto.secagg.masked_events import NoticePublished
-from comity_crypto.secagg.masked_messages import MaskedNotice, MaskedOffer, MaskedReady
-from comity_crypto.secagg.messages import AggregateNotice, Offer, Ready, Roster
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.frame.messages import Roster
+from comity_crypto.secagg.lead_key.messages import AggregateNotice, Offer, Ready
+from comity_crypto.secagg.masked.events import NoticePublished
+from comity_crypto.secagg.masked.messages import MaskedNotice, MaskedOffer, MaskedReady
 from comity_crypto.secagg.spoken import AnyOffer
-from comity_crypto.secagg.workers import BfvWorkers
 from comity_crypto.statements import Statement
 from comity_node.context import NodeContext
 from comity_node.training.profiles import sum_wire

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.codec import Content, Record, array_entry
-from comity_crypto.secagg import encoder
-from comity_crypto.secagg.encoder import Bounds, Decoded, Encoded, Layout, MetricRange
-from comity_crypto.secagg.masked_encoder import EncodedWords
+from comity_crypto.secagg.bfv import encoder
+from comity_crypto.secagg.bfv.encoder import Bounds, Decoded, Encoded, Layout, MetricRange
+from comity_crypto.secagg.masked.encoder import EncodedWords
 from comity_policies.terms import Terms
 
 WEIGHT = "num-examples"

@@ -12,21 +12,13 @@ from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError
 from comity_agents import memory
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import (
-    DigestReady,
-    EraseKey,
-    Event,
-    Output,
-    Send,
-    StartDecrypt,
-    StartDigest,
-    SumDecoded,
-)
-from comity_crypto.secagg.holder import HolderState
-from comity_crypto.secagg.messages import Offer
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.workers import RoundKey, memory_file
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import RoundKey, memory_file
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import EraseKey, Event, Output, Send, SumDecoded
+from comity_crypto.secagg.lead_key.events import DigestReady, StartDecrypt, StartDigest
+from comity_crypto.secagg.lead_key.holder import HolderState
+from comity_crypto.secagg.lead_key.messages import Offer
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles.base import Question

@@ -25,19 +25,15 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
 from comity_agents.flower.codec import read_blob
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg import encoder, holder
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import (
-    Failed,
-    Finished,
-    Limits,
-    Output,
-    WorkFailed,
-)
-from comity_crypto.secagg.messages import ATTEMPT_MAX, Offer
-from comity_crypto.secagg.params import AGG_Q16
+from comity_crypto.secagg.bfv import encoder
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import RoundKey
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import Failed, Finished, Limits, Output, WorkFailed
+from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
+from comity_crypto.secagg.lead_key import holder
+from comity_crypto.secagg.lead_key.messages import Offer
 from comity_crypto.secagg.spoken import AnyOffer
-from comity_crypto.secagg.workers import RoundKey
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob, SealedBlob
 from comity_node.training.enforcement import word_of

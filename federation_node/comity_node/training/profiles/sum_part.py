@@ -31,12 +31,11 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_agents import memory
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg import contributor
-from comity_crypto.secagg.blobs import BlobKind
-from comity_crypto.secagg.contributor import ContributorState
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import (
-    DigestReady,
+from comity_crypto.secagg.bfv.blobs import BlobKind
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.frame.body import CONTRIBUTORS_MIN
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import (
     Event,
     Failed,
     Limits,
@@ -44,16 +43,16 @@ from comity_crypto.secagg.events import (
     RecordRelease,
     Release,
     Send,
-    StartDigest,
-    StartEncrypt,
     StartUpload,
     ValuesReady,
     WorkFailed,
     abort_of,
 )
-from comity_crypto.secagg.messages import Offer
-from comity_crypto.secagg.params import AGG_Q16, CONTRIBUTORS_MIN
-from comity_crypto.secagg.seedbox import BoxKey
+from comity_crypto.secagg.lead_key import contributor
+from comity_crypto.secagg.lead_key.contributor import ContributorState
+from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest, StartEncrypt
+from comity_crypto.secagg.lead_key.messages import Offer
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training import blobs, grants, store
 from comity_node.training.profiles import sum_store

@@ -15,8 +15,8 @@ from sqlalchemy import Column, Connection, Integer, String, Table, Text, delete,
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.events import Release
-from comity_crypto.secagg.masked_events import Stand
+from comity_crypto.secagg.frame.events import Release
+from comity_crypto.secagg.masked.events import Stand
 from comity_node.journal import metadata
 from comity_policies.documents import OrderHeader
 

@@ -14,7 +14,7 @@ from typing import Any
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg.body import Body
+from comity_crypto.secagg.frame.body import Body
 from comity_crypto.secagg.spoken import AnyOffer, parse_spoken
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext

@@ -12,9 +12,9 @@ import structlog
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.threshold_messages import KeyPlan, ShareReady, default_threshold
-from comity_crypto.secagg.workers import BfvWorkers
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.threshold.messages import KeyPlan, ShareReady, default_threshold
 from comity_node.context import NodeContext
 from comity_node.training.ports import FINAL, Agreements
 from comity_node.training.profiles import sum_wire

@@ -1,4 +1,4 @@
-"""Ceremonies at this node: the machine of `comity_crypto.secagg.ceremony` with workers, spool and boxes.
+"""Ceremonies at this node: the machine of `comity_crypto.secagg.threshold.ceremony` with workers, spool and boxes.
 
 Rules:
 1. Bulk travels by its hash, which a signed message fixes; what comes is compared before it is used.
@@ -21,16 +21,17 @@ from typing import cast
 import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import ceremony
-from comity_crypto.secagg.ceremony import CeremonyState
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import EraseKey, Event, Failed, Output, Send
-from comity_crypto.secagg.params import KEY_LIMBS
-from comity_crypto.secagg.seedbox import BoxKey
+from comity_crypto.secagg.bfv.params import KEY_LIMBS
+from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import EraseKey, Event, Failed, Output, Send
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.spoken import AnyOffer
-from comity_crypto.secagg.threshold_batch import KeyBatch
-from comity_crypto.secagg.threshold_boxes import box_bytes, open_dealt, seal_dealt
-from comity_crypto.secagg.threshold_events import (
+from comity_crypto.secagg.threshold import ceremony
+from comity_crypto.secagg.threshold.batch import KeyBatch
+from comity_crypto.secagg.threshold.boxes import box_bytes, open_dealt, seal_dealt
+from comity_crypto.secagg.threshold.ceremony import CeremonyState
+from comity_crypto.secagg.threshold.events import (
     BoxesOpened,
     BoxesReady,
     KeysCombined,
@@ -42,9 +43,8 @@ from comity_crypto.secagg.threshold_events import (
     StartShow,
     StoreKeys,
 )
-from comity_crypto.secagg.threshold_messages import KeyPlan
-from comity_crypto.secagg.threshold_workers import Drawn, KeyWorkers, share_piece_bytes
-from comity_crypto.secagg.workers import memory_file
+from comity_crypto.secagg.threshold.messages import KeyPlan
+from comity_crypto.secagg.threshold.workers import Drawn, KeyWorkers, share_piece_bytes
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_wire import Addressed

@@ -3,7 +3,7 @@
 1. Every attempt takes the next key of the run's batches whose holders include the parties. Without one, a ceremony is
    called among them first; a batch that comes to its end is followed by the next one, ahead of time.
 2. The lead holds one share as every holder does: it opens what a quorum shares, and nothing else.
-3. A quorum that opens no sum is another machine's matter (`comity_crypto.secagg.threshold_lead`); who is suspected is
+3. A quorum that opens no sum is another machine's matter (`comity_crypto.secagg.threshold.lead`); who is suspected is
    logged by name.
 """
 
@@ -17,18 +17,18 @@ from functools import partial
 import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg import threshold_lead
-from comity_crypto.secagg.blobs import BlobKind, check_blob, file_digest
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import Event, Output, Send, SumDecoded
-from comity_crypto.secagg.messages import ATTEMPT_MAX
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.threshold_batch import KeyBatch
-from comity_crypto.secagg.threshold_events import QuorumFailed, ShareRefused, StartFuse, Suspected
-from comity_crypto.secagg.threshold_lead import LeadState
-from comity_crypto.secagg.threshold_messages import KeyPlan, ThresholdOffer, default_threshold
-from comity_crypto.secagg.threshold_workers import KeyWorkers
-from comity_crypto.secagg.workers import memory_file
+from comity_crypto.secagg.bfv.blobs import BlobKind, check_blob, file_digest
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import Event, Output, Send, SumDecoded
+from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
+from comity_crypto.secagg.threshold import lead as threshold_lead
+from comity_crypto.secagg.threshold.batch import KeyBatch
+from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, Suspected
+from comity_crypto.secagg.threshold.lead import LeadState
+from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer, default_threshold
+from comity_crypto.secagg.threshold.workers import KeyWorkers
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles import sum_store

@@ -10,7 +10,7 @@ import os
 from collections import OrderedDict
 
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg.workers import BfvWorkers
+from comity_crypto.secagg.bfv.workers import BfvWorkers
 from comity_node.context import NodeContext
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles.sum_exchange import Exchange

@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.threshold_batch import KeyBatch
-from comity_crypto.secagg.threshold_messages import ThresholdOffer
-from comity_crypto.secagg.threshold_workers import share_piece_bytes
+from comity_crypto.secagg.threshold.batch import KeyBatch
+from comity_crypto.secagg.threshold.messages import ThresholdOffer
+from comity_crypto.secagg.threshold.workers import share_piece_bytes
 from comity_node.journal import Journal
 from comity_node.training.profiles import threshold_store
 

@@ -16,26 +16,19 @@ import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg import contributor, keyholder
-from comity_crypto.secagg.driver import Driver
-from comity_crypto.secagg.events import (
-    DigestReady,
-    EraseKey,
-    Event,
-    Failed,
-    Output,
-    Send,
-    StartDigest,
-    ValuesReady,
-)
-from comity_crypto.secagg.keyholder import KeyHolderState
-from comity_crypto.secagg.params import AGG_Q16
-from comity_crypto.secagg.seedbox import BoxKey
+from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.driver import Driver
+from comity_crypto.secagg.frame.events import EraseKey, Event, Failed, Output, Send, ValuesReady
+from comity_crypto.secagg.lead_key import contributor
+from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest
+from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.spoken import AnyOffer
-from comity_crypto.secagg.threshold_events import ShareMade, StartShare
-from comity_crypto.secagg.threshold_messages import ShareReady, ThresholdOffer
-from comity_crypto.secagg.threshold_workers import KeyWorkers, QuorumOf
-from comity_crypto.secagg.workers import memory_file
+from comity_crypto.secagg.threshold import keyholder
+from comity_crypto.secagg.threshold.events import ShareMade, StartShare
+from comity_crypto.secagg.threshold.keyholder import KeyHolderState
+from comity_crypto.secagg.threshold.messages import ShareReady, ThresholdOffer
+from comity_crypto.secagg.threshold.workers import KeyWorkers, QuorumOf
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles import sum_store

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import Column, Connection, Integer, String, Table, Text, delete, insert, select, update
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.threshold_batch import KeyBatch
+from comity_crypto.secagg.threshold.batch import KeyBatch
 from comity_node.journal import metadata
 
 keys = Table(

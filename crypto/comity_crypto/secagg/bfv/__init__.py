@@ -1,0 +1,1 @@
+"""Encrypted sums with TenSEAL's BFV: parameters, bytes, arithmetic, worker processes."""

@@ -1,0 +1,1 @@
+"""Profile `lead-key`: the round's key is the lead's."""

@@ -1,0 +1,1 @@
+"""Profile `masked`: vectors of uint32 under masks alone."""

@@ -1,0 +1,1 @@
+"""Profile `threshold`: the round's key is the parties' own, and a quorum opens the sum."""

@@ -1,0 +1,282 @@
+"""The lead of a sum under `threshold`: calls a quorum, fuses its shares, asks another one where that does not open.
+
+1. Calls only holders that have checked the aggregate, under the notice that this machine saw published itself.
+2. One call at a time, at most `ANSWERS_MAX` a session. Who does not answer is left out of the next one; fewer than a
+   quorum left ends the session with the names of who is missing.
+3. Shares that do not open the sum lead to other quorums (threshold_blame.py); at T = n they end the session with
+   `BAD_SHARE` and no name. A share that is none names its holder at once.
+4. Holders erase their shares of the key on `Opened`; it is said as soon as nothing more is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.frame.events import (
+    AggregatePublished,
+    Audience,
+    Event,
+    Failed,
+    Finished,
+    Limits,
+    Output,
+    Received,
+    RosterProposed,
+    Send,
+    SumDecoded,
+    Tick,
+    WorkFailed,
+    abort_of,
+)
+from comity_crypto.secagg.frame.messages import Abort
+from comity_crypto.secagg.lead_key.transcript import Transcript
+from comity_crypto.secagg.threshold.blame import Trials, narrowing_quorum, next_quorum
+from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, Suspected
+from comity_crypto.secagg.threshold.keyholder import AWAITED, failure_of
+from comity_crypto.secagg.threshold.messages import ANSWERS_MAX, Checked, Opened, QuorumCall, ShareReady, ThresholdOffer
+
+
+class Phase(StrEnum):
+    """What the lead waits for."""
+
+    ROSTER = "roster"
+    SIGNATURES = "signatures"
+    COMMITMENTS = "commitments"
+    SET = "set"
+    AGGREGATE = "aggregate"
+    QUORUM = "quorum"
+    SHARES = "shares"
+    FUSING = "fusing"
+    DONE = "done"
+    FAILED = "failed"
+
+
+_OVER = (Phase.DONE, Phase.FAILED)
+
+
+@dataclass(frozen=True)
+class LeadState:
+    """Everything the machine knows: names and digests, no key and no value."""
+
+    offer: ThresholdOffer
+    phase: Phase
+    seen: Transcript
+    limits: Limits
+    deadline: float
+    checked: Mapping[str, str] = field(default_factory=dict)  # holder -> notice that it checked, in order of arrival
+    calls: int = 0
+    call: QuorumCall | None = None
+    shares: Mapping[str, str] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    trials: Trials = field(default_factory=Trials)
+    opened: bool = False
+    decoded: bool = False
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Holders that would share, this one first."""
+        notice = self.seen.notice.digest if self.seen.notice else ""
+        found = [org for org, checked in self.checked.items() if checked == notice and org not in self.gone]
+        return tuple(sorted(found, key=lambda org: org != self.offer.lead))
+
+
+Step = tuple[LeadState, list[Output]]
+
+
+def start(offer: ThresholdOffer, *, now: float, limits: Limits | None = None) -> Step:
+    """Begin a session with an offer of a key of the batch."""
+    limits = limits or Limits()
+    return LeadState(offer, Phase.ROSTER, Transcript(offer), limits, now + limits.ready_s + limits.step_s), []
+
+
+def step(state: LeadState, event: Event, now: float) -> Step:
+    """Take one event. Raises `ComityError` if the event is refused; the state then stays as it was."""
+    if state.phase in _OVER:
+        return state, []
+    if isinstance(event, Tick):
+        return _late(state, now) if now >= state.deadline else (state, [])
+    if isinstance(event, WorkFailed):
+        return _end(state) if state.opened else _fail(state, event.error)
+    return _advance(_absorb(state, event), now)
+
+
+def _late(state: LeadState, now: float) -> Step:
+    """Time is up: leave out who did not answer a call, or end with the names of who is missing."""
+    if state.phase is Phase.SHARES and state.call is not None:
+        silent = frozenset(state.call.members) - frozenset(state.shares)
+        deadline = now + state.limits.step_s
+        return _advance(replace(state, gone=state.gone | silent, phase=Phase.QUORUM, deadline=deadline), now)
+    if state.opened:
+        return _end(state)
+    awaited = AWAITED.get(state.phase)
+    missing = state.seen.missing(awaited) if awaited else ()
+    if state.phase is Phase.QUORUM:
+        missing = tuple(org for org in state.offer.parties if org not in state.present)
+    return _fail(state, ComityError(ErrorCode.TIMEOUT, f"waited for {state.phase}"), missing)
+
+
+def _absorb(state: LeadState, event: Event) -> LeadState:
+    seen = state.seen
+    if isinstance(event, Received):
+        if isinstance(event.message, Checked | ShareReady):
+            return _heard(state, event.issuer, event.message)
+        return replace(state, seen=seen.absorb(event.issuer, event.message))
+    if isinstance(event, RosterProposed):
+        return replace(state, seen=seen.with_roster(event.roster))
+    if isinstance(event, AggregatePublished):
+        return replace(state, seen=seen.with_notice(event.notice))
+    if state.phase is Phase.FUSING and state.call is not None:
+        if isinstance(event, SumDecoded):
+            return replace(state, decoded=True)
+        if isinstance(event, QuorumFailed | ShareRefused) and event.call == state.call.digest:
+            return _judged(state, event, state.call)
+    raise ComityError(ErrorCode.CONFLICT, "this does not fit into what the lead is doing", phase=state.phase)
+
+
+def _heard(state: LeadState, issuer: str, message: Checked | ShareReady) -> LeadState:
+    """Take a holder's word. Raises `FORBIDDEN`, `ROSTER_MISMATCH`, `CONFLICT`."""
+    if issuer not in state.offer.parties:
+        raise ComityError(ErrorCode.FORBIDDEN, "not a holder in this session")
+    if message.session != state.offer.digest:
+        raise ComityError(ErrorCode.ROSTER_MISMATCH, "the message belongs to another session")
+    if isinstance(message, Checked):
+        if state.checked.get(issuer, message.notice) != message.notice:
+            raise ComityError(ErrorCode.CONFLICT, "a holder checked another aggregate before")
+        return replace(state, checked={**state.checked, issuer: message.notice})
+    call = state.call
+    if state.phase is not Phase.SHARES or call is None or message.call != call.digest or issuer not in call.members:
+        raise ComityError(ErrorCode.CONFLICT, "nobody waits for this share")
+    if state.shares.get(issuer, message.share) != message.share:
+        raise ComityError(ErrorCode.CONFLICT, "a holder gave another share before", org=issuer)
+    return replace(state, shares={**state.shares, issuer: message.share})
+
+
+def _judged(state: LeadState, event: QuorumFailed | ShareRefused, call: QuorumCall) -> LeadState:
+    """Record a quorum that did not open. Raises nothing: what follows from it is `_on_quorum`'s."""
+    if isinstance(event, QuorumFailed):
+        return replace(state, trials=state.trials.with_failure(call.members), phase=Phase.QUORUM)
+    if event.org not in call.members:
+        raise ComityError(ErrorCode.INTERNAL, "a share of somebody else was fused")
+    return replace(state, trials=state.trials.with_refusal(event.org), phase=Phase.QUORUM)
+
+
+def _advance(state: LeadState, now: float) -> Step:
+    outputs: list[Output] = []
+    try:
+        for _ in range(2 * len(Phase)):  # a quorum that has to be replaced goes back once in a step
+            state.seen.check_split()
+            ended = failure_of(state.seen)
+            if ended is not None:
+                return replace(state, phase=Phase.FAILED), [*outputs, abort_of(state.offer.digest, ended.error), ended]
+            state = _without_gone(state)
+            phase = state.phase
+            if phase not in _TURNS:
+                break
+            state, more = _TURNS[phase](state)
+            outputs += more
+            if state.phase is phase:
+                break
+            slow = state.phase is Phase.COMMITMENTS  # parties may still be training
+            state = replace(state, deadline=now + (state.limits.values_s if slow else 0.0) + state.limits.step_s)
+    except ComityError as error:
+        failed, more = _fail(state, error)
+        return failed, outputs + more
+    return state, outputs
+
+
+def _without_gone(state: LeadState) -> LeadState:
+    """Note holders that gave up after their digest; a call to one of them is over."""
+    left = frozenset(org for org in state.offer.parties if state.seen.get(Abort, org) is not None)
+    if left <= state.gone:
+        return state
+    state = replace(state, gone=state.gone | left)
+    waiting = state.phase is Phase.SHARES and state.call is not None
+    if waiting and state.call is not None and left & set(state.call.members) - set(state.shares):
+        return replace(state, phase=Phase.QUORUM)
+    return state
+
+
+def _fail(state: LeadState, error: ComityError, missing: tuple[str, ...] = ()) -> Step:
+    return replace(state, phase=Phase.FAILED), [abort_of(state.offer.digest, error), Failed(error, missing)]
+
+
+def _end(state: LeadState) -> Step:
+    """The sum is open: let the holders erase, name the suspects."""
+    assert state.seen.notice is not None, "what is open was published"
+    suspects = state.trials.suspects
+    outputs: list[Output] = [Suspected(suspects)] if suspects else []
+    outputs += [
+        Send(Audience.ALL, Opened(state.offer.digest, state.seen.notice.digest, suspects)),
+        Finished(state.seen.members),
+    ]
+    return replace(state, phase=Phase.DONE), outputs
+
+
+def _to(phase: Phase, done: Callable[[Transcript], bool]) -> Callable[[LeadState], Step]:
+    """Return a turn that enters `phase` once the transcript says so."""
+
+    def turn(state: LeadState) -> Step:
+        return (replace(state, phase=phase), []) if done(state.seen) else (state, [])
+
+    return turn
+
+
+def _on_quorum(state: LeadState) -> Step:
+    offer, trials, notice = state.offer, state.trials, state.seen.notice
+    assert notice is not None, "a quorum is called for what was published"
+    choose = narrowing_quorum if state.opened else next_quorum
+    quorum = choose(trials, state.present, offer.threshold) if state.calls < ANSWERS_MAX else None
+    if quorum is None:
+        return _end(state) if state.opened else _wait_for_more(state)
+    call = QuorumCall(offer.digest, notice.digest, state.calls, quorum)
+    state = replace(state, calls=state.calls + 1, call=call, shares={}, phase=Phase.SHARES, decoded=False)
+    return state, [Send(Audience.ALL, call)]
+
+
+def _wait_for_more(state: LeadState) -> Step:
+    """No quorum can be called now: wait for holders that still check, or end because none can come."""
+    offer, trials = state.offer, state.trials
+    usable = [org for org in offer.parties if org not in state.gone and org not in trials.refused]
+    coming = [org for org in usable if org not in state.checked]
+    hopeless = bool(trials.failed) and not trials.common
+    if coming and len(usable) >= offer.threshold and not hopeless and state.calls < ANSWERS_MAX:
+        return state, []
+    if trials.refused:
+        error = ComityError(ErrorCode.BAD_SHARE, "what a holder sent is no share", org=min(trials.refused))
+        return _fail(state, error, tuple(sorted(trials.refused)))
+    if trials.failed:
+        error = ComityError(ErrorCode.BAD_SHARE, "no quorum's shares open the sum; whose is wrong cannot be told")
+        return _fail(state, error)
+    error = ComityError(ErrorCode.TIMEOUT, "too few holders are left for a quorum", n=len(usable))
+    return _fail(state, error, tuple(org for org in offer.parties if org not in state.present))
+
+
+def _on_shares(state: LeadState) -> Step:
+    call = state.call
+    if call is None or set(call.members) - set(state.shares):
+        return state, []
+    fuse = StartFuse(call.digest, tuple(sorted(state.shares.items())), len(state.seen.members))
+    return replace(state, phase=Phase.FUSING), [fuse]
+
+
+def _on_fusing(state: LeadState) -> Step:
+    if not state.decoded or state.call is None:
+        return state, []
+    trials = state.trials.with_success(state.call.members)
+    state = replace(state, trials=trials, opened=True)
+    return (replace(state, phase=Phase.QUORUM), []) if len(trials.common) > 1 else _end(state)
+
+
+_TURNS: dict[Phase, Callable[[LeadState], Step]] = {
+    Phase.ROSTER: _to(Phase.SIGNATURES, Transcript.ready),
+    Phase.SIGNATURES: _to(Phase.COMMITMENTS, Transcript.roster_signed),
+    Phase.COMMITMENTS: _to(Phase.SET, Transcript.committed),
+    Phase.SET: _to(Phase.AGGREGATE, Transcript.set_signed),
+    Phase.AGGREGATE: _to(Phase.QUORUM, Transcript.published),
+    Phase.QUORUM: _on_quorum,
+    Phase.SHARES: _on_shares,
+    Phase.FUSING: _on_fusing,
+}
