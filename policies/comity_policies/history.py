@@ -17,7 +17,10 @@ Numbered obligations, the same numbers in code, reports and errors:
    receipts as it counts;
 8. log: the root over all entries is that of the checkpoint, which the log key of the last charter signed;
 9. (if asked) whatever rests on BLS12-381 holds under a second, independent implementation of it
-   (`history_independent.py`).
+   (`history_independent.py`);
+10. evidence: under `attestation: required` every party showed evidence that its machine is one that the charter trusts,
+   bound to its key and to the answers, before anything was done; every result names the evidence of the other parties
+   (`history_evidence.py`).
 """
 
 from __future__ import annotations
@@ -44,8 +47,10 @@ from comity_policies.charter import (
     verify_genesis,
     verify_successor,
 )
+from comity_policies.evidence import ASK, EVIDENCE
 from comity_policies.history_charters import KINDS as CHARTER_KINDS
 from comity_policies.history_charters import CharterBook, Decided
+from comity_policies.history_evidence import EvidenceBook
 from comity_policies.history_independent import SecondLook
 from comity_policies.history_runs import RunBook
 from comity_policies.proofs import verify_agreement
@@ -68,6 +73,7 @@ OBLIGATIONS = {
     7: "every run's ending rests on its lead's statement and its receipts",
     8: "the root over all entries is the signed checkpoint's",
     9: "every certificate, key and proof holds under an independent implementation",
+    10: "every evidence is bound to its party's key and agreement, and chains to what the charter trusts",
 }
 
 
@@ -125,6 +131,7 @@ class _History:
     charters: dict[str, Charter] = field(default_factory=dict)
     decisions: CharterBook = field(default_factory=CharterBook)
     runs: RunBook = field(default_factory=RunBook)
+    evidence: EvidenceBook = field(default_factory=EvidenceBook)
     tree: merkle.Tree = field(default_factory=merkle.Tree)
     counts: Counter[str] = field(default_factory=Counter)
     seen: set[str] = field(default_factory=set)
@@ -246,6 +253,11 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
     if statement.kind == "agreement":
         _enter_agreement(history, index, statement)
         return
+    with _Obligation(10, index):
+        if statement.kind in (EVIDENCE, ASK):
+            history.held[10] += history.evidence.enter(statement, history.charter)
+            return
+        history.evidence.check_work(statement)
     number = {"receipt": 6, "counter-acceptance": 5}.get(statement.kind, 7)
     with _Obligation(number, index):
         history.held[number] += history.runs.enter(statement)
@@ -303,6 +315,7 @@ def _enter_agreement(history: _History, index: int, statement: Statement) -> Non
                 raise ComityError(ErrorCode.AGREEMENT_INVALID, "a party's key was replaced before this entry", org=org)
         history.runs.check_accepted(agreement, answers)
         history.runs.add(agreement)
+        history.evidence.add(agreement, answers, made_under)
         history.held[5] += 1
     if history.second is not None:
         with _Obligation(9, index):
@@ -322,10 +335,11 @@ def _report(history: _History, size: int) -> Report:
     shown, unshown = history.runs.shown, history.runs.unshown
     if shown or unshown:
         notes[6] = f"{shown} results under min_cohort prove it, {unshown} only say so"
+    notes[10] = history.evidence.note()
     checks = tuple(
         Check(number, title, history.held[number], notes.get(number, ""))
         for number, title in OBLIGATIONS.items()
-        if number != 9 or history.second is not None
+        if (number != 9 or history.second is not None) and (number != 10 or history.evidence.agreements)
     )
     counts = dict(sorted(history.counts.items()))
     root, chain = history.tree.root().hex(), tuple(history.decisions.chain)

@@ -11,9 +11,19 @@ from typing import Any, ClassVar
 from comity.wire import canonical
 from comity.wire.errors import ComityError
 from comity_crypto.encoding import from_base64
-from comity_policies.document import Document, Part, choice_of, digest_of, instant_of, line_of, name_of, org_set
+from comity_policies.document import (
+    Document,
+    Part,
+    choice_of,
+    digest_of,
+    instant_of,
+    items_of,
+    line_of,
+    name_of,
+    org_set,
+)
 from comity_policies.term_rows import malformed, whole_number
-from comity_policies.terms import org
+from comity_policies.terms import PARTIES_MAX, org
 
 ROUNDS_MAX = 100_000
 PAYLOAD_JSON_BYTES_MAX = 256 << 10
@@ -110,7 +120,7 @@ class Receipt(Document):
     """What one order came to at one party: digests, predicates and use, never measured counts (ledger.md section 1)."""
 
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"cohort": (CohortProof, None)}
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"cohort"})
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"cohort", "evidence"})
 
     agreement: str
     run: str
@@ -126,12 +136,16 @@ class Receipt(Document):
     journal_seq: int = 0
     duration_s: int = 0
     cohort: CohortProof | None = None
+    # Digests of the other parties' evidence that the node relied on (`evidence`), sorted.
+    evidence: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for each in (self.agreement, self.run, self.step):
             name_of(each)
         digest_of(self.order)
         choice_of(self.outcome, OUTCOMES)
+        if self.evidence is not None:
+            self._fix(evidence=tuple(sorted({digest_of(each) for each in items_of(self.evidence, PARTIES_MAX)})))
         if self.cohort is not None and self.outcome != "result":
             raise malformed("only a result shows its cohort")
         for number in (self.seq, self.egress_bytes, self.journal_seq, self.duration_s):

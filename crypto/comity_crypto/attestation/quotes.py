@@ -3,8 +3,8 @@
 Numbered obligations, the same numbers in code, refusals and tests:
 
 1. form: a quote and a collateral document (JSON as Intel's services and dcap-qvl write it) of legal sizes;
-2. evidence: dcap-qvl verifies the quote's signature, its certificates up to Intel's root, revocation lists, TCB
-   information and the quoting enclave's identity, all valid now;
+2. evidence: dcap-qvl verifies the quote's signature, its certificates up to Intel's root (or one that the verifier
+   names by its digest), revocation lists, TCB information and the quoting enclave's identity, all valid now;
 3. kind: the quote is of the kind that the verifier expects;
 4. status: the platform's TCB status is an accepted one, and no advisory is a refused one;
 5. attributes: no debugging; a TDX module signed by Intel, without attributes of its own;
@@ -17,6 +17,7 @@ those of the SGX enclave report (`mr_enclave`, `mr_signer`) and of the TD report
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.attestation.evidence import REPORT_DATA_BYTES, check_binding, refused
@@ -87,6 +91,12 @@ def verify(
             for a key or nonce of another size.
     """
     found = verify_evidence(quote, collateral, now)
+    check(found, policy, statement_key=statement_key, nonce=nonce)
+    return found
+
+
+def check(found: Quote, policy: Policy, *, statement_key: bytes, nonce: bytes) -> None:
+    """Obligations 3 to 7 on a quote whose evidence holds. Raises as `verify`."""
     if found.kind != policy.kind:
         raise refused(3, f"a quote of the kind {found.kind}")
     if found.status not in policy.statuses or policy.refused_advisories & set(found.advisories):
@@ -96,11 +106,18 @@ def verify(
         if found.registers.get(name) not in accepted:
             raise refused(6, f"{name} is none of those expected")
     check_binding(_bytes(found.registers.get("report_data", "")), statement_key, nonce, 7)
-    return found
 
 
-def verify_evidence(quote: bytes, collateral: bytes, now: datetime) -> Quote:
-    """Obligations 1 and 2: what the quote says, whoever it is for. Raises `ATTESTATION_INVALID`, `UNSUPPORTED`."""
+def verify_evidence(quote: bytes, collateral: bytes, now: datetime, *, roots: frozenset[str] | None = None) -> Quote:
+    """Obligations 1 and 2: what the quote says, whoever it is for.
+
+    Args:
+        roots: SHA-256 (hexadecimal) of trusted root certificates (DER), of which the collateral has to carry one; None
+            trusts the root of Intel's that the library brings.
+
+    Raises:
+        ComityError: `ATTESTATION_INVALID`, `UNSUPPORTED`.
+    """
     library = _library()
     if not 0 < len(quote) <= QUOTE_BYTES_MAX or not 0 < len(collateral) <= COLLATERAL_BYTES_MAX:
         raise refused(1, "a quote or its collateral has no legal size")
@@ -109,7 +126,10 @@ def verify_evidence(quote: bytes, collateral: bytes, now: datetime) -> Quote:
     except (ValueError, TypeError) as error:
         raise refused(1, "the collateral is not well formed") from error
     try:
-        verified = library.verify(quote, given, int(now.timestamp()))
+        if roots is None:
+            verified = library.verify(quote, given, int(now.timestamp()))
+        else:
+            verified = library.verify_with_root_ca(quote, given, _root(given, roots), int(now.timestamp()))
         document = json.loads(verified.to_json())
     except (ValueError, TypeError) as error:
         raise refused(2, "the quote or its collateral does not hold") from error
@@ -118,6 +138,18 @@ def verify_evidence(quote: bytes, collateral: bytes, now: datetime) -> Quote:
             raise
         raise refused(2, "the library gave up on the quote") from error
     return _read(document)
+
+
+def _root(collateral: Any, roots: frozenset[str]) -> bytes:
+    """Return the last certificate of the collateral's chain (DER) if it is a trusted one."""
+    try:
+        chain = x509.load_pem_x509_certificates(collateral.tcb_info_issuer_chain.encode("ascii"))
+        root = chain[-1].public_bytes(Encoding.DER)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise refused(1, "the collateral's certificates are not well formed") from error
+    if hashlib.sha256(root).hexdigest() not in roots:
+        raise refused(2, "the root is not a trusted one")
+    return root
 
 
 def _library() -> ModuleType:

@@ -3,8 +3,8 @@
 Numbered obligations, the same numbers in code, refusals and tests:
 
 1. form: 1,184 bytes, version 2 to 5, signed with ECDSA P-384, by the chip's own key (VCEK);
-2. chain: VCEK <- ASK <- ARK, RSASSA-PSS with SHA-384 under 4096-bit keys, valid now, and the ARK's file is one of those
-   whose SHA-256 the verifier trusts (a charter records them as trust roots of the kind `sev-snp`);
+2. chain: VCEK <- ASK <- ARK, RSASSA-PSS with SHA-384 under 4096-bit keys, valid now, and the ARK (as it came, DER or
+   PEM) is one of those whose SHA-256 the verifier trusts (a charter records them as trust roots of the kind `sev-snp`);
 3. signature: the VCEK signed the first 672 bytes;
 4. chip: the VCEK is that of the report's chip, at the report's firmware versions (TCB);
 5. guest policy: no debugging, no migration agent; the report comes from privilege level 0 (`vmpl_max`);
@@ -30,6 +30,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from comity_crypto.attestation.evidence import check_binding, refused
 
@@ -87,7 +88,7 @@ class Policy:
     """What a verifier asks of a report.
 
     Args:
-        roots: SHA-256 (hexadecimal) of the files of trusted ARKs.
+        roots: SHA-256 (hexadecimal) of the files of trusted ARKs, DER or PEM.
         measurements: accepted launch measurements, 48 bytes each.
         floor: lowest accepted firmware versions.
         vmpl_max: highest accepted privilege level, 0 the most privileged.
@@ -172,9 +173,11 @@ def read(data: bytes) -> Report:
 
 def verify_chain(chain: Chain, roots: frozenset[str], now: datetime) -> x509.Certificate:
     """Obligation 2: verify the three certificates; return the VCEK. Raises `ATTESTATION_INVALID`."""
-    if hashlib.sha256(chain.ark).hexdigest() not in roots:
-        raise refused(2, "the root is not a trusted one")
     vcek, ask, ark = (_certificate(each) for each in (chain.vcek, chain.ask, chain.ark))
+    # AMD hands the root out as PEM, a guest's firmware as DER: one certificate, whichever file was put on record.
+    spellings = (chain.ark, ark.public_bytes(Encoding.DER), ark.public_bytes(Encoding.PEM))
+    if roots.isdisjoint(hashlib.sha256(each).hexdigest() for each in spellings):
+        raise refused(2, "the root is not a trusted one")
     for issued, issuer in ((vcek, ask), (ask, ark), (ark, ark)):
         _check_issued(issued, issuer)
     for each, authority in ((vcek, False), (ask, True), (ark, True)):

@@ -140,6 +140,10 @@ CATALOG: dict[E, Row] = {
     E.LEDGER_INVALID: Row("DATA_LOSS", 409, "The ledger does not hold.", False, Move.OPERATOR),
     E.CLAIM_UNPROVEN: Row(_BAD, 422, "The zero-knowledge proof does not hold.", False, Move.OTHER_ORG),
     E.ATTESTATION_INVALID: Row(_DENY, 403, "The attestation evidence does not hold.", False, Move.OTHER_ORG),
+    E.ATTESTATION_MISSING: Row(_DENY, 403, "A party shows no attestation evidence.", False, Move.OTHER_ORG),
+    E.ATTESTATION_STALE: Row(
+        _PRE, 409, "The attestation evidence is too old; newer evidence was asked for.", True, Move.OTHER_ORG
+    ),
     E.UNAVAILABLE: Row(_GONE, 503, "The service is out of reach.", True, Move.CALLER),
     E.BUSY: Row("RESOURCE_EXHAUSTED", 429, "Too much is under way; try again later.", True, Move.NOBODY),
     E.TIMEOUT: Row("DEADLINE_EXCEEDED", 504, "The answer did not come in time.", True, Move.NOBODY),

@@ -83,6 +83,9 @@ REMEDIES: dict[E, str] = {
     E.LEDGER_INVALID: "Keep the file. Ask the operator, and compare exports with the other members.",
     E.CLAIM_UNPROVEN: "Do not rely on what was claimed. The organisation's node has to be looked at.",
     E.ATTESTATION_INVALID: "Compare measurement, policy and roots with what the organisation announced.",
+    E.ATTESTATION_MISSING: "The party named starts its node in a confidential machine and sets `attestation` "
+    "(docs/attestation.md), or the term is dropped.",
+    E.ATTESTATION_STALE: "Nothing: the lead asks again. If it lasts, the party named looks at its node's log.",
     E.UNAVAILABLE: "Start it if it is yours (`comity node up`); `comity doctor` says what cannot be reached.",
     E.BUSY: "Try again in a moment.",
     E.TIMEOUT: "Try again; `comity status` says what is still open.",

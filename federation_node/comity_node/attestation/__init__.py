@@ -1,0 +1,1 @@
+"""Evidence of confidential hardware: gather our own, check everybody else's (docs/attestation.md)."""
