@@ -4,19 +4,21 @@ Rules:
 1. A term that nothing here enforces is refused by name, before it is agreed to and again at each order: agreeing to it
    would be a promise that nobody keeps.
 2. A term that only some profiles of aggregation enforce is refused under the others.
-3. Who takes part is judged by legal owner: members of one owner count once, and nobody is its own peer.
+3. A step of a kind that this node cannot run is refused by name, at the same places.
+4. Who takes part is judged by legal owner: members of one owner count once, and nobody is its own peer.
 
 Source: negotiation.md sections 3 and 5, secure-aggregation.md section 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.sandbox import IsolationLevel
 from comity_policies.charter import Charter
+from comity_policies.steps import TRAIN, Step
 from comity_policies.terms import Terms
 
 # Nothing here adds noise, attests, releases by quorum, deletes after a time, or re-serves copies.
@@ -30,10 +32,17 @@ SUM_PARTIES_MIN, SUM_PARTIES_MAX = 3, 50
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """The aggregation profiles that this node has, and the strongest isolation that it offers (a term's value)."""
+    """What this node has.
+
+    Args:
+        profiles: of aggregation.
+        isolation: the strongest that it offers (a term's value).
+        kinds: of steps that it can run.
+    """
 
     profiles: frozenset[str]
     isolation: str
+    kinds: frozenset[str] = frozenset({TRAIN})
 
     def check(self, terms: Terms) -> None:
         """Refuse terms that this node cannot enforce. Raises `UNSUPPORTED`, `ISOLATION_TOO_WEAK`, naming the term."""
@@ -53,6 +62,15 @@ class Abilities:
         needed = IsolationLevel.for_term(terms.get("isolation"))
         if needed > IsolationLevel.for_term(self.isolation):
             raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=self.isolation)
+
+
+    def check_steps(self, steps: Iterable[Step]) -> None:
+        """Refuse steps of a kind that this node cannot run. Raises `UNSUPPORTED`, naming the kind."""
+        for step in steps:
+            if step.kind not in self.kinds:
+                raise ComityError(
+                    ErrorCode.UNSUPPORTED, f"this node cannot run a step of kind {step.kind}", field=f"kind {step.kind}"
+                )
 
 
 def check_purpose(terms: Terms, purpose: str) -> None:

@@ -21,7 +21,9 @@ from comity_policies.document import (
     name_of,
     org_set,
 )
-from comity_policies.orders import MESSAGE_TYPES, OUTCOMES, ROUNDS_MAX, OrderHeader, Receipt, ReplyHeader
+from comity_policies.orders import MESSAGE_TYPES, OUTCOMES, OrderHeader, Receipt, ReplyHeader
+from comity_policies.query import Query
+from comity_policies.steps import AggregateStep, AppRef, IntersectStep, KeyColumn, Step, TrainStep
 from comity_policies.term_rows import column, malformed, text_of, whole_number
 from comity_policies.terms import PARTIES_MAX, Terms, conforms, meet, org, purpose
 
@@ -32,17 +34,22 @@ __all__ = [
     "OUTCOMES",
     "SIGNING_S",
     "SIGNING_S_MAX",
+    "AggregateStep",
     "Agreement",
     "Answer",
     "AppRef",
     "CounterAcceptance",
     "DatasetAsk",
     "Document",
+    "IntersectStep",
+    "KeyColumn",
     "OrderHeader",
     "Proposal",
+    "Query",
     "Reason",
     "Receipt",
     "ReplyHeader",
+    "Step",
     "TrainStep",
     "run_id",
     "takes",
@@ -51,12 +58,8 @@ __all__ = [
 STEPS_MAX = 16
 DATASETS_MAX = 256
 COLUMNS_MAX = 1024
-REPLY_TIMEOUT_S_MAX = 7 * 24 * 3600
-RUN_CONFIG_ITEMS_MAX = 128
 PERSONS_MAX = 64
 PERSON_CHARS_MAX = 128
-RUN_CONFIG_TEXT_MAX = 4096
-APP_BYTES_MAX = 64 << 20
 REASONS_MAX = 64
 DECISIONS = ("allow", "deny", "review")
 # Which stricter terms the proposer takes without being asked: all of them, none, those within the proposal's bounds.
@@ -88,54 +91,6 @@ class DatasetAsk(Document):
 
 
 @dataclass(frozen=True, slots=True)
-class AppRef(Part):
-    """A Flower app by the digest of its deterministic zip."""
-
-    digest: str
-    size_bytes: int
-    name: str
-    publisher: str
-    version: str
-
-    def __post_init__(self) -> None:
-        digest_of(self.digest)
-        whole_number(self.size_bytes, 1, APP_BYTES_MAX)
-        for each in (self.name, self.publisher, self.version):
-            line_of(each, 128)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainStep(Document):
-    """One federated training: `lead` runs the ServerApp, all parties its ClientApp."""
-
-    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"app": (AppRef, None)}
-
-    id: str
-    lead: str
-    app: AppRef
-    rounds: int
-    run_config: dict[str, str | int | bool]
-    reply_timeout_s: int
-    kind: str = "train"
-
-    def __post_init__(self) -> None:
-        name_of(self.id)
-        choice_of(self.kind, ("train",))
-        org(self.lead)
-        whole_number(self.rounds, 1, ROUNDS_MAX)
-        whole_number(self.reply_timeout_s, 1, REPLY_TIMEOUT_S_MAX)
-        if not isinstance(self.run_config, dict) or len(self.run_config) > RUN_CONFIG_ITEMS_MAX:
-            raise malformed(f"run_config is an object of at most {RUN_CONFIG_ITEMS_MAX} items")
-        for key, item in self.run_config.items():
-            line_of(key, 128)
-            if isinstance(item, str):
-                text_of(item, RUN_CONFIG_TEXT_MAX)
-            elif not isinstance(item, int):
-                raise malformed("run_config holds texts, whole numbers and booleans; write a real as text")
-        self._fix(run_config=dict(self.run_config))
-
-
-@dataclass(frozen=True, slots=True)
 class Proposal(Document):
     """One workflow asked of required and optional organisations. Immutable: a change is a new revision.
 
@@ -144,7 +99,7 @@ class Proposal(Document):
     """
 
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {
-        "steps": (TrainStep, STEPS_MAX),
+        "steps": (Step, STEPS_MAX),
         "datasets": (DatasetAsk, DATASETS_MAX),
     }
 
@@ -154,7 +109,7 @@ class Proposal(Document):
     proposer: str
     purpose: str
     title: str
-    steps: tuple[TrainStep, ...]
+    steps: tuple[Step, ...]
     required: tuple[str, ...]
     optional: tuple[str, ...]
     minimum: int
@@ -203,17 +158,42 @@ class Proposal(Document):
         keys = [ask.key for ask in self.datasets]
         if len(set(keys)) != len(keys) or any(ask.org not in self.asked for ask in self.datasets):
             raise malformed("each dataset is asked for once, of an organisation that takes part")
+        for step in self.steps:
+            if isinstance(step, AggregateStep):
+                self._check_query(step.query)
+            elif isinstance(step, IntersectStep):
+                self._check_keys(step)
+
+    def _check_query(self, query: Query) -> None:
+        """A statistic is over one dataset of each organisation, and reads only what is asked for."""
+        if sorted(ask.org for ask in self.datasets) != list(self.asked):
+            raise malformed("a statistic is over one dataset of each organisation")
+        if any(not query.names <= set(ask.columns) for ask in self.datasets):
+            raise malformed("a statistic reads only columns that the proposal asks for")
+
+    def _check_keys(self, step: IntersectStep) -> None:
+        """An intersection has exactly two parties, both required, and reads only what is asked for."""
+        columns = {ask.key: ask.columns for ask in self.datasets}
+        if self.required != tuple(sorted({step.lead, step.partner})) or self.optional:
+            raise malformed("an intersection has two parties, both required")
+        if any(each.column not in columns.get(f"{each.org}/{each.dataset}", ()) for each in step.keys):
+            raise malformed("an intersection reads only columns that the proposal asks for")
 
     @property
     def asked(self) -> tuple[str, ...]:
         """All required and optional organisations, sorted."""
         return tuple(sorted({*self.required, *self.optional}))
 
+    @property
+    def app(self) -> AppRef | None:
+        """The app that the proposal brings, None if none of its steps runs one."""
+        return next((step.app for step in self.steps if isinstance(step, TrainStep)), None)
+
     def takes(self, offered: Terms) -> bool:
         """Tell whether the proposer takes the terms that an organisation offers without being asked."""
         return takes(self.terms, self.accepts, self.bounds, offered)
 
-    def step(self, step_id: str) -> TrainStep:
+    def step(self, step_id: str) -> Step:
         """Return the step called `step_id`. Raises `ORDER_MISMATCH`."""
         for each in self.steps:
             if each.id == step_id:
@@ -309,7 +289,7 @@ class Agreement(Document):
         """
         terms, proposal = self.terms, self.proposal
         limits = {name: int(terms[name]) for name in GRANTS if name in terms}
-        asked = {"uses": proposal.uses, "rounds": proposal.uses * sum(step.rounds for step in proposal.steps)}
+        asked = {"uses": proposal.uses, "rounds": proposal.uses * sum(step.most_rounds for step in proposal.steps)}
         return limits | {name: min(limit, limits.get(name, limit)) for name, limit in asked.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -159,9 +159,8 @@ def _tell(view: ProposalView) -> None:
     typer.echo(f"{view['proposal_id']}, revision {view['revision']}: {view['title']}")
     typer.echo(f"  {view['proposer']} asks for {view['purpose']}, until {view['deadline']}")
     for step in proposal["steps"]:
-        app = step["app"]
-        typer.echo(f"  step {step['id']}: {app['publisher']}/{app['name']} {app['version']}, {step['rounds']} rounds")
-        typer.echo(f"    lead {step['lead']}, app digest {app['digest']}")
+        for line in step_lines(step):
+            typer.echo(line)
     for name, value in sorted(proposal["terms"].items()):
         typer.echo(f"  term {name}: {words(value)}")
     if proposal["accepts"] != "any":
@@ -187,6 +186,38 @@ def _tell(view: ProposalView) -> None:
         state = f"accepted {counter['accepted_at']}" if counter["accepted_at"] else "yours to accept or to revise"
         typer.echo(f"  counter-offer of {counter['org']}, signed: {state}")
         _tell_difference(counter["difference"])
+
+
+def step_lines(step: dict[str, Any]) -> list[str]:
+    """Return what a step asks for, in words; a kind that this command does not know is shown as it is."""
+    if step["kind"] == "train":
+        app = step["app"]
+        return [
+            f"  step {step['id']}: {app['publisher']}/{app['name']} {app['version']}, {step['rounds']} rounds",
+            f"    lead {step['lead']}, app digest {app['digest']}",
+        ]
+    if step["kind"] == "aggregate":
+        rounds = f", {step['rounds']} rounds" if step["rounds"] > 1 else ""
+        return [f"  step {step['id']}: {query_words(step['query'])}{rounds}", f"    lead {step['lead']}, no app runs"]
+    if step["kind"] == "intersect":
+        keys = " with ".join(f"{each['org']}/{each['dataset']} by {each['column']}" for each in step["keys"])
+        return [
+            f"  step {step['id']}: intersection ({step['mode']}) of {keys}",
+            f"    {step['lead']} receives the result, {step['partner']} helps; no app runs",
+        ]
+    return [f"  step {step['id']} of kind {step['kind']}: {words(step)}"]
+
+
+def query_words(query: dict[str, Any]) -> str:
+    """Return a statistic as a person would type it."""
+    columns = []
+    for each in query["columns"]:
+        name = f"{each['name']} in {each['low']}..{each['high']}" if "low" in each else each["name"]
+        columns.append(name + (f": {', '.join(each['values'])}" if "values" in each else ""))
+    lists = ", ".join([*query["edges"], *query["probabilities"]])
+    head = f"{query['measure']}({'; '.join(columns)}{': ' + lists if lists else ''})"
+    tests = [f"{each['column']} {each['op']} {each['value']}" for each in query["where"]]
+    return head + (f" where {' and '.join(tests)}" if tests else "")
 
 
 def _tell_difference(rows: list[Difference]) -> None:

@@ -88,14 +88,16 @@ class ConsortiumGate:
 
 def question(proposal: Proposal, now: str) -> dict[str, Any]:
     """Return the input of stage `proposal` as far as the coordinator knows it (rule 3)."""
-    app = proposal.steps[0].app
+    app = proposal.app
     return {
         "proposal": proposal.to_json(),
         "me": proposal.consortium,
         "proposer": proposal.proposer,
         "now": now,
         "datasets": [],
-        "app": {
+        "app": None
+        if app is None
+        else {
             "digest": app.digest,
             "name": app.name,
             "publisher": app.publisher,

@@ -104,7 +104,7 @@ class TrainingService:
         name = run_id(agreement.digest, use)
         if store.get(conn, name) is not None:
             return name
-        work_s = sum(step.rounds * step.reply_timeout_s for step in proposal.steps)
+        work_s = sum(step.most_rounds * step.reply_timeout_s for step in proposal.steps)
         limit_s = min(LIMIT_S_MAX, LIMIT_FACTOR * work_s + LIMIT_SLACK_S)
         now, lead = self._clock(), proposal.steps[0].lead
         steps = tuple(step.id for step in proposal.steps)

@@ -153,8 +153,8 @@ class Answering:
 
     async def _consider(self, offer: Offer, inline: bytes, *, last: bool, tries: int = 0) -> None:
         proposal = offer.proposal
-        app = proposal.steps[0].app.digest
-        held = self._apps.holds(app)
+        app = proposal.app
+        held = app is None or self._apps.holds(app.digest)
         try:
             await self._node.journal.run(lambda conn: self._node.ledger.check_new(conn, offer.statement))
             await self._receive(offer, inline, tries)
@@ -205,8 +205,7 @@ class Answering:
         me = self._node.settings.org
         names = [ask.dataset for ask in proposal.datasets if ask.org == me]
         datasets = self._catalogue.describe(names)
-        digest = proposal.steps[0].app.digest
-        app = {**self._apps.describe(digest), "signed_by": published_by(self._node.charters.in_force(), digest)}
+        app = self._app_of(proposal)
         document: dict[str, Any] = {
             "proposal": proposal.to_json(),
             "me": me,
@@ -229,6 +228,13 @@ class Answering:
             "review": decision.review.to_json(),
         }
         return Judgement(decision, shown)
+
+    def _app_of(self, proposal: Proposal) -> dict[str, Any] | None:
+        """Return what a policy sees of the proposal's app, None if it brings none. Raises `APP_INVALID`."""
+        if proposal.app is None:
+            return None
+        digest = proposal.app.digest
+        return {**self._apps.describe(digest), "signed_by": published_by(self._node.charters.in_force(), digest)}
 
     def _settle(self, conn: Connection, offer: Offer, judged: Judgement) -> None:
         """Write an answer down, unless there is a final one; put a review before people."""
@@ -270,7 +276,9 @@ class Answering:
 
     async def _discard(self, proposal: Proposal) -> None:
         """Let go of an app that came with a denied proposal, unless another proposal speaks of it."""
-        app = proposal.steps[0].app.digest
+        if proposal.app is None:
+            return
+        app = proposal.app.digest
         if not await self._node.journal.run(lambda conn: store.names_app(conn, app, proposal.digest)):
             await asyncio.to_thread(self._apps.discard, app)
 

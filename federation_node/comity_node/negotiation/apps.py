@@ -78,7 +78,9 @@ class AppStore:
         Raises:
             ComityError: `APP_INVALID`, `PAYLOAD_MISSING`, `PAYLOAD_DIGEST`, `SEAL_BROKEN`, `TOO_LARGE`.
         """
-        digest = proposal.steps[0].app.digest
+        if proposal.app is None:
+            return
+        digest = proposal.app.digest
         if (self._node.settings.apps_folder / digest).is_dir():
             return
         if reference is None:

@@ -15,7 +15,7 @@ from comity.wire import ids, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.bundle import AppBundle, build_app
 from comity_policies.charter import Charter
-from comity_policies.documents import AppRef, DatasetAsk, Proposal, TrainStep
+from comity_policies.documents import AggregateStep, AppRef, DatasetAsk, IntersectStep, Proposal, Step, TrainStep
 from comity_policies.terms import Terms, meet
 
 DEADLINE_S_DEFAULT = 24 * 3600
@@ -103,11 +103,14 @@ def revised(before: Proposal, change: Revision, *, now: datetime) -> Proposal:
     )
 
 
-def _shortened(step: TrainStep, terms: Terms) -> TrainStep:
+def _shortened(step: Step, terms: Terms) -> Step:
     """Let a step ask for no more rounds than its terms permit."""
-    rounds = int(terms.get("rounds", step.rounds))
-    if rounds >= step.rounds or rounds < 1:
+    rounds = int(terms.get("rounds", step.most_rounds))
+    if rounds >= step.most_rounds or rounds < 1 or isinstance(step, IntersectStep):
         return step
+    if isinstance(step, AggregateStep):
+        return replace(step, rounds=rounds)
+    assert isinstance(step, TrainStep), "there is no other kind"
     return replace(step, rounds=rounds, run_config={**step.run_config, "num-server-rounds": rounds})
 
 

@@ -94,6 +94,7 @@ def check_promises(
     check_purpose(terms, proposal.purpose)
     check_company(terms, parties, charter)
     abilities.check(terms)
+    abilities.check_steps(proposal.steps)
 
 
 def read_answer(statement: Statement, charter: Charter) -> Answer:

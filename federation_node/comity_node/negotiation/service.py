@@ -195,9 +195,9 @@ class NegotiationService:
             charter.check_active(org)
         model.check_promises(proposal, proposal.terms, proposal.asked, charter, self._node.services.get(Abilities))
         reference = None
-        if app is not None:
+        if app is not None and proposal.app is not None:
             receivers = {org: charter.member(org).keys.sealing for org in (*proposal.asked, proposal.proposer)}
-            reference = await self.apps.send(proposal.steps[0].app.digest, app, receivers)
+            reference = await self.apps.send(proposal.app.digest, app, receivers)
         statement = self._sign("proposal", {**proposal.to_json(), "app_payload": reference})
 
         def write(conn: Connection) -> None:
@@ -225,7 +225,8 @@ class NegotiationService:
                 raise ComityError(ErrorCode.ILLEGAL_EVENT, "an agreement is not revised: withdraw, and propose anew")
 
         await self._node.journal.run(look)
-        return await self.propose(proposal, self.apps.bundle(proposal.steps[0].app.digest).data, user=user)
+        app = None if proposal.app is None else self.apps.bundle(proposal.app.digest).data
+        return await self.propose(proposal, app, user=user)
 
     async def accept(self, name: str, org: str) -> CounterAcceptance:
         """Take the stricter terms that `org` asked for in its answer to our own proposal, by id or digest.

@@ -29,7 +29,7 @@ from comity_node.training.needs import ONE_REVIEWER, Need, need_of
 from comity_node.training.ports import FINAL, WITHDRAWN, Stored
 from comity_policies.charter import Charter
 from comity_policies.decisions import Decision, ReviewNeed, Stage
-from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, TrainStep, run_id
+from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, Step, run_id
 
 Decide = Callable[[Stage, dict[str, Any]], Decision]
 
@@ -212,7 +212,7 @@ def check_3_conforms(case: Case) -> None:
         raise _mismatch("message_type")
     if case.me not in order.receivers or not set(order.receivers) <= set(agreement.parties):
         raise _mismatch("receivers")
-    if order.round > step.rounds or (word == "train" and order.round < 1):
+    if order.round > step.most_rounds or (word == "train" and order.round < 1):
         raise _mismatch("round")
     if order.reply_by <= case.now:
         raise ComityError(ErrorCode.DEADLINE_PASSED, "the order came after its deadline", reply_by=order.reply_by)
@@ -225,6 +225,7 @@ def check_3_conforms(case: Case) -> None:
             raise _mismatch("round")
     _check_datasets(case, agreement)
     case.abilities.check(agreement.terms)
+    case.abilities.check_steps(agreement.proposal.steps)
     check_purpose(agreement.terms, agreement.proposal.purpose)
     check_company(agreement.terms, order.receivers, case.charter)
 
@@ -246,6 +247,7 @@ def check_5_policy(case: Case, decide: Decide) -> Need | None:
     remaining = grants_left(case)
     document = {
         "agreement": agreement_facts(case.stored.agreement, case.order.agreement),
+        "step": step_of(case.stored.agreement, case.order).to_json(),
         "order": order_facts(case.order),
         "me": case.me,
         "now": case.now,
@@ -288,6 +290,7 @@ def check_egress(
             raise ComityError(ErrorCode.EGRESS_DENIED, "fewer records than the terms ask for", dataset=ask.dataset)
     document = {
         "agreement": agreement_facts(agreement, order.agreement),
+        "step": step_of(agreement, order).to_json(),
         "order": order_facts(order),
         "me": me,
         "now": now,
@@ -332,7 +335,7 @@ def own_datasets(agreement: Agreement, me: str) -> tuple[DatasetAsk, ...]:
     )
 
 
-def step_of(agreement: Agreement, order: OrderHeader) -> TrainStep:
+def step_of(agreement: Agreement, order: OrderHeader) -> Step:
     """Return the step that an order belongs to. Raises `ORDER_MISMATCH`."""
     return agreement.proposal.step(order.step)
 

@@ -33,6 +33,7 @@ from comity_node.training.questions import QuestionDesk
 from comity_node.training.results import Results
 from comity_node.training.tables import CANCELLED, COMPLETED, DIVERGED, FAILED, RUNNING, ResultRow
 from comity_node.training.workshop import Workshop
+from comity_policies.documents import Step, TrainStep
 
 RESTARTS_MAX = 5
 RESTART_PAUSE_S = 0.2
@@ -227,12 +228,11 @@ class RunHost:
     def _card(self, ending: Ending, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the model card: what a recipient needs to know, metrics included."""
         led, proposal = self._led, self._led.agreement.proposal
-        app = led.step.app
         return {
             "run": led.run,
             "state": ending.state,
             "agreement": led.digest,
-            "app": {"digest": app.digest, "name": app.name, "publisher": app.publisher, "version": app.version},
+            **_work(led.step),
             "purpose": proposal.purpose,
             "title": proposal.title,
             "lead": led.me,
@@ -245,9 +245,17 @@ class RunHost:
             ],
             "aggregation": str(led.agreement.terms.get("aggregation", "plain")),
             "privacy": led.agreement.terms.to_json().get("privacy"),
-            "run_config": dict(led.step.run_config),
             "created_at": instants.to_text(self._node.clock()),
         }
+
+
+def _work(step: Step) -> dict[str, Any]:
+    """Return what a card says of the step itself."""
+    if isinstance(step, TrainStep):
+        app = step.app
+        named = {"digest": app.digest, "name": app.name, "publisher": app.publisher, "version": app.version}
+        return {"app": named, "run_config": dict(step.run_config)}
+    return {"step": step.to_json()}
 
 
 def _text(value: dict[str, Any] | None) -> str | None:

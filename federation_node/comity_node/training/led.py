@@ -11,7 +11,7 @@ from typing import Any
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.workers import node_number
 from comity_node.training.tables import AnswerRow, QuestionRow
-from comity_policies.documents import Agreement, TrainStep
+from comity_policies.documents import Agreement, Step
 
 # Beyond this many rounds a manifest names only rounds that differ from the one before: a statement is at most 1 MiB.
 MANIFEST_ROUNDS_MAX = 1_000
@@ -23,7 +23,7 @@ class LedRun:
 
     run: str
     agreement: Agreement
-    step: TrainStep
+    step: Step
     me: str
     digest: str
     node_ids: dict[int, str] = field(init=False)

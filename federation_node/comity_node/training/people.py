@@ -27,7 +27,7 @@ from comity_node.training.needs import PERSON_AGREED, Need
 from comity_node.training.ports import People
 from comity_policies.decisions import ReviewNeed, Stage
 from comity_policies.document import TITLE_CHARS_MAX
-from comity_policies.documents import REASONS_MAX, Agreement, OrderHeader
+from comity_policies.documents import REASONS_MAX, Agreement, OrderHeader, TrainStep
 
 DISPATCH, EGRESS = str(Stage.DISPATCH), str(Stage.EGRESS)
 # People get at most this long for the step of a run; the agreement may end earlier.
@@ -157,7 +157,8 @@ def ask_for_order(order: Received, agreement: Agreement, need: Need, me: str, no
     if alone:
         document["order"] = {**enforcement.order_facts(header), "digest": order.digest, "reply_by": header.reply_by}
     subject = order.digest if alone else canonical.digest({"run": header.run, "step": header.step})
-    what = f"{step.app.name} in {header.run}" + (f", round {header.round}" if alone else "")
+    named = step.app.name if isinstance(step, TrainStep) else step.kind
+    what = f"{named} in {header.run}" + (f", round {header.round}" if alone else "")
     return _ask(DISPATCH, subject, f"run {what}", document, need, until, header, agreement)
 
 

@@ -52,7 +52,7 @@ class ProgressTeller:
 
     async def _send(self, round_no: int) -> None:
         led, settings = self._led, self._node.settings
-        rounds = led.step.rounds
+        rounds = led.step.most_rounds
         body = {
             "run": led.run,
             "round": min(round_no, rounds),

@@ -36,7 +36,7 @@ from comity_node.training.results import Results
 from comity_node.training.tables import CANCELLED, FAILED, PREPARING, READY, RUNNING, RunRow
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
-from comity_policies.documents import Agreement, TrainStep
+from comity_policies.documents import Agreement, Step
 
 LEAD_TRIED_MAX = 300
 PREPARE_AGAIN_S = 10.0
@@ -331,7 +331,7 @@ class Runs:
         return instants.to_text(self._node.clock())
 
 
-def _step_of(agreement: Agreement, lead: str) -> TrainStep:
+def _step_of(agreement: Agreement, lead: str) -> Step:
     """Return the step that `lead` leads. Raises `ORDER_NOT_LEAD`."""
     for step in agreement.proposal.steps:
         if step.lead == lead:

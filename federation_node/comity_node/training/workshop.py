@@ -21,7 +21,7 @@ from comity_node.context import NodeContext
 from comity_node.training.datasets import Copy, DatasetCatalogue
 from comity_node.training.enforcement import own_datasets
 from comity_node.training.ports import Agreements
-from comity_policies.documents import Agreement, TrainStep
+from comity_policies.documents import Agreement, Step, TrainStep
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Workshop:
         wanted = self._node.settings.isolation
         return best_isolation() if wanted == "best" else IsolationLevel.for_term(wanted)
 
-    async def station(self, run: str, agreement: Agreement, step: TrainStep) -> Station:
+    async def station(self, run: str, agreement: Agreement, step: Step) -> Station:
         """Return the run's station, made if it is not there: data copied, process started.
 
         Raises:
@@ -70,8 +70,14 @@ class Workshop:
                 raise
             return station
 
-    def host_settings(self, run: str, agreement: Agreement, step: TrainStep, role: str) -> HostSettings:
-        """Return what a process of the run needs; `role` names its scratch folder: `client` or `server`."""
+    def host_settings(self, run: str, agreement: Agreement, step: Step, role: str) -> HostSettings:
+        """Return what a process of the run needs; `role` names its scratch folder: `client` or `server`.
+
+        Raises:
+            ComityError: `APP_INVALID`; `UNSUPPORTED` if the step runs no app.
+        """
+        if not isinstance(step, TrainStep):
+            raise ComityError(ErrorCode.UNSUPPORTED, f"a step of kind {step.kind} runs no app", field="kind")
         limits = self._node.settings.limits
         needed = IsolationLevel.for_term(agreement.terms.get("isolation"))
         folder = self.folder(run)
@@ -115,7 +121,7 @@ class Workshop:
         for run in list(self._stations):
             await self.close(run)
 
-    async def _make(self, run: str, agreement: Agreement, step: TrainStep) -> Station:
+    async def _make(self, run: str, agreement: Agreement, step: Step) -> Station:
         me = self._node.settings.org
         data = self._data(run)
         data.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -28,8 +28,7 @@ complete if {
 	data.comity.lib.texts([input.me, input.proposer, input.proposal.proposer, input.proposal.purpose])
 	is_number(input.proposal.uses)
 	data.comity.lib.terms_sound(input.proposal.terms)
-	is_string(input.app.digest)
-	data.comity.lib.texts(input.app.signed_by)
+	app_known
 	is_array(input.proposal.datasets)
 	is_array(input.proposal.steps)
 	is_array(input.datasets)
@@ -38,14 +37,45 @@ complete if {
 		data.comity.lib.texts(ask.columns)
 	}
 	every step in input.proposal.steps {
-		data.comity.lib.texts([step.id, step.kind, step.app.name, step.app.digest])
-		is_number(step.rounds)
+		data.comity.lib.texts([step.id, step.kind])
+		step_known(step)
 	}
 	every dataset in input.datasets {
 		data.comity.lib.texts([dataset.name, dataset.classification])
 		is_number(dataset.records)
 		data.comity.lib.texts(dataset.columns)
 	}
+}
+
+# A proposal brings an app if, and only if, one of its steps runs one.
+app_known if {
+	input.app == null
+	every step in input.proposal.steps {
+		step.kind != "train"
+	}
+}
+
+app_known if {
+	is_string(input.app.digest)
+	data.comity.lib.texts(input.app.signed_by)
+}
+
+# A step of a kind that this policy does not know is not one that it can judge.
+step_known(step) if {
+	step.kind == "train"
+	data.comity.lib.texts([step.app.name, step.app.digest])
+	is_number(step.rounds)
+}
+
+step_known(step) if {
+	step.kind == "aggregate"
+	is_string(step.query.measure)
+	is_number(step.rounds)
+}
+
+step_known(step) if {
+	step.kind == "intersect"
+	data.comity.lib.texts([step.partner, step.mode])
 }
 
 # METADATA
@@ -144,6 +174,7 @@ deny contains {
 	"message": sprintf("step %s asks for %v rounds, the most is %v", [step.id, step.rounds, data.settings.rounds_max]),
 } if {
 	some step in input.proposal.steps
+	step.kind != "intersect"
 	not step.rounds <= data.settings.rounds_max
 }
 

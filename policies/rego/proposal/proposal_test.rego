@@ -51,6 +51,31 @@ test_good_is_allowed if {
 	answered.terms.min_cohort == {"hospital-b/patients": 20}
 }
 
+aggregate := {"id": "ask", "kind": "aggregate", "rounds": 1, "query": {"measure": "count"}}
+
+# Nobody's code runs here, so nobody has to have read any.
+test_a_statistic_needs_no_reviewed_app if {
+	answered := answer({"proposal": {"steps": [aggregate]}, "app": null}, {"app_digests": []})
+	answered.decision == "allow"
+}
+
+test_an_intersection_needs_no_reviewed_app if {
+	intersect := {"id": "meet", "kind": "intersect", "partner": "hospital-a", "mode": "cardinality"}
+	answer({"proposal": {"steps": [intersect]}, "app": null}, {"app_digests": []}).decision == "allow"
+}
+
+test_rounds_of_a_statistic_are_counted if {
+	many := object.union(aggregate, {"rounds": 51})
+	rules(answer({"proposal": {"steps": [many]}, "app": null}, {})) == {"proposal.rounds"}
+}
+
+test_a_training_without_its_app_is_undecided if rules(answer({"app": null}, {})) == {"proposal.default"}
+
+test_a_step_of_unknown_kind_is_undecided if {
+	odd := object.union(aggregate, {"kind": "dump"})
+	rules(answer({"proposal": {"steps": [odd]}, "app": null}, {})) == {"proposal.default"}
+}
+
 test_purpose if {
 	answered := answer({"proposal": {"purpose": "marketing"}}, {})
 	answered.decision == "deny"

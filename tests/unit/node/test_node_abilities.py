@@ -11,6 +11,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keys import OrgKeys
 from comity_node.abilities import Abilities, check_company, check_purpose
 from comity_policies.charter import Charter, Member
+from comity_policies.documents import AggregateStep, Query
 from comity_policies.terms import TABLE, Terms
 
 OWNERS = {"clinic-a": "north", "clinic-b": "north", "clinic-c": "south", "clinic-d": "east"}
@@ -136,3 +137,11 @@ def test_only_named_peers_count() -> None:
     terms = Terms.parse({"independent_peers": {"clinic-a": {"count": 1, "among": ["clinic-d"]}}})
     check_company(terms, ("clinic-a", "clinic-d"), CHARTER)
     assert refusal(check_company, terms, ("clinic-a", "clinic-c"), CHARTER).code is ErrorCode.PARTICIPANTS_TOO_FEW
+
+
+def test_a_step_of_a_kind_that_this_node_cannot_run_is_refused_by_name() -> None:
+    step = AggregateStep("ask", "clinic-a", Query("count"), 1, 60)
+    Abilities(frozenset({"plain"}), "process", frozenset({"train", "aggregate"})).check_steps((step,))
+    with pytest.raises(ComityError, match="kind aggregate") as caught:
+        Abilities(frozenset({"plain"}), "process", frozenset({"train"})).check_steps((step,))
+    assert caught.value.code == ErrorCode.UNSUPPORTED
