@@ -11,11 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies import charter_cli
-from comity_policies.decisions import Stage, example, result_example, schema, validate_input
 from comity_policies.portable import ENTRY_POINTS
 
 INPUT_BYTES_MAX = 1 << 20
@@ -23,7 +23,10 @@ EXIT_FAILED = 1
 
 Folder = Annotated[Path, typer.Argument(help="The organisation's policy folder: data.json and its own Rego.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-StageName = Annotated[Stage, typer.Argument(help="membership, proposal, dispatch or egress.")]
+# Stages by name: the type itself would bring every document with it, whichever command is typed.
+StageName = Annotated[
+    str, typer.Argument(click_type=click.Choice(ENTRY_POINTS), help="membership, proposal, dispatch or egress.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -120,12 +123,13 @@ def evaluate(
       comity policy explain-input proposal > question.json
       comity policy eval proposal question.json --folder /srv/node/policy
     """
+    from comity_policies.decisions import Stage, validate_input
     from comity_policies.embedded import EmbeddedEngine
 
     question = _read_json(document)
-    validate_input(stage, question)
+    validate_input(Stage(stage), question)
     engine = EmbeddedEngine(_bundle(folder))
-    decision = engine.decide(stage, question)
+    decision = engine.decide(Stage(stage), question)
     engine.close()
     if as_json:
         _print_json(decision.to_json())
@@ -152,11 +156,13 @@ def explain_input(
       comity policy explain-input dispatch --schema
       comity policy explain-input egress --result
     """
+    from comity_policies.decisions import Stage, example, result_example, schema
+
     del as_json  # the flag is accepted everywhere; this output is JSON anyway
     if with_schema:
         _print_json(schema("result" if result else stage))
     else:
-        _print_json(result_example(stage) if result else example(stage))
+        _print_json(result_example(Stage(stage)) if result else example(Stage(stage)))
 
 
 def terms(
@@ -268,6 +274,7 @@ def _bundle(folder: Path) -> Any:
 
 def _ask_server(url: str, bundle: Any) -> list[Any]:
     """Compare a server's answers to the published examples with the embedded engine's."""
+    from comity_policies.decisions import Stage, example
     from comity_policies.embedded import EmbeddedEngine
     from comity_policies.opa import OpaServerEngine
     from comity_policies.rego_tests import Outcome
