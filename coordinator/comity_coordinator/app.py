@@ -24,6 +24,7 @@ from comity.v1 import (
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_coordinator import setup
+from comity_coordinator.attestation.service import EvidenceDesk
 from comity_coordinator.db import Database, open_database
 from comity_coordinator.feed import Feed
 from comity_coordinator.governance.policy import ConsortiumGate
@@ -114,6 +115,9 @@ class Coordinator:
             feed=self.feed,
             expect_sums=self.sums.expect,
         )
+        self.attestation = EvidenceDesk(
+            charter_of=self.governance.in_charge, ledger=self.ledger, outbox=self.hub, agreements=self.training
+        )
         self.gate = ConsortiumGate(settings.home, settings.opa_url)
         self.negotiation = NegotiationService(
             consortium=settings.consortium,
@@ -122,7 +126,7 @@ class Coordinator:
             outbox=self.hub,
             sign=self.sign,
             engine=self.engine,
-            agreements=self.training,
+            agreements=self.attestation,
             feed=self.feed,
             gate=self.gate,
         )
@@ -162,6 +166,7 @@ class Coordinator:
             self.governance.ballots.register(self.hub)
             self.membership.on_enrolled(self.governance.ballots.candidate)
             self.negotiation.register()
+            self.attestation.register(self.negotiation)
             self.governance.on_charter(self.negotiation.charter_changed)
             self.training.register()
             self.hub.authorise_runs(self.training.parties_of)

@@ -23,7 +23,8 @@ from typing import Any
 
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_coordinator.negotiation.moves import with_moves
+from comity_coordinator.negotiation.evidence import evidenced
+from comity_coordinator.negotiation.moves import lacking, with_moves
 from comity_coordinator.negotiation.states import (
     COORDINATOR_MOVE,
     JOINED,
@@ -35,6 +36,7 @@ from comity_coordinator.negotiation.states import (
     Drafted,
     Ended,
     Event,
+    Evidenced,
     Finalized,
     Leg,
     LegState,
@@ -136,6 +138,8 @@ def step(negotiation: Negotiation, event: Event, now: str) -> Negotiation:
         return _counter_accepted(negotiation, event, now)
     if isinstance(event, Drafted):
         return _drafted(negotiation, event)
+    if isinstance(event, Evidenced):
+        return evidenced(negotiation, event, now)
     if isinstance(event, Signed):
         return _signed(negotiation, event, now)
     if isinstance(event, Finalized):
@@ -230,6 +234,8 @@ def _signed(negotiation: Negotiation, event: Signed, now: str) -> Negotiation:
         raise ComityError(ErrorCode.AGREEMENT_INVALID, "another agreement is being signed", attempt=negotiation.attempt)
     if now > negotiation.until:
         raise ComityError(ErrorCode.DEADLINE_PASSED)
+    if absent := lacking(negotiation):
+        raise ComityError(ErrorCode.ATTESTATION_MISSING, "nobody signs before all evidence is here", org=min(absent))
     after = _put(negotiation, _moved(leg, LegState.AGREED, now))
     parties = [after.legs[org] for org in after.parties]
     if all(each.state is LegState.AGREED for each in parties):
@@ -279,15 +285,17 @@ def _deadline(negotiation: Negotiation, now: str) -> Negotiation:
         return negotiation
     if negotiation.phase is Phase.ANSWERING:
         return _join_if_ready(negotiation, now, at_deadline=True)
+    code, failed, absent = ErrorCode.DEADLINE_PASSED, "did not sign in time", lacking(negotiation)
     late = [leg for leg in negotiation.legs.values() if leg.state is LegState.ACCEPTED]
+    if absent:  # the others could not sign
+        code, failed = ErrorCode.ATTESTATION_MISSING, "showed no evidence in time"
+        late = [leg for leg in late if leg.org in absent]
     waited = ",".join(sorted(leg.org for leg in late))
     if any(leg.required for leg in late):
-        return _terminate(negotiation, ErrorCode.DEADLINE_PASSED, f"{waited} did not sign in time", waited, now)
-    reason = Reason("negotiation.deadline", str(ErrorCode.DEADLINE_PASSED), "did not sign in time")
+        return _terminate(negotiation, code, f"{waited} {failed}", waited, now)
+    reason = Reason("negotiation.deadline", str(code), failed)
     dropped = (_moved(leg, LegState.TERMINATED, now, move=leg.org, reasons=(reason,)) for leg in late)
-    return _rejoin(
-        _put(negotiation, *dropped), ErrorCode.DEADLINE_PASSED, f"{waited} did not sign in time", waited, now
-    )
+    return _rejoin(_put(negotiation, *dropped), code, f"{waited} {failed}", waited, now)
 
 
 def _after_loss(negotiation: Negotiation, leg: Leg, code: ErrorCode, detail: str, now: str) -> Negotiation:
@@ -307,7 +315,7 @@ def _rejoin(negotiation: Negotiation, code: ErrorCode, detail: str, move: str, n
     parties = [negotiation.legs[org] for org in negotiation.parties]
     if len(parties) < negotiation.minimum:
         return _terminate(negotiation, code, f"{detail}: the minimum is out of reach", move, now)
-    back = (_moved(leg, LegState.ACCEPTED, now) for leg in parties)
+    back = (_moved(leg, LegState.ACCEPTED, now, evidence="") for leg in parties)
     return _join(_put(negotiation, *back), now)
 
 

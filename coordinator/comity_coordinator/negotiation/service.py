@@ -166,7 +166,7 @@ class NegotiationService:
         if len(message.body) > limit:
             raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(message.body), limit_bytes=limit)
         event = model.Answered(org, answer.decision, answer.terms, answer.reasons, said.digest)
-        after = self._apply(conn, record, event, charter, said)
+        after = self.apply(conn, record, event, charter, said)
         if after is not record.negotiation and after.legs[org].state is LegState.OFFERED:
             # The proposer decides on what was signed, not on what we say of it.
             self._outbox.enqueue(conn, after.proposer, "counter.offer", {"answer": said.to_json()})
@@ -185,7 +185,7 @@ class NegotiationService:
             raise ComityError(ErrorCode.NOT_FOUND, "no such proposal is being negotiated")
         if record.negotiation.proposer != org:
             raise ComityError(ErrorCode.FORBIDDEN, "only the proposer accepts a counter-offer")
-        self._apply(conn, record, model.CounterAccepted(taken.org, taken.answer), charter, said)
+        self.apply(conn, record, model.CounterAccepted(taken.org, taken.answer), charter, said)
 
     def signature(self, conn: Connection, org: str, message: Message) -> None:
         """Take a party's signature over the agreement; with the last one it becomes final.
@@ -209,7 +209,7 @@ class NegotiationService:
         # Of the draft being signed only: a stale one must not cost everybody's signatures.
         newest = record.negotiation.phase is Phase.SIGNING and record.negotiation.agreement == digest
         if newest and store.read_agreement(row.document).charter_digest != charter.digest:
-            self._apply(conn, record, model.CharterChanged(), charter)
+            self.apply(conn, record, model.CharterChanged(), charter)
             return
         after = model.step(record.negotiation, model.Signed(org, digest), self._clock())
         if after is record.negotiation:
@@ -239,7 +239,7 @@ class NegotiationService:
         if negotiation.phase is not Phase.FINALIZED:
             # The ledger knows no drafts: an auditor could not tell what such an entry is about.
             about_draft = body["agreement"] is not None
-            self._apply(conn, record, model.Withdrew(org, reason), charter, None if about_draft else said)
+            self.apply(conn, record, model.Withdrew(org, reason), charter, None if about_draft else said)
             return
         if org not in negotiation.parties:
             raise ComityError(ErrorCode.NOT_A_MEMBER, f"{org} is no party of this agreement")
@@ -256,7 +256,7 @@ class NegotiationService:
     def charter_changed(self, conn: Connection) -> None:
         """Draft anew what is being signed: parties refuse to sign under a former charter."""
         for record in store.in_phase(conn, Phase.SIGNING):
-            self._apply(conn, record, model.CharterChanged(), inbound.charter(conn, self._charter_of))
+            self.apply(conn, record, model.CharterChanged(), inbound.charter(conn, self._charter_of))
 
     # What a workflow engine calls (`workflows.engine.Supervised`).
 
@@ -265,7 +265,7 @@ class NegotiationService:
         record = subjects.find(conn, subject_id)
         if record is None or record.negotiation.phase not in model.OPEN:
             return None
-        self._apply(conn, record, model.DeadlinePassed(), inbound.charter(conn, self._charter_of))
+        self.apply(conn, record, model.DeadlinePassed(), inbound.charter(conn, self._charter_of))
         return self.deadline_of(conn, subject_id)
 
     def deadline_of(self, conn: Connection, subject_id: str) -> str | None:
@@ -312,7 +312,7 @@ class NegotiationService:
         if store.open_count(conn, org, OPEN_PER_PROPOSER_MAX) >= OPEN_PER_PROPOSER_MAX:
             raise ComityError(ErrorCode.BUSY, "too many open proposals", limit=OPEN_PER_PROPOSER_MAX)
 
-    def _apply(
+    def apply(
         self,
         conn: Connection,
         record: store.Record,

@@ -46,7 +46,8 @@ class Leg:
 
     `since` is the instant of the last change. `move` names who can bring the leg on, comma-separated and sorted; on a
     TERMINATED leg it stays as it was when the leg ended. `answer` is the digest of the newest answer's statement,
-    `answers` how many were taken (an organisation answers again after a `review`).
+    `answers` how many were taken (an organisation answers again after a `review`). `evidence` is the digest of what it
+    showed for the agreement being signed, under `attestation: required`.
     """
 
     org: str
@@ -58,6 +59,7 @@ class Leg:
     terms: Terms = field(default_factory=Terms)
     answer: str = ""
     answers: int = 0
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,15 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidenced:
+    """`org` showed evidence (digest of its statement) for the agreement that is being signed."""
+
+    org: str
+    agreement: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Signed:
     """`org` signed the agreement `digest`."""
 
@@ -168,7 +179,16 @@ class DeadlinePassed:
 
 
 Event = (
-    Answered | CounterAccepted | Drafted | Signed | Finalized | CharterChanged | Withdrew | Superseded | DeadlinePassed
+    Answered
+    | CounterAccepted
+    | Drafted
+    | Evidenced
+    | Signed
+    | Finalized
+    | CharterChanged
+    | Withdrew
+    | Superseded
+    | DeadlinePassed
 )
 
 
@@ -234,6 +254,7 @@ def _leg_json(leg: Leg) -> dict[str, Any]:
         "terms": leg.terms.to_json(),
         "answer": leg.answer,
         "answers": leg.answers,
+        **({"evidence": leg.evidence} if leg.evidence else {}),
     }
 
 
@@ -248,4 +269,5 @@ def _leg_of(value: dict[str, Any]) -> Leg:
         terms=Terms.parse(value["terms"]),
         answer=value["answer"],
         answers=value["answers"],
+        evidence=value.get("evidence", ""),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.attestation import service as evidence
 from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.training import store
 from comity_coordinator.training.model import Run
@@ -28,7 +29,8 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
     Raises:
         ComityError: `AGREEMENT_UNKNOWN`, `NOT_A_MEMBER`, `ORDER_MISMATCH` if it does not belong to the run;
             `GRANT_EXHAUSTED` beyond the agreement; `CONFLICT` for a number and `ORDER_REPLAYED` for an order that has
-            another receipt; `TOO_LARGE` for too many; `CLAIM_UNPROVEN` for a proof that does not hold (about 4 ms).
+            another receipt; `TOO_LARGE` for too many; `CLAIM_UNPROVEN` for a proof that does not hold (about 4 ms);
+            `ATTESTATION_MISSING` for a result without the evidence that the agreement asks for.
     """
     if receipt.agreement != run.agreement:
         raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run belongs to another agreement")
@@ -49,6 +51,7 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
     if receipt.cohort is not None:
         cohorts.verify(receipt, org, _minimum(conn, run, org))
     executed = receipt.outcome == "result"
+    evidence.check_receipt(conn, run.agreement, org, receipt.evidence, result=executed)
     if executed and store.is_executed(conn, org, receipt.order):
         raise ComityError(ErrorCode.ORDER_REPLAYED, "this order was executed before")
     store.put_receipt(conn, org, receipt.journal_seq, run.run, receipt.order if executed else digest, digest)

@@ -155,4 +155,4 @@ def _accept_by_itself(world: Any, conn: Any, proposal: Any) -> str:
     record = negotiation_store.by_id(conn, proposal.proposal_id)
     assert record is not None
     event = model.CounterAccepted("beta", record.negotiation.legs["beta"].answer)
-    return str(world.negotiation._apply(conn, record, event, world.charter).phase)
+    return str(world.negotiation.apply(conn, record, event, world.charter).phase)

@@ -1,0 +1,1 @@
+"""Evidence of confidential hardware on its way between parties, and onto the ledger (docs/attestation.md)."""
