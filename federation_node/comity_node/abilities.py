@@ -38,18 +38,20 @@ class Abilities:
         profiles: of aggregation.
         isolation: the strongest that it offers (a term's value).
         kinds: of steps that it can run.
+        attests: whether it can show evidence of its hardware (`attestation`).
     """
 
     profiles: frozenset[str]
     isolation: str
     kinds: frozenset[str] = frozenset({TRAIN})
+    attests: bool = False
 
     def check(self, terms: Terms) -> None:
         """Refuse terms that this node cannot enforce. Raises `UNSUPPORTED`, `ISOLATION_TOO_WEAK`, naming the term."""
         for field in UNENFORCED:
             if field in terms:
                 raise _unsupported(field)
-        if terms.get("attestation", "none") != "none":
+        if terms.get("attestation", "none") != "none" and not self.attests:
             raise _unsupported("attestation")
         profile = str(terms.get("aggregation", "plain"))
         if profile not in self.profiles:

@@ -39,7 +39,9 @@ from comity_node.transport.link import Link
 from comity_node.transport.payloads import Payloads
 
 # Built in this order and stopped in the other: `service.build(node)` if there is one, `api.router(node)` likewise.
-CAPABILITIES = ("access", "membership", "governance", "ledger", "policy", "reviews", "negotiation", "training")
+CAPABILITIES = (
+    *("access", "membership", "governance", "ledger", "policy", "reviews", "attestation", "negotiation", "training"),
+)
 READY_TIMEOUT_S = 10.0
 TOKEN_CHARS_MIN = 32
 STOP_TIMEOUT_S = 5.0

@@ -22,6 +22,8 @@ NO_NODE = "no node here: name its folder with --home or COMITY_HOME, or make one
 LOG_KEY_BYTES = 32
 
 Positive = Annotated[int, Field(gt=0)]
+Version = Annotated[int, Field(ge=0, le=255)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Limits(BaseModel):
@@ -69,6 +71,39 @@ class OidcSettings(BaseModel):
     """The longest life of a token that is accepted."""
 
 
+class SnpFloor(BaseModel):
+    """The lowest versions of SEV-SNP firmware that count here, as AMD numbers them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    boot_loader: Version
+    tee: Version
+    snp: Version
+    microcode: Version
+
+
+class AttestationSettings(BaseModel):
+    """Evidence of confidential hardware; `docs/attestation.md` explains each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    report_root: Path = Path("/sys/kernel/config/tsm/report")
+    """Where the kernel takes requests for reports."""
+    files: Path = Path("attestation")
+    """What vouches for our own hardware, below the node's home: vcek, ask, ark (.pem, .der) or collateral.json."""
+    evidence_max_age_s: Positive = 86_400
+    """Other parties' evidence that is older is asked for anew before an order."""
+    trust_roots: tuple[Digest, ...] | None = None
+    """SHA-256 of the roots that count here, among those of the charter; by default all of those."""
+    measurements: tuple[Digest, ...] | None = None
+    """SHA-256 of the workloads that count here, among those of the charter; by default all of those."""
+    snp_floor: SnpFloor | None = None
+    """Without it no SEV-SNP report counts."""
+    vmpl_max: Annotated[int, Field(ge=0, le=3)] = 0
+    tcb_statuses: tuple[str, ...] = ("UpToDate",)
+    refused_advisories: tuple[str, ...] = ()
+
+
 class ListenSettings(BaseModel):
     """A port for people of this organisation, TLS 1.3: tokens and OIDC only, `api.token` is refused there."""
 
@@ -110,6 +145,8 @@ class NodeSettings(BaseModel):
     limits: Limits = Limits()
     oidc: OidcSettings | None = None
     listen: ListenSettings | None = None
+    attestation: AttestationSettings | None = None
+    """How this node shows evidence and judges that of others; without it the term is refused."""
 
     @field_validator("org")
     @classmethod

@@ -160,11 +160,13 @@ def check_on_record(given: EvidenceGiven, said: Statement, charter: Charter, non
     judge(given.evidence.evidence(), trust, statement_key=key, nonce=nonce, now=at)
 
 
-def check_trusted(trust: Trust) -> None:
-    """Refuse a trust that could accept nothing. Raises `UNSUPPORTED`, naming the term."""
-    if not any(trust.roots.get(kind) and trust.measurements.get(kind) for kind in KINDS):
-        detail = "no root and measurement of attestation are trusted by both the charter and this node"
-        raise ComityError(ErrorCode.UNSUPPORTED, detail, field=TERM)
+def check_attestable(terms: Terms, charter: Charter) -> None:
+    """Refuse to ask for evidence where the charter trusts no machine. Raises `UNSUPPORTED`, naming the term."""
+    if required(terms):
+        roots, measurements = charter_trust(charter)
+        if not any(roots[kind] and measurements[kind] for kind in KINDS):
+            detail = "the charter trusts no root and measurement of attestation"
+            raise ComityError(ErrorCode.UNSUPPORTED, detail, field=TERM)
 
 
 def _hash(domain: bytes, *digests: str) -> bytes:

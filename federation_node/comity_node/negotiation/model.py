@@ -33,6 +33,7 @@ from comity_crypto.statements import Statement, verify_statement
 from comity_node.abilities import Abilities, check_company, check_purpose
 from comity_policies.charter import Charter
 from comity_policies.documents import SIGNING_S, SIGNING_S_MAX, Agreement, Answer, Proposal
+from comity_policies.evidence import check_attestable
 from comity_policies.terms import Terms, conforms, meet, meet_all
 
 # A word that leaves a node this long before an instant is judged by the coordinator before it.
@@ -93,6 +94,7 @@ def check_promises(
     """
     check_purpose(terms, proposal.purpose)
     check_company(terms, parties, charter)
+    check_attestable(terms, charter)
     abilities.check(terms)
     abilities.check_steps(proposal.steps)
 

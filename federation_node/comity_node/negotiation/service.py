@@ -16,6 +16,7 @@ from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.abilities import Abilities
+from comity_node.attestation.service import AttestationService
 from comity_node.negotiation import model, signing, store
 from comity_node.negotiation.answering import OFFER, Answering
 from comity_node.negotiation.apps import AppStore
@@ -57,6 +58,7 @@ class NegotiationService:
         link.register("agreement.final", self.on_final)
         link.register("negotiation.update", self.on_update)
         RefusedProposals(self._node).register()
+        self._node.services.get(AttestationService).on_evidence(self._pending.try_again)
         self._reviews.on_decided(STAGE_PROPOSAL, self._answering.on_verdict)
         self._reviews.on_decided(STAGE_AGREEMENT, self._signing.on_verdict)
 

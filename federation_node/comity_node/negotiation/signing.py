@@ -2,8 +2,9 @@
 
 Rules:
 1. An agreement that holds is signed; one that does not ends in a withdrawal with the reason, so that nobody waits for
-   this organisation. Two exceptions say nothing, because the coordinator asks anew by itself: an agreement on a
-   superseded revision, and one under a former charter.
+   this organisation. Three exceptions say nothing: an agreement on a superseded revision and one under a former
+   charter, because the coordinator asks anew by itself; one whose other parties showed no evidence in time, because the
+   coordinator names them.
 2. An agreement under a charter that has not come here yet waits for it (`pending.py`).
 3. Under the term `human_review: agreement` people approve the very agreement first; no word in time is a withdrawal.
 4. At most one agreement of a proposal becomes final here.
@@ -22,6 +23,7 @@ from comity_crypto.encoding import to_base64
 from comity_crypto.quorum import message_for
 from comity_crypto.statements import Statement
 from comity_node.abilities import Abilities
+from comity_node.attestation.service import hold_back
 from comity_node.negotiation import model, store
 from comity_node.negotiation.answering import Sign
 from comity_node.negotiation.pending import PendingItems
@@ -132,6 +134,12 @@ class Signing:
         model.check_promises(proposal, agreement.terms, agreement.parties, charter, node.services.get(Abilities))
         if not self._approved(conn, agreement, answers, last=last):
             return "shown"
+        if (why := hold_back(node, conn, agreement, answers)) is not None:
+            if last:
+                store.drop_pending(conn, subject=agreement.digest)
+                return "given up"
+            self._wait(conn, agreement, answers, why)
+            return "later"
         store.drop_pending(conn, proposal_digest=proposal.digest)
         store.add_agreement(conn, agreement, self._now())
         voice = node.keys.bls_sign(message_for("agreement", agreement.digest))

@@ -5,7 +5,7 @@
 (1) the agreement is in this organisation's own store, signed by it, final, and nobody has withdrawn
 (2) the agreement's certificate holds (cached by agreement and charter)
 (3) the order conforms: run, step, type, round, receivers, deadline; own dataset and columns; every term is one that
-    this node can enforce
+    this node can enforce; the other parties' evidence is fresh enough, where the terms ask for it
 (4) the grant has what the order needs (read only; `charge` reads it again in the transaction that starts the order)
 (5) the organisation's own `dispatch` policy allows it, or wants a person to look
 (6) a person, where the policy or the terms ask for one (`people.py`: it takes the journal)
@@ -64,7 +64,8 @@ class Case:
     """One order before its judge.
 
     `started` if this very order was, `number_taken` if another one under its number; `ledger` is why this node does
-    not trust the ledger or its own journal any more. `made_under` is the charter of the agreement, if this node's chain
+    not trust the ledger or its own journal any more; `attested` is what keeps it from relying on the other parties'
+    machines (`attestation`). `made_under` is the charter of the agreement, if this node's chain
     has it.
     """
 
@@ -82,6 +83,7 @@ class Case:
     ledger: ComityError | None = None
     looks: ReviewNeed = ONE_REVIEWER
     made_under: Charter | None = None
+    attested: ComityError | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +93,8 @@ class Verdict:
     predicates: dict[str, bool] = field(default_factory=dict)
     error: ComityError | None = None
     need: Need | None = None
+    # Digests of the other parties' evidence, where the terms ask for it.
+    evidence: tuple[str, ...] | None = None
 
 
 class Certificates:
@@ -225,6 +229,8 @@ def check_3_conforms(case: Case) -> None:
             raise _mismatch("round")
     _check_datasets(case, agreement)
     case.abilities.check(agreement.terms)
+    if case.attested is not None:
+        raise case.attested
     case.abilities.check_steps(agreement.proposal.steps)
     check_purpose(agreement.terms, agreement.proposal.purpose)
     check_company(agreement.terms, order.receivers, case.charter)

@@ -25,6 +25,8 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef, sealed_size
 from comity_crypto.statements import Statement
 from comity_node.abilities import Abilities
+from comity_node.attestation.service import of_order
+from comity_node.attestation.trust import able
 from comity_node.context import NodeContext
 from comity_node.training import blobs, enforcement, grants, store
 from comity_node.training.blobs import SALT_BYTES, Blob, order_context
@@ -79,7 +81,7 @@ class Participant:
         self.reviews = OrderReviews(node, people, self._take)
         self._execution = Execution(node, workshop, profiles, self.reviews)
         self._workshop = workshop
-        self._abilities = Abilities(frozenset(profiles), workshop.offered().term)
+        self._abilities = Abilities(frozenset(profiles), workshop.offered().term, attests=able(node.settings))
         self._active: dict[tuple[str, str, str], asyncio.Task[None]] = {}
         self._told: dict[tuple[str, str], None] = {}
         self._passing: Counter[str] = Counter()
@@ -189,7 +191,7 @@ class Participant:
                 asked.close()
         size = job.released_bytes
         claim = cohorts.claim_of(agreement, self._node.settings.org, job.cohort)
-        outcome = Outcome("result", None, protected.receipt_digest, size, _since(began), claim)
+        outcome = Outcome("result", None, protected.receipt_digest, size, _since(began), claim, verdict.evidence)
         try:
             await self._finish(order, verdict, outcome, protected, None)
         except BaseException:
@@ -214,6 +216,8 @@ class Participant:
 
     async def _judge(self, order: Received, known: Known) -> Verdict:
         same = known.row is not None and known.row.digest == order.digest
+        stored = None if known.stored is None else known.stored.agreement
+        shown = await of_order(self._node, stored, order.header.agreement)
         case = Case(
             order=order.header,
             statement=order.statement,
@@ -229,8 +233,11 @@ class Participant:
             ledger=known.ledger,
             looks=self.reviews.looks(),
             made_under=None if known.stored is None else self._node.charters.at(known.stored.agreement.charter_digest),
+            attested=shown.error,
         )
-        return await asyncio.to_thread(enforcement.judge, case, self._certificates, self._node.policy.decide)
+        verdict = await asyncio.to_thread(enforcement.judge, case, self._certificates, self._node.policy.decide)
+        verdict.evidence = shown.digests
+        return verdict
 
     async def _fetch(self, order: Received, agreement: Agreement) -> Blob:
         """Open an order's content. Raises `PAYLOAD_*` (it comes again), `SEAL_BROKEN`, `TOO_LARGE`."""

@@ -41,7 +41,7 @@ log = structlog.get_logger("comity.node.training")
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an order ended here. `result` is the digest of what left; `code` the catalogue code of anything else;
-    `claim` is what the receipt will prove.
+    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`).
     """
 
     outcome: str
@@ -50,6 +50,7 @@ class Outcome:
     egress_bytes: int
     duration_s: float
     claim: Claim | None = None
+    evidence: tuple[str, ...] | None = None
 
 
 class ReceiptBook:
@@ -99,6 +100,7 @@ class ReceiptBook:
             egress_bytes=outcome.egress_bytes,
             journal_seq=number,
             duration_s=math.ceil(outcome.duration_s),
+            evidence=outcome.evidence,
         )
         store.put_receipt(conn, number, order.run, self._signed(receipt).to_bytes(), outcome.claim)
         self._node.journal.after_commit(conn, self._woken)

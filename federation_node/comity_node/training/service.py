@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.abilities import Abilities
+from comity_node.attestation.trust import able
 from comity_node.context import NodeContext
 from comity_node.negotiation import store as negotiation
 from comity_node.reviews.model import Review
@@ -93,7 +94,8 @@ class TrainingService:
             people,
         )
         people.on_news(self._on_review)
-        self.abilities = Abilities(frozenset(self._profiles), self._workshop.offered().term)
+        offered = self._workshop.offered().term
+        self.abilities = Abilities(frozenset(self._profiles), offered, attests=able(node.settings))
         self.results = Results(node, agreements, self.events)
         self.runs = Runs(
             node,

@@ -28,6 +28,7 @@ from comity_crypto.quorum import make_certificate, message_for
 from comity_crypto.statements import sign_statement
 from comity_node.abilities import Abilities
 from comity_node.access.model import Principal
+from comity_node.attestation import service as node_attestation
 from comity_node.context import NodeContext
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
@@ -171,6 +172,7 @@ class NodeRig:
         )
         self.reviews: ReviewService = node_reviews.build(self.context)
         self.context.services.add(Abilities(frozenset({"plain", "lead-key"}), "sandbox"))
+        self.attestation = node_attestation.build(self.context)
         self.service = node_negotiation.build(self.context)
         self.journal.create_all()
 
