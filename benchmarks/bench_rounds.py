@@ -7,7 +7,8 @@ is left is ours. Writes `benchmarks/out/rounds.json`, a list of rows; prints eac
 * `median_s`, `min_s`: from one round's aggregate at the lead to the next one's, by the lead's run events, which carry
   milliseconds. The first round starts the workers and is not in them.
 * `bytes_per_round`: payload bytes through the coordinator: one upload and two downloads of the order; `plain`: each of
-  the two replies up and down; `lead-key`: three uploads of ciphertexts and one download of their sum.
+  the two replies up and down; `lead-key`: three uploads of ciphertexts and one download of their sum; `masked` the same
+  of words; `threshold`: three uploads, three downloads of the sum, three shares up and each down to the two others.
 * `raw_s`, `ratio`: the median of as many bytes over bare streams (`raw_stream.py`), measured just before and after,
   and `median_s` as its multiple.
 * `cpu_s`: processor time of all processes per round; unlike the times above it hardly depends on the machine's load.
@@ -36,13 +37,20 @@ import raw_stream
 
 from comity.wire.errors import ComityError
 from comity_crypto.sealing import sealed_size
-from comity_crypto.secagg.bfv.blobs import blob_bytes
+from comity_crypto.secagg.bfv.blobs import BlobKind, blob_bytes
 from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.masked.blobs import blob_bytes as masked_bytes
 
 OUT = Path(__file__).parent / "out"
-PROFILES = ("plain", "lead-key")
-PARAMS = {"plain": (10_000, 1_000_000, 10_000_000), "lead-key": (10_000, 100_000, 1_000_000)}
-TARGETS_S = {("plain", 10_000): 0.05, ("plain", 1_000_000): 0.20, ("plain", 10_000_000): 1.5}
+SUMMED = (10_000, 100_000, 1_000_000)
+PARAMS = {"plain": (10_000, 1_000_000, 10_000_000), "lead-key": SUMMED, "masked": SUMMED, "threshold": SUMMED}
+PROFILES = tuple(PARAMS)
+TARGETS_S = {
+    ("plain", 10_000): 0.05,
+    ("plain", 1_000_000): 0.20,
+    ("plain", 10_000_000): 1.5,
+    ("threshold", 1_000_000): 2.0,
+}
 MEMORY_ROUNDS = 4
 IDLE_S = 5.0
 STREAMS_A_ROUND = 7  # of `raw_stream`: one upload, two downloads, two uploads, two downloads
@@ -59,8 +67,14 @@ def bytes_per_round(profile: str, params: int) -> int:
     nodes, order = len(cast.ORGS), sealed_size(params * _BYTES)
     if profile == "plain":
         return nodes * order + 2 * (nodes - 1) * order
-    uploads = nodes + 1  # every party's ciphertexts in, their sum out to the lead
-    return nodes * order + uploads * blob_bytes(AGG_Q16, AGG_Q16.chunks_for(-(-params // AGG_Q16.values_per_slot)))
+    if profile == "masked":  # every party's words in, their sum out to the lead
+        return nodes * order + (nodes + 1) * masked_bytes(params)
+    chunks = AGG_Q16.chunks_for(-(-params // AGG_Q16.values_per_slot))
+    # Every party's ciphertexts in; their sum out to the lead or, under `threshold`, to all, whose shares go to all.
+    uploads = nodes + (nodes if profile == "threshold" else 1)
+    shares = nodes + nodes * (nodes - 1) if profile == "threshold" else 0
+    share = sealed_size(blob_bytes(AGG_Q16, chunks, BlobKind.SHARE))
+    return nodes * order + uploads * blob_bytes(AGG_Q16, chunks) + shares * share
 
 
 def measure(rig: cast.Rig, profile: str, params: int, rounds: int, *, with_memory: bool) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from comity_policies.charter import Charter
 from comity_policies.steps import TRAIN, Step
 from comity_policies.terms import Terms
 
-# Nothing here adds noise, attests, releases by quorum, deletes after a time, or re-serves copies.
-UNENFORCED = ("privacy", "release_quorum", "retention_s", "min_copies")
+# Nothing here adds noise, deletes after a time, or re-serves copies.
+UNENFORCED = ("privacy", "retention_s", "min_copies")
 # Bounds on one organisation's update: applied by the profile that encodes it, unknown to the others.
 BOUNDS = ("clip_norm", "range", "weight_max")
 PROFILES_WITH_BOUNDS = frozenset({"lead-key", "masked", "threshold"})
+# Under the others the lead opens a sum alone: nobody could keep the promise.
+PROFILES_WITH_QUORUM = frozenset({"threshold"})
 # Of two parties, one subtracts its own part of a sum and holds the other's.
 SUM_PARTIES_MIN, SUM_PARTIES_MAX = 3, 50
 
@@ -58,13 +60,12 @@ class Abilities:
             raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {profile}", field="aggregation")
         for field in BOUNDS:
             if field in terms and profile not in PROFILES_WITH_BOUNDS:
-                raise ComityError(
-                    ErrorCode.UNSUPPORTED, f"nothing enforces {field} under aggregation {profile}", field=field
-                )
+                raise _powerless(field, profile)
+        if "release_quorum" in terms and profile not in PROFILES_WITH_QUORUM:
+            raise _powerless("release_quorum", profile)
         needed = IsolationLevel.for_term(terms.get("isolation"))
         if needed > IsolationLevel.for_term(self.isolation):
             raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=self.isolation)
-
 
     def check_steps(self, steps: Iterable[Step]) -> None:
         """Refuse steps of a kind that this node cannot run. Raises `UNSUPPORTED`, naming the kind."""
@@ -96,8 +97,14 @@ def check_company(terms: Terms, orgs: Collection[str], charter: Charter) -> None
     if summed and here > SUM_PARTIES_MAX:
         raise ComityError(ErrorCode.UNSUPPORTED, "too many parties for one sum", field="aggregation", here=here)
     needed = max(int(terms.get("min_participants", 0)), SUM_PARTIES_MIN if summed else 0)
+    if summed and here < SUM_PARTIES_MIN:
+        detail = "of a sum of two each party knows the other's part: ask a third one, or for `--aggregation plain`"
+        raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, detail, field="aggregation", here=here, needed=needed)
     if here < needed:
         raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, field="min_participants", here=here, needed=needed)
+    if here < int(terms.get("release_quorum", 0)):
+        needed = int(terms["release_quorum"])
+        raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, field="release_quorum", here=here, needed=needed)
     owners = {org: charter.member(org).owner for org in orgs}
     for asker, peers in terms.get("independent_peers", {}).items():
         found = _independent(asker, peers.among, owners)
@@ -110,6 +117,10 @@ def check_company(terms: Terms, orgs: Collection[str], charter: Charter) -> None
 def _independent(asker: str, among: Collection[str], owners: Mapping[str, str]) -> int:
     """Return how many legal owners, apart from the asker's own, stand behind `among` in this company."""
     return len({owner for org, owner in owners.items() if org in among} - {owners.get(asker)})
+
+
+def _powerless(field: str, profile: str) -> ComityError:
+    return ComityError(ErrorCode.UNSUPPORTED, f"nothing enforces {field} under aggregation {profile}", field=field)
 
 
 def _unsupported(field: str) -> ComityError:

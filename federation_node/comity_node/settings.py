@@ -141,7 +141,8 @@ class NodeSettings(BaseModel):
     require_signed_bundle: bool = False
     """Whether only a policy folder that `comity policy sign` has signed as it is may decide."""
     decision_log: DecisionLogLimits = DecisionLogLimits()
-    aggregation: Literal["plain", "lead-key"] = "lead-key"
+    aggregation: Literal["plain", "lead-key", "masked", "threshold"] = "threshold"
+    """The profile that this organisation's own proposals ask for where its people name none."""
     limits: Limits = Limits()
     oidc: OidcSettings | None = None
     listen: ListenSettings | None = None

@@ -34,7 +34,7 @@ MEANINGS = {
     "reviewers": "people whose signature on an app would count as a review (apps carry none yet: no effect)",
     "privacy": 'null, or {"epsilon": "4", "delta": "0.00001"}: the budget asked of every agreement'
     " (no node adds noise yet: with a budget every agreement is refused)",
-    "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)} (nodes have the first three)",
+    "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)}",
     "egress": "kinds of results that may leave, names of metrics that may leave, the largest result in bytes",
     "terms": "further terms that this organisation asks of every agreement",
     "known_members": "organisation -> key fingerprint that was compared beforehand",

@@ -107,7 +107,8 @@ EXPLAINED: dict[str, Explained] = {
         {"enum": list(AGGREGATION)},
     ),
     "release_quorum": Explained(
-        "How many organisations must give their share before a sum is opened, under `threshold`.",
+        "How many organisations must give their share before a sum is opened, under `threshold`; more than half of the "
+        "parties at the least. Where nobody names it: everybody of three, two thirds of more.",
         2,
         3,
         _count(high=PARTIES_MAX),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from comity_client.demo.story import Story
     from comity_client.demo.telling import Teller
 
-# The strongest profile that the nodes of this version have.
-AGGREGATION_DEFAULT = "lead-key"
+# What proposals ask for where nobody says otherwise.
+AGGREGATION_DEFAULT = "threshold"
 MARKER = "demo.json"
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -33,7 +33,7 @@ FOLDER_BYTES_MAX = 100 - len("/hospital-a/api.sock")
 
 def demo(
     aggregation: Annotated[
-        str, typer.Option(help="How updates are combined: plain or lead-key.")
+        str, typer.Option(help="How updates are combined: plain, lead-key, masked or threshold.")
     ] = AGGREGATION_DEFAULT,
     folder: Annotated[Path | None, typer.Option(help="Where the files go; by default a new folder.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the processes running, for exploring.")] = False,
@@ -53,13 +53,14 @@ def demo(
     """
     from rich.console import Console
 
+    from comity_client.demo.story import SAID_OF
     from comity_client.demo.telling import Teller
 
     if stop is not None:
         _stop_kept(stop, as_json)
         return
-    if aggregation not in ("plain", "lead-key"):
-        raise ComityError(ErrorCode.MALFORMED, "--aggregation is plain or lead-key")
+    if aggregation not in SAID_OF:
+        raise ComityError(ErrorCode.MALFORMED, f"--aggregation is one of {', '.join(SAID_OF)}")
     teller = Teller(Console(stderr=as_json, highlight=False, soft_wrap=True))
     place = _place(folder)
     summary = _perform(place, teller, aggregation, keep)

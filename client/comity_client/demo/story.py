@@ -38,6 +38,8 @@ ORDERS_A_ROUND = 2
 SAID_OF = {
     "plain": "sealed end to end: the coordinator relays what it cannot open; the lead sees each update",
     "lead-key": "summed under encryption: the coordinator relays what it cannot open, the lead sees only sums",
+    "masked": "summed under masks: the coordinator adds what it cannot read, the lead sees only sums",
+    "threshold": "summed under a key that nobody holds: each sum is opened by the shares of all three",
 }
 STATES = {
     "PREPARING": "each hospital copies the granted columns and starts the app in a {} without a network",

@@ -50,7 +50,7 @@ class TrainRequest(BaseModel):
     minimum: int | None = Field(default=None, ge=1)
     rounds: int | None = Field(default=None, ge=1)
     run_config: dict[str, bool | int | str] = Field(default_factory=dict)
-    aggregation: str = "lead-key"
+    aggregation: str | None = Field(default=None, max_length=32)
     terms: dict[str, Any] = Field(default_factory=dict)
     deadline_s: int = Field(default=DEADLINE_S_DEFAULT, ge=1, le=DEADLINE_S_MAX)
     reply_timeout_s: int = Field(default=REPLY_TIMEOUT_S_DEFAULT, ge=1)
@@ -116,7 +116,9 @@ def _add_making(routes: APIRouter, node: NodeContext, service: NegotiationServic
         persons = tuple(request.persons) or (() if who.user == LOCAL_USER else (who.user,))
         names = {name: tuple(getattr(request, name)) for name in ("partners", "optional")}
         names |= {"columns": columns, "persons": persons}
-        wish = TrainWish(**{**request.model_dump(), **names, "app": offered.folder(request.app, who)})
+        aggregation = str(request.aggregation or request.terms.get("aggregation") or node.settings.aggregation)
+        app = offered.folder(request.app, who)
+        wish = TrainWish(**{**request.model_dump(), **names, "app": app, "aggregation": aggregation})
         proposal, bundle = await asyncio.to_thread(
             draft, wish, charter=charter, me=node.settings.org, own_columns=columns, now=node.clock()
         )

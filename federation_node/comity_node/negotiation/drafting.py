@@ -22,6 +22,8 @@ DEADLINE_S_DEFAULT = 24 * 3600
 REPLY_TIMEOUT_S_DEFAULT = 600
 VALID_DAYS_DEFAULT = 30
 STEP = "train"
+# Refused by name where there are fewer than three parties: who wants to share updates says so (docs/adr/0018).
+AGGREGATION_DEFAULT = "threshold"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class TrainWish:
     minimum: int | None = None
     rounds: int | None = None
     run_config: dict[str, str | int | bool] = field(default_factory=dict)
-    aggregation: str = "lead-key"
+    aggregation: str = AGGREGATION_DEFAULT
     terms: dict[str, Any] = field(default_factory=dict)
     deadline_s: int = DEADLINE_S_DEFAULT
     reply_timeout_s: int = REPLY_TIMEOUT_S_DEFAULT

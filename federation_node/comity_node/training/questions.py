@@ -98,6 +98,7 @@ class QuestionDesk:
         self._counter = RoundCounter()
         self.verdict = None
         self._recorded_seq = await self._node.journal.run(lambda conn: store.last_question_seq(conn, self._led.run))
+        await self._profile.expect(self._led.agreement, self._led.run)
 
     async def close(self) -> None:
         """End every task; the journal keeps what is open."""
@@ -354,7 +355,8 @@ class QuestionDesk:
         here = link.connected_orgs | {self._led.me}
         for found in list(self._open.values()):
             expected = found.results | (found.waiting & here)
-            if org in found.waiting and org not in found.accepting and len(expected) >= self._led.results_min:
+            awaited = org in found.waiting and org not in found.accepting
+            if awaited and len(expected) >= self._led.results_min and not await found.collector.keeps(org):
                 await self._drop(found, org, "failed", ComityError(ErrorCode.UNAVAILABLE, "its node is gone"))
 
     def _repeat(self, found: Open, targets: tuple[str, ...]) -> None:

@@ -138,7 +138,9 @@ class SumPayloads:
 class SumRig(rig_module.Rig):  # type: ignore[misc]
     def __init__(self, folder: Path, workers: BfvWorkers) -> None:
         super().__init__(folder)
+        log_keys = self.board.log_keys  # the charter names them
         self.board = SumBoard(self, folder / "spool", workers)
+        self.board.log_keys = log_keys
         self.workers = workers
 
     def payloads(self, org: str) -> SumPayloads:

@@ -87,6 +87,18 @@ def test_a_profile_that_is_not_here_is_refused(profile: str) -> None:
     assert (error.code, error.facts["field"]) == (ErrorCode.UNSUPPORTED, "aggregation")
 
 
+def test_a_quorum_is_promised_only_where_shares_open_a_sum() -> None:
+    able = Abilities(frozenset({"plain", "lead-key", "masked", "threshold"}), "sandbox")
+    able.check(Terms.parse({"release_quorum": 3, "aggregation": "threshold"}))
+    for profile in ("plain", "lead-key", "masked"):
+        error = refusal(able.check, Terms.parse({"release_quorum": 3, "aggregation": profile}))
+        assert (error.code, error.facts["field"]) == (ErrorCode.UNSUPPORTED, "release_quorum")
+    error = refusal(
+        check_company, Terms.parse({"release_quorum": 4, "aggregation": "threshold"}), list(OWNERS)[:3], CHARTER
+    )
+    assert (error.code, error.facts["field"]) == (ErrorCode.PARTICIPANTS_TOO_FEW, "release_quorum")
+
+
 @pytest.mark.parametrize("field", ["clip_norm", "range", "weight_max"])
 @pytest.mark.parametrize("stated", [{}, {"aggregation": "plain"}])
 def test_bounds_on_an_update_need_a_profile_that_applies_them(field: str, stated: dict[str, str]) -> None:
@@ -117,7 +129,9 @@ def test_too_few_participants() -> None:
 def test_an_encrypted_sum_of_two_protects_nobody() -> None:
     terms = Terms.parse({"aggregation": "lead-key"})
     check_company(terms, ("clinic-a", "clinic-b", "clinic-c"), CHARTER)
-    assert refusal(check_company, terms, ("clinic-a", "clinic-b"), CHARTER).code is ErrorCode.PARTICIPANTS_TOO_FEW
+    error = refusal(check_company, terms, ("clinic-a", "clinic-b"), CHARTER)
+    assert (error.code, error.facts["field"]) == (ErrorCode.PARTICIPANTS_TOO_FEW, "aggregation")
+    assert "--aggregation plain" in error.detail
 
 
 def test_peers_of_one_owner_count_once_and_nobody_is_its_own_peer() -> None:

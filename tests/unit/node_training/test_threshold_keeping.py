@@ -7,6 +7,7 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from comity_crypto.secagg.threshold.workers import share_piece_bytes
 from comity_node.journal import Journal
 from comity_node.training.profiles import threshold_store
 from comity_node.training.profiles.threshold_keeping import KeyKeeping
+from comity_node.training.profiles.threshold_part import quorum_of
+from comity_policies.terms import Terms
 
 ORGS = ("org-00", "org-01", "org-02")
 KEYS = ("1" * 64, "2" * 64)
@@ -212,3 +215,15 @@ def test_a_box_opens_at_its_receiver_in_its_place_only() -> None:
             open_dealt(plan, sender, receiver, key, data)
         assert caught.value.code is ErrorCode.SEAL_BROKEN
         assert caught.value.facts["org"] == sender
+
+
+@pytest.mark.parametrize(
+    ("parties", "named", "quorum"),
+    [(3, None, 3), (4, None, 3), (10, None, 7), (3, 2, 2), (3, 1, 2), (4, 4, 4), (10, 2, 6), (10, 9, 9)],
+)
+def test_the_quorum_is_what_the_terms_name_and_a_majority_at_least(
+    parties: int, named: int | None, quorum: int
+) -> None:
+    terms = Terms.parse({"aggregation": "threshold", **({} if named is None else {"release_quorum": named})})
+    asked = SimpleNamespace(parties=tuple(f"org-{place:02d}" for place in range(parties)), terms=terms)
+    assert quorum_of(asked) == quorum  # type: ignore[arg-type]

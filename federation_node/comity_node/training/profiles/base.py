@@ -153,6 +153,10 @@ class Collector(Protocol):
         """Go on without a party, if the profile can."""
         ...
 
+    async def keeps(self, org: str) -> bool:
+        """Take note that a party's node is gone; True if its part is in, so that nothing is lost with it."""
+        ...
+
     async def close(self) -> None:
         """Release what is held."""
         ...
@@ -195,6 +199,10 @@ class AggregationProfile(Protocol):
         """End tasks and processes."""
         ...
 
+    async def expect(self, agreement: Agreement, run: str) -> None:
+        """Get ready, at the lead, for the questions of a run whose app is about to start. Never waits for others."""
+        ...
+
     def refuse_question(self, agreement: Agreement, receivers: tuple[str, ...]) -> None:
         """Refuse, at the lead, a question that this profile cannot serve. Raises `STRATEGY_REFUSED`."""
         ...
@@ -232,12 +240,19 @@ class AggregationProfile(Protocol):
         ...
 
 
+# By the value of the term `aggregation`, or by the kind of step that brings its own.
 Profiles = Mapping[str, AggregationProfile]
 
 
+def profile_name(profiles: Profiles, agreement: Agreement) -> str:
+    """Return the name of the profile of an agreement's runs."""
+    kind = agreement.proposal.steps[0].kind
+    return kind if kind in profiles else str(agreement.terms.get("aggregation", "plain"))
+
+
 def profile_of(profiles: Profiles, agreement: Agreement) -> AggregationProfile:
-    """Return the profile that an agreement's terms ask for. Raises `UNSUPPORTED`."""
-    name = str(agreement.terms.get("aggregation", "plain"))
+    """Return the profile of an agreement's runs: its step's own, else that of its terms. Raises `UNSUPPORTED`."""
+    name = profile_name(profiles, agreement)
     profile = profiles.get(name)
     if profile is None:
         raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {name}")

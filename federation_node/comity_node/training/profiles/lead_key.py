@@ -91,6 +91,9 @@ class LeadKeyProfile:
             raise ComityError(ErrorCode.UNSUPPORTED, "this version adds no privacy noise to encrypted sums")
         await self._warm()
 
+    async def expect(self, agreement: Agreement, run: str) -> None:
+        """A key is made for each question, when it comes."""
+
     def refuse(self, agreement: Agreement, order: OrderHeader) -> None:
         """Refuse an order that does not go to every party. Raises `ORDER_MISMATCH`."""
         if set(order.receivers) != set(agreement.parties):

@@ -50,6 +50,11 @@ class MaskedCollector(SumCollector):
 
     _decode: Decode = staticmethod(masked_encoder.decode)
 
+    async def keeps(self, org: str) -> bool:
+        """After all have committed the sum says whose parts are in: nobody is dropped before that is known."""
+        state = self._driver.state if self._driver is not None else None
+        return isinstance(state, RecipientState) and state.seen.set_signed()
+
     async def drop(self, org: str) -> list[Delivery]:
         """Go on without a party."""
         state = self._driver.state if self._driver is not None else None

@@ -68,6 +68,9 @@ class PlainProfile:
     async def stop(self) -> None:
         """Nothing runs."""
 
+    async def expect(self, agreement: Agreement, run: str) -> None:
+        """Nothing is needed."""
+
     def refuse_question(self, agreement: Agreement, receivers: tuple[str, ...]) -> None:
         """Nothing: any content may go to any subset."""
 
@@ -172,6 +175,9 @@ class _PlainCollector:
 
     async def drop(self, org: str) -> list[Delivery]:
         return []
+
+    async def keeps(self, org: str) -> bool:
+        return False
 
     async def close(self) -> None:
         """Nothing is held between replies."""

@@ -147,6 +147,10 @@ class SumCollector:
                 self._driver.tell(_without(org))
         return []
 
+    async def keeps(self, org: str) -> bool:
+        """Nobody's part is in before all have said their last word."""
+        return False
+
     async def close(self) -> None:
         """End; keys are erased."""
         if self._task is not None and self._task is not asyncio.current_task():
@@ -226,10 +230,13 @@ class SumCollector:
     def left(self, without: frozenset[str]) -> tuple[tuple[str, ...], int]:
         """Return the parties of the next attempt, and their least number. Raises `PARTICIPANTS_TOO_FEW`."""
         parties = tuple(org for org in self.question.order.receivers if org not in without)
-        minimum = minimum_of(self.question.agreement)
+        minimum = self._minimum()
         if len(parties) < minimum:
             raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, "too few parties are left for a sum", n=len(parties))
         return parties, minimum
+
+    def _minimum(self) -> int:
+        return minimum_of(self.question.agreement)
 
     async def _session(self, offer: Offer, key: RoundKey, fixed: Plan) -> Opened:
         others = tuple(org for org in offer.parties if org != offer.lead)

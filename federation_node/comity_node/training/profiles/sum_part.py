@@ -195,9 +195,13 @@ class Part:
         here = (order.agreement, order.run, order.step, order.seq, order.lead, self._digest)
         if (offer.agreement, offer.run, offer.step, offer.round, offer.lead, offer.order_digest) != here:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer is for another order")
-        if not set(offer.parties) <= set(agreement.parties) or offer.minimum < minimum_of(agreement):
+        if not set(offer.parties) <= set(agreement.parties) or offer.minimum < self._minimum():
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer names strangers, or too few parties")
         self._judge_numbers(offer)
+
+    def _minimum(self) -> int:
+        """Return the fewest parties of a sum that this party adds to."""
+        return minimum_of(self._agreement)
 
     def _judge_numbers(self, offer: AnyOffer) -> None:
         if not isinstance(offer, Offer) or offer.parameters != AGG_Q16.name:

@@ -2,7 +2,7 @@
 
 Rules: those of `lead_key`, with a key that the parties make together (secure-aggregation.md sections 1 and 4). Besides:
 1. A ceremony is taken part in if it is of a run under an agreement that is final here, called by a party of it, among
-   its parties, with this version's parameters and a quorum not below the usual one.
+   its parties, with this version's parameters and a quorum not below the agreed one (`threshold_part.quorum_of`).
 2. Keys belong to their run and are erased with it; what an earlier process took is erased at the first chance.
 """
 
@@ -14,18 +14,18 @@ from sqlalchemy import Connection
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers
-from comity_crypto.secagg.threshold.messages import KeyPlan, ShareReady, default_threshold
+from comity_crypto.secagg.threshold.messages import KeyPlan, ShareReady
 from comity_node.context import NodeContext
 from comity_node.training.ports import FINAL, Agreements
 from comity_node.training.profiles import sum_wire
 from comity_node.training.profiles.lead_key import LeadKeyProfile
 from comity_node.training.profiles.sum_lead import SumCollector
 from comity_node.training.profiles.sum_part import Part
-from comity_node.training.profiles.threshold_collector import ThresholdCollector
+from comity_node.training.profiles.threshold_collector import ORDERS_A_ROUND, ThresholdCollector, call_ceremony
 from comity_node.training.profiles.threshold_exchange import ThresholdExchange
-from comity_node.training.profiles.threshold_part import ThresholdPart
+from comity_node.training.profiles.threshold_part import ThresholdPart, quorum_of
 from comity_node.transport.model import Message
-from comity_policies.documents import Agreement
+from comity_policies.documents import Agreement, TrainStep
 
 log = structlog.get_logger("comity.node.training")
 
@@ -52,6 +52,15 @@ class ThresholdProfile(LeadKeyProfile):
                 log.warning("sum.swept", keys=erased)
         await super().prepare(agreement)
 
+    async def expect(self, agreement: Agreement, run: str) -> None:
+        """Make the first keys while the app starts, so that its first question does not wait for them."""
+        if not await self._keys.keeping.fresh(run) and not self._keys.ceremonies.under_way(run):
+            me = self._keys.me
+            rounds = sum(
+                step.rounds for step in agreement.proposal.steps if isinstance(step, TrainStep) and step.lead == me
+            )
+            call_ceremony(self._keys, agreement, run, me, tuple(agreement.parties), ORDERS_A_ROUND * rounds)
+
     async def on_message(self, message: Message) -> None:
         """Take a party's message. Raises what its signature or form deserves."""
         parcel = sum_wire.read(self._node, message)
@@ -77,7 +86,7 @@ class ThresholdProfile(LeadKeyProfile):
         agreement, state = await self._node.journal.run(look)
         if state != FINAL or issuer != plan.lead or run != plan.run or plan.lead not in agreement.parties:
             raise ComityError(ErrorCode.FORBIDDEN, "a ceremony is called by a party of the run that it is for")
-        if not set(plan.holders) <= set(agreement.parties) or plan.threshold < default_threshold(len(plan.holders)):
+        if not set(plan.holders) <= set(agreement.parties) or plan.threshold < quorum_of(agreement):
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the ceremony names strangers, or too small a quorum")
         if plan.parameters != AGG_Q16.name or self._exchange.me not in plan.holders:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the ceremony has other parameters, or is of others")

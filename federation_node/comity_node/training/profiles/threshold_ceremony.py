@@ -76,10 +76,14 @@ class Ceremonies:
             del self._tasks[digest]
         if sum(not task.done() for task in self._tasks.values()) >= CEREMONIES_MAX:
             raise ComityError(ErrorCode.BUSY, "too many ceremonies are under way")
-        task = asyncio.create_task(_Ceremony(self._exchange, self._keeping, plan, self._said).run())
+        task = asyncio.create_task(_Ceremony(self._exchange, self._keeping, plan, self._said).run(), name=plan.run)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._tasks[plan.digest] = task
         return task
+
+    def under_way(self, run: str) -> bool:
+        """Tell whether keys for a run are being made here."""
+        return any(not task.done() and task.get_name() == run for task in self._tasks.values())
 
     async def settled(self, ceremony_digest: str) -> None:
         """Wait for the end of a ceremony that is under way here; it has its own deadlines."""

@@ -1,7 +1,8 @@
 """The lead's side of one question under `threshold`; rules as in `sum_lead`, and besides:
 
 1. Every attempt takes the next key of the run's batches whose holders include the parties. Without one, a ceremony is
-   called among them first; a batch that comes to its end is followed by the next one, ahead of time.
+   called among them first; a batch that comes to its end is followed by the next one, ahead of time, and the first one
+   is made while the app starts.
 2. The lead holds one share as every holder does: it opens what a quorum shares, and nothing else.
 3. A quorum that opens no sum is another machine's matter (`comity_crypto.secagg.threshold.lead`); who is suspected is
    logged by name.
@@ -13,6 +14,7 @@ import asyncio
 import os
 import time
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -21,39 +23,91 @@ from comity_crypto.secagg.bfv.blobs import BlobKind, check_blob, file_digest
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import memory_file
 from comity_crypto.secagg.frame.driver import Driver
-from comity_crypto.secagg.frame.events import Event, Output, Send, SumDecoded
+from comity_crypto.secagg.frame.events import Event, Output, Received, Send, SumDecoded, abort_of
 from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
+from comity_crypto.secagg.lead_key.messages import LinearDigest
 from comity_crypto.secagg.threshold import lead as threshold_lead
 from comity_crypto.secagg.threshold.batch import KeyBatch
 from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, Suspected
 from comity_crypto.secagg.threshold.lead import LeadState
-from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer, default_threshold
+from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer
 from comity_crypto.secagg.threshold.workers import KeyWorkers
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob
+from comity_node.training.enforcement import step_of
 from comity_node.training.profiles import sum_store
+from comity_node.training.profiles.base import Delivery
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_form import Plan
 from comity_node.training.profiles.sum_holding import Decode, refused
 from comity_node.training.profiles.sum_lead import Opened, SumCollector
 from comity_node.training.profiles.sum_wire import Addressed
 from comity_node.training.profiles.threshold_exchange import ThresholdExchange
-from comity_node.training.profiles.threshold_part import share_context
+from comity_node.training.profiles.threshold_part import quorum_of, share_context
+from comity_policies.documents import Agreement
 
-KEYS_PER_BATCH = 4
+# A ceremony costs a round or two; one batch serves four rounds of training and evaluation.
+KEYS_PER_BATCH = 8
+# Fewer left than these, and the next batch is made while rounds go on.
+KEYS_LEFT_MIN = 3
+# One to train, one to evaluate.
+ORDERS_A_ROUND = 2
 # A share is its header and chunks; sealing adds less than this.
 _SEALING_BYTES = 64 << 10
 
 log = structlog.get_logger("comity.node.training")
 
 
+def call_ceremony(
+    exchange: ThresholdExchange, agreement: Agreement, run: str, lead: str, parties: tuple[str, ...], keys: int
+) -> asyncio.Task[KeyBatch]:
+    """Call a ceremony of a run that this node leads, for up to `keys` keys; its number tells it from the others."""
+    plan = KeyPlan(
+        agreement=agreement.digest,
+        run=run,
+        number=int.from_bytes(os.urandom(2)),
+        lead=lead,
+        holders=parties,
+        threshold=quorum_of(agreement),
+        parameters=AGG_Q16.name,
+        parameters_digest=AGG_Q16.digest,
+        keys=min(KEYS_PER_BATCH, max(ORDERS_A_ROUND, keys)),
+    )
+    return exchange.ceremonies.begin(plan)
+
+
 class ThresholdCollector(SumCollector):
     """Collects the answers to one question as one sum that a quorum opens."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._dropped = asyncio.Event()
+        self._left: set[str] = set()
+
+    async def drop(self, org: str) -> list[Delivery]:
+        """Begin anew without a party, from a new ceremony if one was under way with it."""
+        deliveries = await super().drop(org)
+        self._dropped.set()
+        return deliveries
+
+    async def keeps(self, org: str) -> bool:
+        """After its last word a party's part is in the sum; as a holder it is merely not there."""
+        state = self._driver.state if self._driver is not None else None
+        if not isinstance(state, LeadState) or state.seen.get(LinearDigest, org) is None:
+            return False
+        assert self._driver is not None, "it has a state"
+        self._left.add(org)
+        left = abort_of(state.offer.digest, ComityError(ErrorCode.UNAVAILABLE))
+        self._driver.tell(Received(org, left.message))  # what it would say itself
+        return True
+
+    def _minimum(self) -> int:
+        return max(super()._minimum(), quorum_of(self.question.agreement))
 
     async def _attempt(self, fixed: Plan, without: frozenset[str]) -> Opened:
         order, node, exchange = self.question.order, self._node, self.exchange
         assert isinstance(exchange, ThresholdExchange), "the profile's own"
-        parties, minimum = self.left(without)
+        parties, minimum = self.left(without | (self._left & exchange.away))
         number = await node.journal.run(lambda conn: sum_store.next_attempt(conn, order.run, order.seq))
         if number > ATTEMPT_MAX:
             raise ComityError(ErrorCode.RUN_FAILED, "the secure sum did not succeed", attempts=number)
@@ -100,27 +154,36 @@ class ThresholdCollector(SumCollector):
             for _, spare in found[1:]:
                 exchange.release(spare)
             if found:
-                if len(found) == 1:  # the last one: make more while this round goes on
-                    self._call(exchange, parties)
+                self._more(exchange, parties, len(found) - 1)
                 return found[0]
-            await asyncio.shield(self._call(exchange, parties))
+            await self._made(self._call(exchange, parties), parties)
         raise ComityError(ErrorCode.UNAVAILABLE, "no ceremony made a key for this round")
 
+    async def _made(self, ceremony: asyncio.Task[KeyBatch], parties: tuple[str, ...]) -> None:
+        """Wait for a ceremony, but not for a party that was dropped. Raises what ended it, `UNAVAILABLE`."""
+        self._dropped.clear()
+        dropped = asyncio.create_task(self._dropped.wait())
+        try:
+            if not self._gone.intersection(parties):
+                await asyncio.wait({ceremony, dropped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            dropped.cancel()
+        if not ceremony.done():
+            raise ComityError(ErrorCode.UNAVAILABLE, "a party dropped out of a ceremony")
+        ceremony.result()
+
+    def _more(self, exchange: ThresholdExchange, parties: tuple[str, ...], left: int) -> None:
+        """Make more keys while rounds go on, if the run may need more than are left."""
+        question = self.question
+        asked = ORDERS_A_ROUND * step_of(question.agreement, question.order).rounds - question.order.seq - 1
+        if left < KEYS_LEFT_MIN and left < asked and not exchange.ceremonies.under_way(question.order.run):
+            self._call(exchange, parties)
+
     def _call(self, exchange: ThresholdExchange, parties: tuple[str, ...]) -> asyncio.Task[KeyBatch]:
-        """Call a ceremony among the parties; its number tells it from the run's others."""
-        order = self.question.order
-        plan = KeyPlan(
-            agreement=order.agreement,
-            run=order.run,
-            number=int.from_bytes(os.urandom(2)),
-            lead=order.lead,
-            holders=parties,
-            threshold=default_threshold(len(parties)),
-            parameters=AGG_Q16.name,
-            parameters_digest=AGG_Q16.digest,
-            keys=KEYS_PER_BATCH,
-        )
-        return exchange.ceremonies.begin(plan)
+        """Call a ceremony among the parties, for what may still be asked in this run."""
+        question = self.question
+        left = ORDERS_A_ROUND * step_of(question.agreement, question.order).rounds - question.order.seq
+        return call_ceremony(exchange, question.agreement, question.order.run, question.order.lead, parties, left)
 
 
 class _Fusing:

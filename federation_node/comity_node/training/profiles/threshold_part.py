@@ -27,7 +27,7 @@ from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.threshold import keyholder
 from comity_crypto.secagg.threshold.events import ShareMade, StartShare
 from comity_crypto.secagg.threshold.keyholder import KeyHolderState
-from comity_crypto.secagg.threshold.messages import ShareReady, ThresholdOffer
+from comity_crypto.secagg.threshold.messages import ShareReady, ThresholdOffer, default_threshold
 from comity_crypto.secagg.threshold.workers import KeyWorkers, QuorumOf
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob
@@ -38,10 +38,23 @@ from comity_node.training.profiles.sum_part import Part, Work
 from comity_node.training.profiles.sum_wire import Addressed
 from comity_node.training.profiles.threshold_exchange import ThresholdExchange
 from comity_node.training.profiles.threshold_keeping import HeldKey
+from comity_policies.documents import Agreement
 
 PAUSE_S = 0.2
 
 log = structlog.get_logger("comity.node.training")
+
+
+def quorum_of(agreement: Agreement) -> int:
+    """Return how many organisations open a sum of this agreement; the same number however many drop out of a run.
+
+    What the term `release_quorum` names, but more than half of the parties at the least; where no party names one,
+    everybody of three, two thirds of more.
+    """
+    parties = len(agreement.parties)
+    if "release_quorum" not in agreement.terms:
+        return default_threshold(parties)
+    return max(parties // 2 + 1, int(agreement.terms["release_quorum"]))
 
 
 def share_context(offer: ThresholdOffer, org: str, call: str) -> bytes:
@@ -51,6 +64,9 @@ def share_context(offer: ThresholdOffer, org: str, call: str) -> bytes:
 
 class ThresholdPart(Part):
     """See the head of this module."""
+
+    def _minimum(self) -> int:
+        return max(super()._minimum(), quorum_of(self._agreement))
 
     def _judge_numbers(self, offer: AnyOffer) -> None:
         if not isinstance(offer, ThresholdOffer) or offer.parameters != AGG_Q16.name:
