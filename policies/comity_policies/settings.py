@@ -13,23 +13,27 @@ from typing import Any
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_policies.decisions import ReviewNeed
+from comity_policies.document import name_of
 from comity_policies.term_rows import malformed, one_of, text_of, whole_number
 from comity_policies.terms import AGGREGATION, EGRESS_KINDS, TABLE, Terms, org, purpose
 
 LIST_MAX = 4096
 ISSUERS_MAX = 16
+ROLE_PREFIX = "role:"
 
 # Key -> what it means, for the README beside the file. The order is the order of the file.
 MEANINGS = {
     "organisation": "this organisation's id, for people who read the file",
     "purposes": "codes of purposes that this organisation supports",
     "data_classes": "classifications of datasets that may take part in shared work",
-    "proposers": 'organisations that may propose work here; "*" means every member',
+    "proposers": 'organisations that may propose work here; "role:NAME" means members with that role in the charter,'
+    ' "*" every member',
     "min_cohort": "records that must stand behind any released number",
     "rounds_max": "the most rounds of one training",
     "uses_max": "the most uses of one agreement",
     "hours": 'null, or {"from": 8, "to": 18}: whole hours in UTC at which work may run',
     "app_digests": "SHA-256 digests of apps that this organisation has reviewed",
+    "published_only": "true: only apps that the members published in the charter run here, whoever vouches for others",
     "app_signers": "who may vouch for an app: consortium, for those that the members published in the charter",
     "reviewers": "people whose signature on an app would count as a review (apps carry none yet: no effect)",
     "privacy": 'null, or {"epsilon": "4", "delta": "0.00001"}: the budget asked of every agreement'
@@ -57,6 +61,7 @@ def defaults(organisation: str) -> dict[str, Any]:
         "uses_max": 10,
         "hours": None,
         "app_digests": [],
+        "published_only": False,
         "app_signers": [],
         "reviewers": [],
         "privacy": None,
@@ -97,9 +102,17 @@ def _list_of(item: Callable[[Any], Any]) -> Callable[[Any], None]:
     return test
 
 
-def _member(value: Any) -> None:
-    if value != "*":
+def _proposer(value: Any) -> None:
+    role = text_of(value).removeprefix(ROLE_PREFIX)
+    if role != value:
+        name_of(role)
+    elif value != "*":
         org(value)
+
+
+def _boolean(value: Any) -> None:
+    if not isinstance(value, bool):
+        raise malformed("true or false expected")
 
 
 def _digest(value: Any) -> None:
@@ -165,12 +178,13 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "organisation": org,
     "purposes": _list_of(purpose),
     "data_classes": _list_of(one_of(DATA_CLASSES)),
-    "proposers": _list_of(_member),
+    "proposers": _list_of(_proposer),
     "min_cohort": _count(1, 1 << 40),
     "rounds_max": _count(0, 100_000),
     "uses_max": _count(0, 10_000),
     "hours": _hours,
     "app_digests": _list_of(_digest),
+    "published_only": _boolean,
     "app_signers": _list_of(text_of),
     "reviewers": _list_of(text_of),
     "privacy": _privacy,

@@ -20,6 +20,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_policies.bundle import Bundle, read_bounded
 from comity_policies.bundle_archive import ARCHIVE_BYTES_MAX, read_archive
 from comity_policies.charter import Charter
+from comity_policies.charter_facts import facts_for, published_by
 from comity_policies.decisions import Decision, Stage
 from comity_policies.documents import Proposal
 from comity_policies.engine import PolicyEngine, PolicySettings, open_engine
@@ -55,7 +56,7 @@ class ConsortiumGate:
         engine = self._engine_for(charter.policy.digest)
         if engine is None:
             return
-        decision = engine.decide(Stage.PROPOSAL, question(proposal, now))
+        decision = engine.decide(Stage.PROPOSAL, question(charter, proposal, now))
         if decision.decision == "deny":
             raise refusal(decision)
 
@@ -86,7 +87,7 @@ class ConsortiumGate:
         return open_engine(PolicySettings(self._folder, engine=engine, opa_url=self._opa_url), bundle)
 
 
-def question(proposal: Proposal, now: str) -> dict[str, Any]:
+def question(charter: Charter, proposal: Proposal, now: str) -> dict[str, Any]:
     """Return the input of stage `proposal` as far as the coordinator knows it (rule 3)."""
     app = proposal.app
     return {
@@ -95,6 +96,7 @@ def question(proposal: Proposal, now: str) -> dict[str, Any]:
         "proposer": proposal.proposer,
         "now": now,
         "datasets": [],
+        "charter": facts_for(charter, proposal),
         "app": None
         if app is None
         else {
@@ -102,7 +104,7 @@ def question(proposal: Proposal, now: str) -> dict[str, Any]:
             "name": app.name,
             "publisher": app.publisher,
             "dependencies": [],
-            "signed_by": [],
+            "signed_by": published_by(charter, app.digest),
         },
     }
 

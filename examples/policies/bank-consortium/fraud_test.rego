@@ -19,6 +19,12 @@ good := {
 		"columns": ["amount", "country", "iban"],
 	}],
 	"app": {"digest": "listed", "signed_by": []},
+	"charter": {
+		"version": 2,
+		"roles": {"bank-a": [], "bank-b": []},
+		"published": [{"digest": "listed", "name": "fraud", "version": "1.0.0", "publisher": "bank-b"}],
+		"trust_roots": [],
+	},
 }
 
 answer(changes) := result if {
@@ -40,6 +46,10 @@ test_an_account_number_is_denied if {
 	answered := answer({"proposal": {"datasets": [{"org": "bank-a", "dataset": "payments", "columns": ["iban"]}]}})
 	answered.decision == "deny"
 	rules(answered) == {"bank.identifying"}
+}
+
+test_code_that_the_members_have_not_published if {
+	rules(answer({"charter": {"published": []}})) == {"proposal.published"}
 }
 
 test_a_stranger_does_not_propose if {

@@ -20,6 +20,7 @@ good := {
 		"columns": ["age", "result"],
 	}],
 	"app": {"digest": "listed", "signed_by": []},
+	"charter": {"version": 2, "roles": {"institute": [], "registry": []}, "published": [], "trust_roots": []},
 }
 
 answer(changes) := result if {

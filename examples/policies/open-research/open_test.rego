@@ -16,6 +16,7 @@ good := {
 	},
 	"datasets": [{"name": "stars", "classification": "public", "records": 4000, "columns": ["redshift"]}],
 	"app": {"digest": "new", "signed_by": []},
+	"charter": {"version": 2, "roles": {"university-a": [], "university-b": [], "university-c": []}, "published": [], "trust_roots": []},
 }
 
 answer(changes) := result if {

@@ -33,6 +33,7 @@ from comity_node.governance.proposing import Wish, attempt_of, next_charter
 from comity_node.governance.view import describe
 from comity_node.transport.model import Message
 from comity_policies.charter import Adopted, Charter, Member, check_follows, matches_genesis, reachable
+from comity_policies.charter_facts import facts_of
 from comity_policies.charter_votes import (
     ENDED,
     PROPOSAL,
@@ -294,10 +295,12 @@ class CharterDecisions:
                 log.warning("charter.policy_overridden", org=member.org, reason=reason)
 
     async def _decide(self, member: Member, sponsor: str) -> Any:
+        charter = self._node.charters.in_force()
         document = {
             "me": self._node.settings.org,
             "now": self._now(),
             "sponsor": sponsor,
+            "charter": facts_of(charter, charter.organisations),
             "candidate": {
                 "org": member.org,
                 "title": member.title,

@@ -22,12 +22,13 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
 from comity_node.abilities import Abilities
 from comity_node.negotiation import model, store
-from comity_node.negotiation.apps import AppStore, published_by
+from comity_node.negotiation.apps import AppStore
 from comity_node.negotiation.model import Offer
 from comity_node.negotiation.pending import PendingItems
 from comity_node.negotiation.ports import STAGE_PROPOSAL, Reviews, Verdict
 from comity_node.negotiation.store import Pending
 from comity_node.reviews.model import ReviewAsk
+from comity_policies.charter_facts import facts_for, published_by
 from comity_policies.decisions import Decision, Stage
 from comity_policies.documents import REASONS_MAX, Answer, Proposal, Reason
 from comity_policies.terms import Terms, difference, meet
@@ -213,6 +214,7 @@ class Answering:
             "now": self._now(),
             "datasets": datasets,
             "app": app,
+            "charter": facts_for(self._node.charters.in_force(), proposal),
         }
         decision = await asyncio.to_thread(self._node.policy.decide, Stage.PROPOSAL, document)
         if decision.decision == "deny":

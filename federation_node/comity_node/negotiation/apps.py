@@ -17,7 +17,6 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.bundle import BUNDLE_BYTES_MAX, AppBundle, inspect_app, unpack
 from comity_crypto.sealing import SealedRef, open_bytes, seal_to_bytes
 from comity_node.settings import write_private
-from comity_policies.charter import Charter
 from comity_policies.documents import Proposal
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 SEALED_BYTES_MAX = BUNDLE_BYTES_MAX + BUNDLE_BYTES_MAX // 4
 # Bundles of all apps that this node keeps; their unpacked files take as much again.
 APPS_BYTES_MAX = 4 << 30
-# How a policy names the members together, in `app_signers`.
-PUBLISHER = "consortium"
 
 
 class AppStore:
@@ -133,11 +130,6 @@ class AppStore:
         if hashlib.sha256(data).hexdigest() != digest:
             raise ComityError(ErrorCode.APP_INVALID, "the app is not the one that the proposal names", digest=digest)
         return inspect_app(data)
-
-
-def published_by(charter: Charter, digest: str) -> list[str]:
-    """Return who vouches for an app: `consortium`, if the members have published this very digest in their charter."""
-    return [PUBLISHER] if any(agent.digest == digest for agent in charter.agents) else []
 
 
 def context_of(digest: str) -> bytes:

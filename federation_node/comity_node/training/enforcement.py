@@ -28,6 +28,7 @@ from comity_node.training import grants
 from comity_node.training.needs import ONE_REVIEWER, Need, need_of
 from comity_node.training.ports import FINAL, WITHDRAWN, Stored
 from comity_policies.charter import Charter
+from comity_policies.charter_facts import app_digests, facts_of
 from comity_policies.decisions import Decision, ReviewNeed, Stage
 from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, Step, run_id
 
@@ -200,7 +201,7 @@ def check_2_certificate(case: Case, certificates: Certificates) -> None:
 
 
 def check_3_conforms(case: Case) -> None:
-    """Raises `ORDER_MISMATCH`, `ORDER_REPLAYED`, `DEADLINE_PASSED`, `DATASET_*`, and what the node cannot enforce."""
+    """Raises `ORDER_MISMATCH`, `ORDER_REPLAYED`, `DEADLINE_PASSED`, `DATASET_*`, `ATTESTATION_*`, unenforceable."""
     assert case.stored is not None
     assert case.charter is not None
     agreement, order, history = case.stored.agreement, case.order, case.history
@@ -250,22 +251,25 @@ def check_4_grant(case: Case) -> None:
 def check_5_policy(case: Case, decide: Decide) -> Need | None:
     """Return who has to look. Raises `POLICY_DENIED` or the engine's own code, naming the deciding rule."""
     assert case.stored is not None
-    remaining = grants_left(case)
+    assert case.charter is not None
+    agreement, remaining = case.stored.agreement, grants_left(case)
+    step = step_of(agreement, case.order)
     document = {
-        "agreement": agreement_facts(case.stored.agreement, case.order.agreement),
-        "step": step_of(case.stored.agreement, case.order).to_json(),
+        "agreement": agreement_facts(agreement, case.order.agreement),
+        "charter": facts_of(case.charter, agreement.parties, app_digests([step])),
+        "step": step.to_json(),
         "order": order_facts(case.order),
         "me": case.me,
         "now": case.now,
         "grants": {f"{name}_left": remaining.get(name) for name in grants.FIELDS},
     }
     decisions: list[Decision] = []
-    for dataset in _granted(case, case.stored.agreement):
+    for dataset in _granted(case, agreement):
         decision = decide(Stage.DISPATCH, {**document, "dataset": dataset})
         if decision.decision not in ("allow", "review"):
             raise decision.to_error()
         decisions.append(decision)
-    return need_of(case.stored.agreement.terms, Stage.DISPATCH, decisions, case.looks)
+    return need_of(agreement.terms, Stage.DISPATCH, decisions, case.looks)
 
 
 def check_egress(

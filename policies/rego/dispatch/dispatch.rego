@@ -29,11 +29,24 @@ complete if {
 	data.comity.lib.texts(input.agreement.parties)
 	data.comity.lib.texts(input.order.receivers)
 	data.comity.lib.terms_sound(input.agreement.terms)
+	data.comity.lib.charter_sound(input.charter)
+	step_known
 	is_object(input.grants)
 	every left in input.grants {
 		type_name(left) in ["number", "null"]
 	}
 	dataset_known
+}
+
+# Only training runs an app.
+step_known if {
+	is_string(input.step.kind)
+	input.step.kind != "train"
+}
+
+step_known if {
+	input.step.kind == "train"
+	data.comity.lib.texts([input.step.app.name, input.step.app.digest])
 }
 
 dataset_known if input.dataset == null
@@ -94,6 +107,20 @@ deny contains {
 
 # Instants are text whose order is the order of time.
 in_time if input.now <= object.get(input.agreement.terms, "not_after", input.now)
+
+# METADATA
+# scope: rule
+# title: Only published code runs, where the settings say so
+# description: What the members have taken off their list stops at its next order.
+deny contains {
+	"rule": "dispatch.published",
+	"code": "NOT_PUBLISHED",
+	"message": sprintf("app %s is not published in the charter in force: %s", [input.step.app.name, input.step.app.digest]),
+} if {
+	input.step.kind == "train"
+	data.comity.lib.published_only
+	not data.comity.lib.published(input.charter, input.step.app.digest)
+}
 
 # METADATA
 # scope: rule

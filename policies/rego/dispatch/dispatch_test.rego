@@ -9,6 +9,7 @@ settings := {
 	"uses_max": 2,
 	"hours": null,
 	"app_digests": ["listed"],
+	"published_only": false,
 	"app_signers": ["signer"],
 	"reviewers": ["reviewer"],
 	"privacy": null,
@@ -28,6 +29,13 @@ good := {
 		"terms": {"aggregation": "lead-key", "not_after": "2029-12-31T00:00:00Z"},
 	},
 	"order": {"step": "fit", "round": 1, "message_type": "train", "lead": "hospital-a", "receivers": ["hospital-b"]},
+	"step": {"id": "fit", "kind": "train", "app": {"name": "tumours", "digest": "listed"}},
+	"charter": {
+		"version": 3,
+		"roles": {"hospital-a": ["researcher"], "hospital-b": []},
+		"published": [],
+		"trust_roots": [],
+	},
 	"grants": {"rounds_left": 0, "uses_left": null},
 	"dataset": {"name": "patients", "classification": "pseudonymous", "records": 20, "columns": ["age"]},
 }
@@ -51,6 +59,13 @@ test_not_a_party if rules(answer({"me": "hospital-c"}, {})) == {"dispatch.party"
 test_not_a_receiver if rules(answer({"order": {"receivers": ["hospital-a"]}}, {})) == {"dispatch.party"}
 
 test_lead_is_no_party if rules(answer({"order": {"lead": "hospital-c"}}, {})) == {"dispatch.lead"}
+
+test_code_that_is_not_published_any_more if {
+	app := {"digest": "listed", "name": "tumours", "version": "1.0.0", "publisher": "hospital-a"}
+	rules(answer({}, {"published_only": true})) == {"dispatch.published"}
+	answer({"charter": {"published": [app]}}, {"published_only": true}).decision == "allow"
+	answer({"step": {"kind": "aggregate"}}, {"published_only": true}).decision == "allow"
+}
 
 test_expired if rules(answer({"now": "2029-12-31T00:00:01Z"}, {})) == {"dispatch.expiry"}
 

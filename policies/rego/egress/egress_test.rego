@@ -9,6 +9,7 @@ settings := {
 	"uses_max": 2,
 	"hours": null,
 	"app_digests": ["listed"],
+	"published_only": false,
 	"app_signers": ["signer"],
 	"reviewers": ["reviewer"],
 	"privacy": null,

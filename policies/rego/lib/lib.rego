@@ -44,6 +44,7 @@ settings_complete if {
 	every name in ["purposes", "data_classes", "proposers", "app_digests", "app_signers", "reviewers"] {
 		is_array(data.settings[name])
 	}
+	is_boolean(data.settings.published_only)
 	every name in ["min_cohort", "rounds_max", "uses_max"] {
 		is_number(data.settings[name])
 	}
@@ -111,6 +112,44 @@ as_strong(one, other) if {
 # title: The profile that terms ask for
 # description: Terms that do not speak of aggregation ask for the weakest.
 profile(terms) := object.get(terms, "aggregation", "plain")
+
+# METADATA
+# scope: rule
+# title: Whether the facts from the charter in force are there, in their types
+charter_sound(charter) if {
+	is_number(charter.version)
+	is_object(charter.roles)
+	every org, roles in charter.roles {
+		is_string(org)
+		texts(roles)
+	}
+	is_array(charter.published)
+	every app in charter.published {
+		texts([app.digest, app.name, app.version, app.publisher])
+	}
+	is_array(charter.trust_roots)
+	every root in charter.trust_roots {
+		texts([root.kind, root.name, root.digest])
+	}
+}
+
+# METADATA
+# scope: rule
+# title: Whether the members have published an app, by its digest, in the charter in force
+published(charter, digest) if {
+	some app in charter.published
+	app.digest == digest
+}
+
+# METADATA
+# scope: rule
+# title: Whether an organisation holds a role of the charter in force
+holds(charter, org, role) if role in object.get(charter.roles, org, [])
+
+# METADATA
+# scope: rule
+# title: Whether only published apps may run here
+published_only if not data.settings.published_only == false
 
 # METADATA
 # scope: rule

@@ -29,6 +29,7 @@ complete if {
 	is_number(input.proposal.uses)
 	data.comity.lib.terms_sound(input.proposal.terms)
 	app_known
+	data.comity.lib.charter_sound(input.charter)
 	is_array(input.proposal.datasets)
 	is_array(input.proposal.steps)
 	is_array(input.datasets)
@@ -112,6 +113,13 @@ proposer_known if {
 	data.comity.lib.names(data.settings.proposers, input.proposer)
 }
 
+proposer_known if {
+	input.proposer == input.proposal.proposer
+	some wanted in data.settings.proposers
+	startswith(wanted, "role:")
+	data.comity.lib.holds(input.charter, input.proposer, trim_prefix(wanted, "role:"))
+}
+
 # METADATA
 # scope: rule
 # title: Every dataset asked for is one of ours
@@ -187,6 +195,20 @@ deny contains {
 	"message": sprintf("the proposal asks for %v uses, the most is %v", [input.proposal.uses, data.settings.uses_max]),
 } if {
 	not input.proposal.uses <= data.settings.uses_max
+}
+
+# METADATA
+# scope: rule
+# title: Only published code runs, where the settings say so
+deny contains {
+	"rule": "proposal.published",
+	"code": "NOT_PUBLISHED",
+	"message": sprintf("app %s is not published in the charter in force: %s", [step.app.name, step.app.digest]),
+} if {
+	some step in input.proposal.steps
+	step.kind == "train"
+	data.comity.lib.published_only
+	not data.comity.lib.published(input.charter, step.app.digest)
 }
 
 # METADATA

@@ -9,6 +9,7 @@ settings := {
 	"uses_max": 2,
 	"hours": null,
 	"app_digests": ["listed"],
+	"published_only": false,
 	"app_signers": ["signer"],
 	"reviewers": ["reviewer"],
 	"privacy": null,
@@ -33,6 +34,12 @@ good := {
 	},
 	"datasets": [{"name": "patients", "classification": "pseudonymous", "records": 20, "columns": ["age"]}],
 	"app": {"digest": "listed", "signed_by": []},
+	"charter": {
+		"version": 3,
+		"roles": {"hospital-a": ["researcher"], "hospital-b": []},
+		"published": [],
+		"trust_roots": [],
+	},
 }
 
 # The result for the good input with one part of the input and one part of the settings replaced.
@@ -74,6 +81,36 @@ test_a_training_without_its_app_is_undecided if rules(answer({"app": null}, {}))
 test_a_step_of_unknown_kind_is_undecided if {
 	odd := object.union(aggregate, {"kind": "dump"})
 	rules(answer({"proposal": {"steps": [odd]}, "app": null}, {})) == {"proposal.default"}
+}
+
+published := {"charter": {"published": [{
+	"digest": "listed",
+	"name": "tumours",
+	"version": "1.0.0",
+	"publisher": "hospital-a",
+}]}}
+
+test_only_published_code_where_the_settings_say_so if {
+	rules(answer({}, {"published_only": true})) == {"proposal.published"}
+	answer(published, {"published_only": true}).decision == "allow"
+}
+
+test_a_statistic_is_nobodys_code if {
+	changes := {"proposal": {"steps": [aggregate]}, "app": null}
+	answer(changes, {"published_only": true}).decision == "allow"
+}
+
+test_proposers_by_role_of_the_charter if {
+	answer({}, {"proposers": ["role:researcher"]}).decision == "allow"
+	rules(answer({}, {"proposers": ["role:auditor"]})) == {"proposal.proposer"}
+	changes := {"charter": {"roles": {"hospital-a": ["auditor"]}}}
+	rules(answer(changes, {"proposers": ["role:researcher"]})) == {"proposal.proposer"}
+}
+
+test_odd_facts_of_the_charter_are_undecided if {
+	every odd in [{"version": "3"}, {"roles": {"hospital-a": "researcher"}}, {"published": {}}, {"trust_roots": null}] {
+		rules(answer({"charter": odd}, {})) == {"proposal.default"}
+	}
 }
 
 test_purpose if {

@@ -55,7 +55,7 @@ class Bound:
             object.__setattr__(node.context, "policy", RecordedPolicy(node.policy, held, log))
             self.policies[org] = held
 
-    async def name(self, bundle: Bundle, agents: tuple[AgentRef, ...] = ()) -> Charter:
+    async def name(self, bundle: Bundle, agents: tuple[AgentRef, ...] = (), **values: Any) -> Charter:
         """Put a charter into force that names `bundle`."""
         before = self.world.charter
         charter = replace(
@@ -64,6 +64,7 @@ class Bound:
             previous=before.digest,
             policy=PolicyRef(bundle.digest, "rules"),
             agents=agents,
+            **values,
         )
         self.world.charter = charter
         for node in self.world.nodes.values():
@@ -158,6 +159,26 @@ async def test_an_app_that_the_members_published_needs_no_review(world: Any, bou
     await bound.name(trusting, (AgentRef(app.digest, app.name, app.version, app.publisher),))
     published = await world.propose(proposal_id="prop-published")
     assert world.news(published)["state"] == "FINALIZED"
+
+
+async def test_only_published_code_and_only_whom_the_charter_lets_propose(
+    world: Any, bound: Bound, tmp_path: Path
+) -> None:
+    strict = bundle_of(tmp_path / "policy", published_only=True, app_signers=["consortium"], proposers=["role:lead"])
+    await bound.name(strict)
+    bound.adopt(strict)
+
+    def rules(proposal: Any) -> set[str]:
+        return {reason.rule for reason in world.nodes["beta"].answer(proposal).reasons}
+
+    denied = await world.propose()
+    assert rules(denied) == {"proposal.published", "proposal.proposer"}
+    app = denied.steps[0].app
+    published = (AgentRef(app.digest, app.name, app.version, app.publisher),)
+    await bound.name(strict, published, roles={"lead": ("beta",)})
+    assert rules(await world.propose(proposal_id="prop-nobody")) == {"proposal.proposer"}
+    await bound.name(strict, published, roles={"lead": ("alpha",)})
+    assert world.news(await world.propose(proposal_id="prop-lead"))["state"] == "FINALIZED"
 
 
 async def test_the_coordinator_refuses_early_and_the_proposer_reads_why(

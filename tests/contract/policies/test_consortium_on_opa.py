@@ -32,7 +32,7 @@ def rules(bundle: Bundle) -> Bundle:
 
 
 def charter_naming(bundle: Bundle) -> Any:
-    return SimpleNamespace(policy=PolicyRef(bundle.digest, "rules"))
+    return SimpleNamespace(policy=PolicyRef(bundle.digest, "rules"), version=2, roles={}, agents=(), trust_roots=())
 
 
 def proposal(rounds: int) -> dict[str, Any]:

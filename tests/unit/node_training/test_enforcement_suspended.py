@@ -13,9 +13,10 @@ from comity_crypto.keys import OrgKeys
 from comity_crypto.quorum import make_certificate, message_for
 from comity_crypto.statements import sign_statement
 from comity_node.abilities import Abilities
-from comity_node.training.enforcement import Case, Certificates, History, Verdict, judge, run_id
+from comity_node.training.enforcement import Case, Certificates, Decide, History, Verdict, judge, run_id
 from comity_policies.charter import Charter, Member
-from comity_policies.decisions import Decision
+from comity_policies.charter_document import AgentRef, TrustRoot
+from comity_policies.decisions import Decision, Stage, validate_input
 from comity_policies.documents import Agreement, AppRef, DatasetAsk, OrderHeader, Proposal, TrainStep
 from comity_policies.terms import Terms
 
@@ -57,7 +58,12 @@ def second(**values: Any) -> Charter:
     return replace(FIRST, version=2, previous=FIRST.digest, **values)
 
 
-def judged(charter: Charter, keys: OrgKeys = KEYS[LEAD], made_under: Charter | None = FIRST) -> Verdict:
+def judged(
+    charter: Charter,
+    keys: OrgKeys = KEYS[LEAD],
+    made_under: Charter | None = FIRST,
+    decide: Decide = lambda stage, document: Decision("allow"),
+) -> Verdict:
     stored = Held()
     order = OrderHeader(
         agreement=stored.agreement.digest,
@@ -86,7 +92,7 @@ def judged(charter: Charter, keys: OrgKeys = KEYS[LEAD], made_under: Charter | N
         started=False,
         made_under=made_under,
     )
-    return judge(case, Certificates(), lambda stage, document: Decision("allow"))
+    return judge(case, Certificates(), decide)
 
 
 def test_the_agreement_holds_under_the_next_charter() -> None:
@@ -118,3 +124,28 @@ def test_after_a_rotation_only_the_new_key_gives_orders_and_the_old_certificate_
     lost = judged(rotated, FRESH, made_under=None)
     assert lost.error is not None
     assert lost.error.code is ErrorCode.QUORUM_MISSING
+
+
+def test_the_policy_sees_the_charter_in_force_and_not_the_one_agreed_under() -> None:
+    published = AgentRef("ab" * 32, "app", "1", "us")
+    seen: list[dict[str, Any]] = []
+
+    def decide(stage: Stage, document: dict[str, Any]) -> Decision:
+        validate_input(stage, document)
+        seen.append(document["charter"])
+        return Decision("allow")
+
+    root = TrustRoot("sev-snp", "amd-milan", "cd" * 32)
+    agents = (published, AgentRef("ef" * 32, "another", "1", "us"))
+    later = second(agents=agents, roles={"accountant": (ME,)}, trust_roots=(root,))
+    assert judged(FIRST, decide=decide).error is judged(later, decide=decide).error is None
+    nobody = {org: [] for org in ORGS}
+    assert seen == [
+        {"version": 1, "roles": nobody, "published": [], "trust_roots": []},
+        {
+            "version": 2,
+            "roles": {**nobody, ME: ["accountant"]},
+            "published": [published.to_json()],
+            "trust_roots": [root.to_json()],
+        },
+    ]
