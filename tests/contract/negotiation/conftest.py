@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ import pytest
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError
 from comity_agents.flower.bundle import build_app
+from comity_coordinator.attestation.service import EvidenceDesk
 from comity_coordinator.db import after_commit, attempt, open_database
 from comity_coordinator.feed import Feed
 from comity_coordinator.ledger.service import Ledger
@@ -29,6 +32,7 @@ from comity_crypto.statements import sign_statement
 from comity_node.abilities import Abilities
 from comity_node.access.model import Principal
 from comity_node.attestation import service as node_attestation
+from comity_node.attestation.trust import able
 from comity_node.context import NodeContext
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
@@ -37,12 +41,16 @@ from comity_node.negotiation import service as node_negotiation
 from comity_node.negotiation import store
 from comity_node.reviews import service as node_reviews
 from comity_node.reviews.service import ReviewService
-from comity_node.settings import NodeSettings
+from comity_node.settings import AttestationSettings, NodeSettings
 from comity_node.transport.model import Message
-from comity_policies.charter import Charter, Member, QuorumRule
+from comity_policies.charter import Charter, Member, QuorumRule, TrustRoot
 from comity_policies.decisions import Decision, ReviewNeed
 from comity_policies.documents import AppRef, Proposal, Reason, TrainStep
 from comity_policies.terms import Terms
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from harness.machines import MEASUREMENT, Maker, Tsm
 
 ORGS = ("alpha", "beta", "gamma")
 CONSORTIUM = "demo"
@@ -152,6 +160,7 @@ class NodeRig:
             coordinator="127.0.0.1:1",
             log_key=base64.b64encode(world.keys["coordinator"].public.statement).decode(),
             genesis=world.charter.digest,
+            attestation=world.attestation(home),
         )
         settings.make_folders()
         self.journal = Journal.open(settings.journal_file)
@@ -171,7 +180,8 @@ class NodeRig:
             clock=world.clock,
         )
         self.reviews: ReviewService = node_reviews.build(self.context)
-        self.context.services.add(Abilities(frozenset({"plain", "lead-key"}), "sandbox"))
+        profiles = frozenset({"plain", "lead-key"})
+        self.context.services.add(Abilities(profiles, "sandbox", attests=able(settings)))
         self.attestation = node_attestation.build(self.context)
         self.service = node_negotiation.build(self.context)
         self.journal.create_all()
@@ -189,15 +199,16 @@ class NodeRig:
 
     async def vote(self, decision: str, reason: str = "looked at it", user: str = "ruth") -> None:
         (item,) = self.open_items()
-        who = Principal(user, frozenset({"reviewer"}), "token")
+        who = Principal(user, frozenset({"reviewer", "admin"}), "token")
         await self.reviews.vote(item.ask.id, who, decision=decision, reason=reason, document=item.ask.document_digest)
 
 
 class World:
     """Coordinator, nodes and the wire. `alter(org, kind, body)` may change what the coordinator sends, or drop it."""
 
-    def __init__(self, folder: Path, keys: dict[str, OrgKeys]) -> None:
+    def __init__(self, folder: Path, keys: dict[str, OrgKeys], machines: dict[str, Tsm] | None = None) -> None:
         self.folder, self.keys, self.clock, self.spool = folder, keys, Clock(), Spool()
+        self.machines = machines or {}
         self.inbound: deque[tuple[str, str, dict[str, Any]]] = deque()
         self.handlers: dict[str, Any] = {}
         self.refused: list[tuple[str, str, ComityError]] = []
@@ -213,6 +224,13 @@ class World:
         )
         self.final: list[str] = []
         self.engine = SimpleNamespace(negotiation_opened=lambda *a: None, negotiation_ended=lambda *a: None)
+        self.desk = EvidenceDesk(
+            charter_of=lambda conn: self.charter,
+            ledger=self.ledger,
+            outbox=self,
+            agreements=self,
+            clock=self.clock.text,
+        )
         self.negotiation = CoordinatorNegotiation(
             consortium=CONSORTIUM,
             charter_of=lambda conn: self.charter,
@@ -220,11 +238,12 @@ class World:
             outbox=self,
             sign=self.sign,
             engine=self.engine,  # type: ignore[arg-type]
-            agreements=self,
+            agreements=self.desk,
             feed=Feed(),
             clock=self.clock.text,
         )
         self.negotiation.register()
+        self.desk.register(self.negotiation)
         self.genesis = self.final_charter(self.charter)
         self.db.transact(lambda conn: self.ledger.append(conn, self.genesis, ORGS))
         self.nodes = {org: NodeRig(self, org) for org in ORGS}
@@ -366,18 +385,37 @@ class World:
             "quorum": {"admit-member": QuorumRule("all"), "change-charter": QuorumRule("all")},
             "max_checkpoint_age_s": 600,
             "defaults": Terms(),
+            "trust_roots": self._trusted(),
         }
         return Charter(**{**values, **changes})
+
+    def _trusted(self) -> tuple[TrustRoot, ...]:
+        """The machines' maker and what they run; nothing where there are no machines."""
+        for machine in self.machines.values():
+            workload = hashlib.sha256(MEASUREMENT).hexdigest()
+            return (
+                TrustRoot("sev-snp", "maker", machine.maker.root),
+                TrustRoot("sev-snp-measurement", "node", workload),
+            )
+        return ()
+
+    def attestation(self, home: Path) -> AttestationSettings | None:
+        """An organisation's settings: only one that has a machine attests."""
+        machine = self.machines.get(home.name)
+        floor = {"boot_loader": 4, "tee": 0, "snp": 22, "microcode": 213}
+        return machine and AttestationSettings.model_validate({"report_root": machine.root, "snp_floor": floor})
 
     async def start(self) -> None:
         for node in self.nodes.values():
             await node.context.charters.accept(self.genesis)
             await node.reviews.start()
+            await node.attestation.start()
             await node.service.start()
 
     async def stop(self) -> None:
         for node in self.nodes.values():
             await node.service.stop()
+            await node.attestation.stop()
             await node.reviews.stop()
             node.journal.close()
         self.db.close()
@@ -394,3 +432,16 @@ async def world(tmp_path: Path, consortium_keys: dict[str, OrgKeys]) -> Any:
     await made.start()
     yield made
     await made.stop()
+
+
+@pytest.fixture
+async def attested(tmp_path: Path, consortium_keys: dict[str, OrgKeys]) -> Any:
+    """A world in which every organisation has a confidential machine of one maker."""
+    maker = Maker()
+    machines = {org: Tsm(tmp_path / f"tsm-{org}", maker) for org in ORGS}
+    made = World(tmp_path, consortium_keys, machines)
+    await made.start()
+    yield made
+    await made.stop()
+    for machine in machines.values():
+        machine.close()

@@ -11,9 +11,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from harness import machines
+from harness.machines import CHIP, MEASUREMENT, TCB, der_integer, raw
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.attestation import snp
@@ -21,10 +21,6 @@ from comity_crypto.attestation.evidence import report_data
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 KEY, NONCE = b"k" * 32, b"n" * 32
-CHIP, MEASUREMENT = bytes(range(64)), b"m" * 48
-TCB = snp.Tcb(boot_loader=4, tee=0, snp=22, microcode=213)
-PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
-AMD = "1.3.6.1.4.1.3704.1."
 # AMD numbers all its certificates for chips with 0, of which the library warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
 
@@ -36,88 +32,16 @@ def refused(obligation, call, *args, **kwargs):
     assert caught.value.facts["obligation"] == obligation, caught.value
 
 
-def name(text):
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def der_integer(value):
-    return bytes([2, 1, value]) if value < 128 else bytes([2, 2, 0, value])
-
-
-class Maker:
-    """A manufacturer: root, signing key, one chip."""
-
-    def __init__(self):
-        self.ark_key = rsa.generate_private_key(65537, 4096)
-        self.ask_key = rsa.generate_private_key(65537, 4096)
-        self.chip_key = ec.generate_private_key(ec.SECP384R1())
-        self.ark = self.certificate("ark", self.ark_key, "ark", self.ark_key, ca=True)
-        self.ask = self.certificate("ask", self.ask_key, "ark", self.ark_key, ca=True)
-
-    def certificate(self, subject, key, issuer, by, ca=False, extensions=(), days=100, rsa_padding=PSS, digest=None):
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(name(subject))
-            .issuer_name(name(issuer))
-            .public_key(key.public_key())
-            .serial_number(7)
-            .not_valid_before(NOW - timedelta(days=1))
-            .not_valid_after(NOW + timedelta(days=days))
-        )
-        if ca:
-            made = made.add_extension(x509.BasicConstraints(True, None), critical=True)
-        for oid, value in extensions:
-            made = made.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(AMD + oid), value), False)
-        return made.sign(by, digest or hashes.SHA384(), rsa_padding=rsa_padding).public_bytes(Encoding.DER)
-
-    def vcek(self, tcb=TCB, chip=CHIP, without=(), **changes):
-        extensions = {
-            "3.1": der_integer(tcb.boot_loader),
-            "3.2": der_integer(tcb.tee),
-            "3.3": der_integer(tcb.snp),
-            "3.8": der_integer(tcb.microcode),
-            "4": chip,
-        }
-        kept = [(oid, value) for oid, value in extensions.items() if oid not in without]
-        values = {"subject": "vcek", "key": self.chip_key, "issuer": "ask", "by": self.ask_key, "extensions": kept}
-        return self.certificate(**{**values, **changes})
-
-    def chain(self, **changes):
-        return replace(snp.Chain(self.vcek(), self.ask, self.ark), **changes)
-
-    def policy(self, **changes):
-        root = hashlib.sha256(self.ark).hexdigest()
-        return replace(snp.Policy(frozenset({root}), frozenset({MEASUREMENT}), TCB), **changes)
+class Maker(machines.Maker):
+    """A manufacturer whose reports are for KEY and NONCE unless a test says otherwise."""
 
     def report(self, by=None, version=5, **fields):
-        values = {
-            0x00: version.to_bytes(4, "little"),
-            0x08: (0x30000).to_bytes(8, "little"),
-            0x34: (1).to_bytes(4, "little"),
-            0x50: report_data(KEY, NONCE),
-            0x90: MEASUREMENT,
-            0x180: raw(TCB),
-            0x188: b"\x19",
-            0x1A0: CHIP,
-            0x1E0: raw(TCB),
-        }
-        data = bytearray(snp.REPORT_BYTES)
-        for at, value in {**values, **{int(key[1:], 16): value for key, value in fields.items()}}.items():
-            data[at : at + len(value)] = value
-        r, s = decode_dss_signature(
-            (by or self.chip_key).sign(bytes(data[: snp.SIGNED_BYTES]), ec.ECDSA(hashes.SHA384()))
-        )
-        data[0x2A0:0x2E8], data[0x2E8:0x330] = r.to_bytes(72, "little"), s.to_bytes(72, "little")
-        return bytes(data)
-
-
-def raw(tcb):
-    return bytes([tcb.boot_loader, tcb.tee, 0, 0, 0, 0, tcb.snp, tcb.microcode])
+        return super().report(report_data(KEY, NONCE), by, version, **fields)
 
 
 @pytest.fixture(scope="module")
 def maker():
-    return Maker()
+    return Maker(NOW)
 
 
 def verify(maker, report=None, chain=None, policy=None, key=KEY, nonce=NONCE, now=NOW):
