@@ -64,6 +64,10 @@ class Reviews(Protocol):
         """Return the verdict on the newest item of `subject`, None while there is none."""
         ...
 
+    def asked(self, conn: Connection, stage: str, subject: str) -> ReviewNeed | None:
+        """Return who had to look at the newest item of `subject`, None if people were never asked."""
+        ...
+
     def obsolete(self, conn: Connection, stage: str, subject: str, why: str) -> None:
         """Nobody needs to decide any more: open items of `subject` end; none is harmless."""
         ...

@@ -27,10 +27,11 @@ from comity_node.attestation.service import hold_back
 from comity_node.negotiation import model, store
 from comity_node.negotiation.answering import Sign
 from comity_node.negotiation.pending import PendingItems
-from comity_node.negotiation.ports import STAGE_AGREEMENT, Reviews, Verdict
+from comity_node.negotiation.ports import STAGE_AGREEMENT, STAGE_PROPOSAL, Reviews, Verdict
 from comity_node.negotiation.store import Pending
 from comity_node.policy.recorded import missing_bundle
 from comity_node.reviews.model import ReviewAsk
+from comity_policies.decisions import ReviewNeed
 from comity_policies.documents import Agreement, Answer, Reason
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Signing:
         """Tell whether people approved, if they have to; ask them if they were not asked. Raises `POLICY_DENIED`."""
         if "agreement" not in agreement.terms.get("human_review", ()):
             return True
-        item = self._item(agreement)
+        item = self._item(agreement, self._need(conn, agreement))
         verdict = self._reviews.verdict(conn, STAGE_AGREEMENT, agreement.digest)
         if verdict is None or verdict.document != item.document_digest:  # who has to look may have changed since
             if last:
@@ -171,8 +172,14 @@ class Signing:
             raise ComityError(ErrorCode.POLICY_DENIED, f"people here denied it: {verdict.reason}")
         return True
 
-    def _item(self, agreement: Agreement) -> ReviewAsk:
-        proposal, need = agreement.proposal, self._reviews.need()
+    def _need(self, conn: Connection, agreement: Agreement) -> ReviewNeed:
+        """Return who looks: whom the settings name, and no fewer than our policy put before the proposal itself."""
+        need = self._reviews.need()
+        before = self._reviews.asked(conn, STAGE_PROPOSAL, agreement.proposal.digest)
+        return need if before is None else before.stricter(need)
+
+    def _item(self, agreement: Agreement, need: ReviewNeed) -> ReviewAsk:
+        proposal = agreement.proposal
         shown = {
             "kind": "agreement",
             "agreement": agreement.to_json(),

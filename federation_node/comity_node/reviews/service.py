@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,6 +23,7 @@ from comity.wire import catalog, ids, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import sign_statement
 from comity_node.access.model import ADMIN, LOCAL_USER, Principal
+from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.engine import ReloadablePolicy
 from comity_node.policy.recorded import RecordedPolicy
 from comity_node.reviews import model, store
@@ -122,6 +124,11 @@ class ReviewService:
         """Return the verdict on the newest item of `subject`, None while there is none."""
         review = store.newest(conn, stage, subject)
         return None if review is None else model.verdict_of(review)
+
+    def asked(self, conn: Connection, stage: str, subject: str) -> ReviewNeed | None:
+        """Return who had to look at the newest item of `subject`, None if people were never asked."""
+        review = store.newest(conn, stage, subject)
+        return None if review is None else ReviewNeed(review.ask.role, review.ask.approvals)
 
     async def wait(self, stage: str, subject: str, until: str) -> Verdict:
         """Return the verdict on the newest item of `subject` once it is on disk.
@@ -360,12 +367,19 @@ def has_role(who: Principal, role: str) -> bool:
 
 
 def build(node: NodeContext) -> ReviewService:
-    """Build the capability; a term alone asks for whom the organisation's settings name."""
-    own = node.policy.own if isinstance(node.policy, RecordedPolicy) else None
-    if isinstance(own, ReloadablePolicy):
-        policy = own  # its bundle is exchanged under it, so it is read at each question
-        service = ReviewService(node, lambda: ReviewNeed.from_json(policy.bundle.settings["reviews"]))
-    else:
-        service = ReviewService(node)
+    """Build the capability; a term alone asks for whom the settings name."""
+    policy = node.policy
+    service = ReviewService(node, lambda: _looks(policy)) if isinstance(policy, RecordedPolicy) else ReviewService(node)
     node.services.add(service)
     return service
+
+
+def _looks(policy: RecordedPolicy) -> ReviewNeed:
+    """Return who looks by the settings of our own bundle and of the consortium's, if there is one: the stricter.
+
+    Bundles are exchanged beneath a policy, so they are read at each question.
+    """
+    held = (policy.own, policy.consortium)
+    bundles = [each.bundle for each in held if isinstance(each, ReloadablePolicy | ConsortiumPolicy)]
+    needs = [ReviewNeed.from_json(bundle.settings["reviews"]) for bundle in bundles if bundle is not None]
+    return reduce(lambda one, other: one.stricter(other), needs, needs[0] if needs else ReviewNeed())

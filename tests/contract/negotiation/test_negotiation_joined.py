@@ -12,7 +12,8 @@ from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.negotiation import store
 from comity_node.negotiation.drafting import Revision, revised
-from comity_policies.decisions import Decision
+from comity_policies.decisions import Decision, ReviewNeed
+from comity_policies.documents import Reason
 from comity_policies.history import verify_export
 from comity_policies.terms import Terms
 
@@ -205,6 +206,22 @@ async def test_people_see_the_very_agreement_where_the_terms_ask_for_them(world:
         return
     await world.until(lambda: world.news(proposal)["state"] == "TERMINATED")
     assert "people here denied it: as agreed" in world.news(proposal)["legs"][2]["reasons"][0]["message"]
+
+
+async def test_those_who_looked_at_the_proposal_look_at_the_agreement(world: Any) -> None:
+    gamma = world.nodes["gamma"]
+    gamma.policy.says = Decision("review", (Reason("own.large", "LARGE", "look"),), review=ReviewNeed("admin", 2))
+    await world.propose(terms=Terms.parse({"human_review": ["agreement"]}))
+    await gamma.vote("approve", "one", user="anna")
+    gamma.policy.says = Decision("allow")
+    await gamma.vote("approve", "two", user="bert")
+    await world.until(lambda: all(len(node.open_items()) == 1 for node in world.nodes.values()))
+    for org in ("alpha", "beta"):
+        (item,) = world.nodes[org].open_items()
+        assert (item.ask.stage, item.ask.role, item.ask.approvals) == ("agreement", "reviewer", 1)
+    (item,) = gamma.open_items()
+    assert (item.ask.stage, item.ask.role, item.ask.approvals) == ("agreement", "admin", 2)
+    assert item.ask.document["review"] == {"role": "admin", "approvals": 2}
 
 
 async def test_nobody_decides_on_an_agreement_in_time(world: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from comity_crypto.keys import OrgKeys
 from comity_node.context import Services
+from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.engine import ReloadablePolicy
 from comity_node.policy.recorded import RecordedPolicy
 from comity_node.reviews.service import build
@@ -36,5 +38,11 @@ async def test_the_settings_in_force_say_who_looks(tmp_path: Path) -> None:
         assert reviews.need() == ReviewNeed("reviewer", 1)
         await own.reload()
         assert reviews.need() == ReviewNeed("admin", 2)
+        consortium = ConsortiumPolicy(settings, lambda: None)
+        node.policy.consortium = consortium
+        assert reviews.need() == ReviewNeed("admin", 2)
+        stricter = {**own.bundle.settings, "reviews": {"role": "reviewer", "approvals": 3}}
+        consortium.bundle = replace(own.bundle, settings=stricter)
+        assert reviews.need() == ReviewNeed("admin", 3), "the consortium's bundle asks for more people, of our role"
     finally:
         own.close()
