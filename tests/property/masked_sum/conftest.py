@@ -185,7 +185,7 @@ class Network:
             if me != ADDER:
                 self.arrive(me, target, common.Received(source, said), said)
             elif target != ADDER:
-                kind = common.RosterProposed if said.KIND == "secagg.roster" else events.NoticePublished
+                kind = common.RosterProposed if said.KIND == "secagg.roster" else common.AggregatePublished
                 self.arrive(me, target, kind(said), said)
 
     def arrive(self, me: str, target: str, event: Any, message: Any) -> None:

@@ -17,7 +17,7 @@ from comity_crypto.secagg.masked import encoder as masked_encoder
 from comity_crypto.secagg.masked import events as masked_events
 from comity_crypto.secagg.masked import shamir
 from comity_crypto.secagg.masked import words as masked_words
-from comity_crypto.secagg.masked.keys import HybridKey, drawn_seed
+from comity_crypto.secagg.masked.keys import drawn_seed, pair_key
 from comity_crypto.secagg.masked.messages import MaskedKeys
 from comity_crypto.secagg.masked.words import CONTENT_START, Mask
 
@@ -40,7 +40,7 @@ def upload_of(network: Any, org: str) -> np.ndarray:
 def isolate(network: Any, root: bytes, seed: bytes) -> np.ndarray:
     """What coordinator and lead make of a victim's upload with both of its secrets."""
     seen = network.states[BOSS].seen
-    place, key = seen.place, HybridKey.from_root(root)
+    place, key = seen.place, pair_key(root)
     masks = [
         Mask(False, masked_dealing.own_stream(place, seed, VICTIM)),
         Mask(False, masked_dealing.round_stream(place, network.secret.secret, VICTIM)),
@@ -80,7 +80,7 @@ def test_against_ours_two_lists_give_one_kind_of_share_of_the_victim(make_networ
         # Each is told both, in another order; signatures are passed on to everybody.
         told = (notice, dropped) if org in ("org-00", VICTIM) else (dropped, notice)
         for each in told:
-            network.deliver(org, masked_events.NoticePublished(each))
+            network.deliver(org, common.AggregatePublished(each))
     network.run()
     kinds: dict[str, int] = {"root": 0, "seed": 0}
     for org in network.offer.parties:
@@ -116,7 +116,7 @@ def test_opening_a_partys_root_does_not_open_the_shares_that_it_was_dealt(make_n
     seen = network.states[BOSS].seen
     box = dict(seen.said(MaskedKeys, "org-00").deals)[VICTIM]
     with pytest.raises(ComityError) as caught:
-        HybridKey.from_root(root).open(box, seen.place.info("deal", "org-00", VICTIM), 132)
+        pair_key(root).open(box, seen.place.info("deal", "org-00", VICTIM), 132)
     assert caught.value.code is ErrorCode.SEAL_BROKEN
 
 

@@ -10,17 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.frame.boxes import BOX_KEY_BYTES, SEED_BOX_BYTES, BoxKey, seal
 from comity_crypto.secagg.masked import messages
 from comity_crypto.secagg.masked.keys import (
     DEAL_BOX_BYTES,
-    PUBLIC_BYTES,
     REVEAL_BOX_BYTES,
-    SEED_BOX_BYTES,
-    HybridKey,
     Place,
     Revelation,
     RoundSecret,
-    seal,
+    pair_key,
 )
 
 QUIET = settings(max_examples=60, deadline=None)
@@ -33,13 +31,13 @@ def pairs(size: int) -> tuple[tuple[str, bytes], ...]:
 
 HASHES = tuple((org, H) for org in ORGS)
 GOOD: list[Any] = [
-    messages.MaskedOffer("agr", "run", "s", 1, 0, "org-a", ORGS, 3, 1, H, bytes(PUBLIC_BYTES), H, 100),
-    messages.MaskedReady(H, H, H, H, bytes(PUBLIC_BYTES), bytes(PUBLIC_BYTES), H),
+    messages.MaskedOffer("agr", "run", "s", 1, 0, "org-a", ORGS, 3, H, H, 1, bytes(BOX_KEY_BYTES), 100),
+    messages.MaskedReady(H, H, H, H, bytes(BOX_KEY_BYTES), bytes(BOX_KEY_BYTES), H),
     messages.RoundBoxes(H, H, pairs(SEED_BOX_BYTES)),
     messages.MaskedKeys(H, H, pairs(SEED_BOX_BYTES), pairs(DEAL_BOX_BYTES), HASHES, HASHES),
     messages.MaskedKeys(H, H, (), pairs(DEAL_BOX_BYTES), HASHES, HASHES),
-    messages.MaskedNotice(H, H, H, (), H, 464),
-    messages.MaskedNotice(H, H, H, ("org-b",), H, 464),
+    messages.MaskedNotice(H, H, H, H, 464, ()),
+    messages.MaskedNotice(H, H, H, H, 464, ("org-b",)),
     messages.NoticeSignature(H, H, H),
     messages.Reveal(H, H, bytes(REVEAL_BOX_BYTES)),
 ]
@@ -90,7 +88,7 @@ def test_any_body_of_any_kind_is_refused(value: Any) -> None:
     "orgs", [["org-b", "org-a"], ["org-a", "org-a"], [f"org-{i:03d}" for i in range(51)], ["../x"]]
 )
 def test_lists_of_the_dropped_are_sorted_bounded_and_named_once(orgs: list[str]) -> None:
-    body = messages.MaskedNotice(H, H, H, (), H, 464).to_json() | {"dropped": orgs}
+    body = messages.MaskedNotice(H, H, H, H, 464, ()).to_json() | {"dropped": orgs}
     with pytest.raises(ComityError):
         messages.MaskedNotice.from_json(body)
 
@@ -98,7 +96,7 @@ def test_lists_of_the_dropped_are_sorted_bounded_and_named_once(orgs: list[str])
 @QUIET
 @given(data=st.binary(max_size=1300), flip=st.integers(0, SEED_BOX_BYTES - 1))
 def test_boxes_of_strangers_do_not_open(data: bytes, flip: int) -> None:
-    key, info = HybridKey.fresh(os.urandom), Place(H, H).info("pair", "org-a", "org-b")
+    key, info = BoxKey(), Place(H, H).info("pair", "org-a", "org-b")
     box = bytearray(seal(key.public, bytes(32), info))
     assert key.open(bytes(box), info, 32) == bytes(32)
     box[flip] ^= 1
@@ -124,7 +122,7 @@ def test_what_is_revealed_is_read_strictly(data: bytes, size: int) -> None:
 
 def test_keys_follow_from_their_root_and_are_not_shown() -> None:
     root = os.urandom(32)
-    assert HybridKey.from_root(root).public == HybridKey.from_root(root).public != HybridKey.from_root(bytes(32)).public
+    assert pair_key(root).public == pair_key(root).public != pair_key(bytes(32)).public
     secret = RoundSecret(os.urandom)
     assert secret.secret.hex() not in repr(secret)
     assert "held" in repr(secret)

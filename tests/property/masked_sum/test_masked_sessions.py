@@ -214,7 +214,7 @@ def test_nobody_stands_on_two_lists(make_network: Make) -> None:
         told = network.states[org].seen.notice
         other = replace(told, dropped=() if told.dropped else ("org-03",))
         before = len(network.refused)
-        network.deliver(org, events.NoticePublished(other))
+        network.deliver(org, common.AggregatePublished(other))
         assert network.refused[before].code is ErrorCode.SUM_MISMATCH
     network.finish()
     assert not any(network.sent(org, "secagg.masked.reveal") for org in network.offer.parties)

@@ -16,10 +16,10 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.digests import DIGEST_VALUES, sum_digests
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor, holder
 from comity_crypto.secagg.lead_key import events as encrypted
 from comity_crypto.secagg.lead_key.messages import Offer, parse_message
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 
 ADDER, BOSS = "(adder)", "(boss)"
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame import events
 from comity_crypto.secagg.frame import messages as common
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import contributor, holder, messages
 from comity_crypto.secagg.lead_key import events as encrypted
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 
 ADDER, BOSS = "(adder)", "(boss)"
 QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -261,7 +261,7 @@ def test_a_party_missing_later_restarts_the_round_under_a_fresh_key(make_network
 
 
 def sha_of(text: str) -> str:
-    return messages.canonical_digest(text)
+    return common.canonical_digest(text)
 
 
 @pytest.mark.parametrize(

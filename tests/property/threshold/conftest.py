@@ -17,9 +17,9 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.digests import DIGEST_VALUES, sum_digests
 from comity_crypto.secagg.bfv.params import AGG_Q16, LIMBS
 from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor
 from comity_crypto.secagg.lead_key import events as encrypted
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.threshold import ceremony, keyholder
 from comity_crypto.secagg.threshold import events as threshold_events
 from comity_crypto.secagg.threshold import lead as threshold_lead

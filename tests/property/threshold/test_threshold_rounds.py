@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import contributor
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.threshold import events as threshold_events
 from comity_crypto.secagg.threshold import keyholder
 from comity_crypto.secagg.threshold import lead as threshold_lead

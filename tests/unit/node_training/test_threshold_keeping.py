@@ -14,7 +14,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.params import AGG_Q16
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.threshold import ceremony
 from comity_crypto.secagg.threshold.batch import KeyBatch
 from comity_crypto.secagg.threshold.boxes import box_bytes, open_dealt, seal_dealt

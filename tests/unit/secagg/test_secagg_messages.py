@@ -12,19 +12,20 @@ from comity.wire.canonical import canonical, parse
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.digests import DIGEST_VALUES
 from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.frame import boxes
 from comity_crypto.secagg.frame import messages as common
-from comity_crypto.secagg.lead_key import messages, seedbox
+from comity_crypto.secagg.lead_key import messages
 
 H = "a" * 64
 OFFER = messages.Offer(
-    "agr", "run", "step", 1, 0, "org-a", ("org-a", "org-b", "org-c"), 3, AGG_Q16.name, AGG_Q16.digest, H, H, 7
+    "agr", "run", "step", 1, 0, "org-a", ("org-a", "org-b", "org-c"), 3, H, H, AGG_Q16.name, AGG_Q16.digest, 7
 )
 SAMPLES: list[messages.Body] = [
     OFFER,
-    messages.Ready(H, H, H, H, bytes(messages.BOX_KEY_BYTES)),
+    messages.Ready(H, H, H, H, bytes(boxes.BOX_KEY_BYTES)),
     common.Roster(H, (("org-a", H), ("org-b", H), ("org-c", H))),
     common.RosterSignature(H, H),
-    messages.MaskSeed(H, H, (("org-b", bytes(messages.BOX_BYTES)),)),
+    messages.MaskSeed(H, H, (("org-b", bytes(boxes.SEED_BOX_BYTES)),)),
     common.Commitment(H, H, H, 100),
     common.CommitmentsSignature(H, H, H),
     messages.AggregateNotice(H, H, H, H, 100),
@@ -72,22 +73,22 @@ def test_the_challenge_depends_on_everything_in_the_notice() -> None:
 
 
 def test_a_box_opens_only_in_its_place() -> None:
-    key, seed = seedbox.BoxKey(), os.urandom(32)
-    info = seedbox.seed_info(OFFER, H, "org-a", "org-b")
-    box = seedbox.seal_seed(key.public, seed, info)
-    assert len(key.public) == messages.BOX_KEY_BYTES
-    assert len(box) == messages.BOX_BYTES
+    key, seed = boxes.BoxKey(), os.urandom(32)
+    info = OFFER.seed_info(H, "org-a", "org-b")
+    box = boxes.seal(key.public, seed, info)
+    assert len(key.public) == boxes.BOX_KEY_BYTES
+    assert len(box) == boxes.SEED_BOX_BYTES
     assert key.open(box, info) == seed
     places = [
-        seedbox.seed_info(OFFER, "b" * 64, "org-a", "org-b"),
-        seedbox.seed_info(OFFER, H, "org-b", "org-a"),
-        seedbox.seed_info(replace(OFFER, attempt=1), H, "org-a", "org-b"),
+        OFFER.seed_info("b" * 64, "org-a", "org-b"),
+        OFFER.seed_info(H, "org-b", "org-a"),
+        replace(OFFER, attempt=1).seed_info(H, "org-a", "org-b"),
     ]
     attempts = [(key, box, place) for place in places]
-    attempts += [(seedbox.BoxKey(), box, info), (key, box[:-1], info), (key, box[:-1] + bytes([box[-1] ^ 1]), info)]
+    attempts += [(boxes.BoxKey(), box, info), (key, box[:-1], info), (key, box[:-1] + bytes([box[-1] ^ 1]), info)]
     for opener, data, place in attempts:
         with pytest.raises(ComityError) as caught:
             opener.open(data, place)
         assert caught.value.code is ErrorCode.SEAL_BROKEN
     with pytest.raises(ComityError):
-        seedbox.seal_seed(key.public[:-1], seed, info)
+        boxes.seal(key.public[:-1], seed, info)

@@ -22,10 +22,10 @@ from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers, RoundKey, memory_file
 from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor, holder
 from comity_crypto.secagg.lead_key import events as encrypted
 from comity_crypto.secagg.lead_key.messages import Offer, parse_message
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 
 ORDER = hashlib.sha256(b"order").hexdigest()
 PARTIES = ("clinic-a", "clinic-b", "clinic-c")

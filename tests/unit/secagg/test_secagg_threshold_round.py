@@ -17,9 +17,9 @@ from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.params import AGG_Q16, KEY_LIMBS
 from comity_crypto.secagg.bfv.workers import BfvWorkers, memory_file
 from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor
 from comity_crypto.secagg.lead_key import events as encrypted
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.threshold import ceremony, keyholder
 from comity_crypto.secagg.threshold import events as kev
 from comity_crypto.secagg.threshold import lead as threshold_lead

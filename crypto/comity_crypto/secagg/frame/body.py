@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from comity.wire import ids
 from comity.wire.canonical import digest as canonical_digest
@@ -19,6 +19,8 @@ from comity.wire.errors import ComityError, ErrorCode
 
 CONTRIBUTORS_MIN = 3
 CONTRIBUTORS_MAX = 50
+
+T = TypeVar("T")
 
 
 def read_text(value: Any) -> str:
@@ -43,9 +45,7 @@ def read_org_or_empty(value: Any) -> str:
 
 def read_orgs(value: Any) -> tuple[str, ...]:
     """Read 1 to 50 organisations, sorted, each once."""
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= CONTRIBUTORS_MAX:
-        raise ComityError(ErrorCode.MALFORMED, "1 to 50 organisations")
-    found = tuple(read_org(item) for item in value)
+    found = read_list(value, read_org, 1, CONTRIBUTORS_MAX)
     if any(first >= second for first, second in itertools.pairwise(found)):
         raise ComityError(ErrorCode.MALFORMED, "organisations are sorted and named once")
     return found
@@ -75,22 +75,33 @@ def read_bytes(value: Any, size_bytes: int) -> bytes:
     return data
 
 
+def read_by_org(value: Any, read: Callable[[Any], T]) -> tuple[tuple[str, T], ...]:
+    """Read a map of 1 to 50 organisations, as sorted pairs."""
+    if not isinstance(value, Mapping) or not 1 <= len(value) <= CONTRIBUTORS_MAX:
+        raise ComityError(ErrorCode.MALFORMED, "a map of 1 to 50 organisations")
+    return tuple((org, read(value[org])) for org in read_orgs(sorted(map(str, value))))
+
+
 def read_hashes(value: Any) -> tuple[tuple[str, str], ...]:
     """Read a map of 1 to 50 organisations to hashes, as sorted pairs."""
-    if not isinstance(value, Mapping):
-        raise ComityError(ErrorCode.MALFORMED, "a map of organisations")
-    return tuple((org, read_hash(value[org])) for org in read_orgs(sorted(map(str, value))))
+    return read_by_org(value, read_hash)
 
 
 def read_boxes(size_bytes: int) -> Callable[[Any], tuple[tuple[str, bytes], ...]]:
     """Return a reader of a map of 1 to 50 organisations to boxes of `size_bytes`, as sorted pairs."""
+    return lambda value: read_by_org(value, lambda box: read_bytes(box, size_bytes))
 
-    def read(value: Any) -> tuple[tuple[str, bytes], ...]:
-        if not isinstance(value, Mapping):
-            raise ComityError(ErrorCode.MALFORMED, "a map of organisations")
-        return tuple((org, read_bytes(value[org], size_bytes)) for org in read_orgs(sorted(map(str, value))))
 
-    return read
+def read_or_none(read: Callable[[Any], tuple[T, ...]]) -> Callable[[Any], tuple[T, ...]]:
+    """Return a reader that takes an empty list, too: nobody."""
+    return lambda value: () if isinstance(value, list | tuple) and not value else read(value)
+
+
+def read_list(value: Any, read: Callable[[Any], T], low: int, high: int) -> tuple[T, ...]:
+    """Read a list of `low` to `high` items."""
+    if not isinstance(value, list | tuple) or not low <= len(value) <= high:
+        raise ComityError(ErrorCode.MALFORMED, f"a list of {low} to {high}")
+    return tuple(read(item) for item in value)
 
 
 def read_by(reader: Callable[[Any], Any]) -> Any:
@@ -131,3 +142,16 @@ class Body:
     def digest(self) -> str:
         """SHA-256 of kind and body: what other messages refer to."""
         return canonical_digest({"kind": self.KIND, "body": self.to_json()})
+
+
+def by_kind(*bodies: type[Body]) -> dict[str, type[Body]]:
+    """Return these messages by their kinds."""
+    return {body.KIND: body for body in bodies}
+
+
+def parse(known: Mapping[str, type[Body]], kind: str, value: Any) -> Body:
+    """Read a stranger's body by its statement's kind. Raises `UNSUPPORTED` (unknown kind), `MALFORMED`."""
+    found = known.get(kind)
+    if found is None:
+        raise ComityError(ErrorCode.UNSUPPORTED, "not a message of a secure sum")
+    return found.from_json(value)

@@ -1,4 +1,4 @@
-"""What goes into the three state machines, and what comes out.
+"""What goes into the machines of every profile, and what comes out; profiles add their own.
 
 1. Events are facts: a verified statement, a coordinator's word, the end of a job, the clock. Outputs are orders to the
    shell: send, run a job, journal, stop. The machines do no I/O and read no clock.
@@ -14,8 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from comity.wire.errors import ComityError
-from comity_crypto.secagg.frame.messages import Abort, Roster
-from comity_crypto.secagg.lead_key.messages import AggregateNotice, Body
+from comity_crypto.secagg.frame.body import Body
+from comity_crypto.secagg.frame.messages import Abort, Notice, Roster
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RosterProposed(Event):
 class AggregatePublished(Event):
     """The coordinator has added."""
 
-    notice: AggregateNotice
+    notice: Notice
 
 
 @dataclass(frozen=True)

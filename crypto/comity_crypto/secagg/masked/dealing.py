@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.frame.boxes import MATERIAL_BYTES, BoxKey, seal
+from comity_crypto.secagg.frame.naming import naming
 from comity_crypto.secagg.masked.keys import (
     DEAL_BYTES,
     SECRET_BYTES,
     Deal,
-    HybridKey,
     Place,
     Revelation,
     check_deal,
     deal_out,
     drawn_seed,
     key_id_of,
+    pair_key,
     same,
-    seal,
     share_digest,
 )
 from comity_crypto.secagg.masked.messages import MaskedKeys, MaskedReady, Reveal
@@ -38,12 +39,12 @@ class Secrets:
     root: bytes = field(repr=False)
     seed: bytes = field(repr=False)
     coins: bytes = field(repr=False)  # of the polynomials
-    share_key: HybridKey = field(repr=False)
+    share_key: BoxKey = field(repr=False)
 
     @classmethod
     def draw(cls, entropy: Callable[[int], bytes]) -> Secrets:
         """Return fresh ones; `entropy(n)` returns n random bytes."""
-        return cls(entropy(SECRET_BYTES), entropy(SECRET_BYTES), entropy(SECRET_BYTES), HybridKey.fresh(entropy))
+        return cls(entropy(SECRET_BYTES), entropy(SECRET_BYTES), entropy(SECRET_BYTES), BoxKey(entropy(MATERIAL_BYTES)))
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,8 @@ def dealt_keys(me: str, seen: MaskedTranscript, secrets: Secrets) -> MaskedKeys:
     )
 
     def sealed(purpose: str, org: str, public: bytes, plain: bytes) -> tuple[str, bytes]:
-        try:
+        with naming(org=org):
             return org, seal(public, plain, place.info(purpose, me, org))
-        except ComityError as error:
-            raise ComityError(error.code, error.detail, org=org) from error
 
     return MaskedKeys(
         session=place.session,
@@ -119,8 +118,8 @@ def open_keys(me: str, seen: MaskedTranscript, secrets: Secrets) -> OpenedKeys:
     place, lead, boxes = seen.place, seen.offer.lead, seen.round_boxes()
     if boxes is None:
         raise ComityError(ErrorCode.INTERNAL, "the round's secret is not there yet")
-    pair_key = HybridKey.from_root(secrets.root)
-    secret = opened(pair_key, dict(boxes.boxes)[me], place.info("round", lead, me), SECRET_BYTES, lead)
+    own_key = pair_key(secrets.root)
+    secret = opened(own_key, dict(boxes.boxes)[me], place.info("round", lead, me), SECRET_BYTES, lead)
     if not same(key_id_of(secret), seen.offer.key_id):
         raise ComityError(ErrorCode.ROSTER_MISMATCH, "the lead sealed another secret than it offered")
     deals: dict[str, Deal] = {}
@@ -133,7 +132,7 @@ def open_keys(me: str, seen: MaskedTranscript, secrets: Secrets) -> OpenedKeys:
         check_deal(place, org, me, deal, dict(said.root_digests)[me], dict(said.seed_digests)[me])
         deals[org] = deal
         if org < me:
-            pairs[org] = opened(pair_key, dict(said.seeds)[me], place.info("pair", org, me), SECRET_BYTES, org)
+            pairs[org] = opened(own_key, dict(said.seeds)[me], place.info("pair", org, me), SECRET_BYTES, org)
     return OpenedKeys(secret, deals, pairs)
 
 
@@ -163,9 +162,7 @@ def reveal(me: str, seen: MaskedTranscript, secrets: Secrets, keys: OpenedKeys) 
     return Reveal(place.session, notice.digest, box)
 
 
-def opened(key: HybridKey, box: bytes, info: bytes, size_bytes: int, sender: str) -> bytes:
+def opened(key: BoxKey, box: bytes, info: bytes, size_bytes: int, sender: str) -> bytes:
     """Return what a party sealed to this one. Raises `SEAL_BROKEN` naming it."""
-    try:
+    with naming(org=sender):
         return key.open(box, info, size_bytes)
-    except ComityError as error:
-        raise ComityError(error.code, error.detail, org=sender) from error

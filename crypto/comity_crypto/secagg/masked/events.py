@@ -6,15 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comity_crypto.secagg.frame.events import Event, Output
-from comity_crypto.secagg.masked.messages import MaskedNotice
 from comity_crypto.secagg.masked.words import Mask
-
-
-@dataclass(frozen=True)
-class NoticePublished(Event):
-    """The coordinator has added, and says whose uploads are not in the sum."""
-
-    notice: MaskedNotice
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@
    opening the root of a party must not open the shares that it was dealt.
 3. Of root and own seed the other members get Shamir shares; nobody holds a share of its own secrets. The dealer signs a
    hash of every share: a holder compares it before anything leaves, and a wrong share names who revealed it.
-4. Boxes are HPKE (RFC 9180 base, ML-KEM-768 + X25519, SHAKE256, AES-256-GCM) of one exact size for each purpose; the
-   info binds purpose, session (agreement, round key, order), roster, sender and receiver. Streams' keys are HKDF-SHA256
-   over the same.
+4. Boxes (`frame.boxes`) have one exact size for each purpose; the info binds purpose, session (agreement, round key,
+   order), roster, sender and receiver. Streams' keys are HKDF-SHA256 over the same.
 """
 
 from __future__ import annotations
@@ -19,28 +18,23 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes, hpke
-from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from comity.wire.canonical import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX
+from comity_crypto.secagg.frame.boxes import BOX_OVERHEAD_BYTES, MATERIAL_BYTES, SEED_BYTES, BoxKey
+from comity_crypto.secagg.frame.naming import naming
 from comity_crypto.secagg.masked import shamir
 from comity_crypto.secagg.masked.shamir import SHARE_BYTES
 
-SECRET_BYTES = 32
-PUBLIC_BYTES = 1216  # ML-KEM-768 1184 + X25519 32
-BOX_OVERHEAD_BYTES = 1136  # encapsulation 1120, tag 16
-SEED_BOX_BYTES = SECRET_BYTES + BOX_OVERHEAD_BYTES
+SECRET_BYTES = SEED_BYTES
 DEAL_BYTES = 2 * SHARE_BYTES
 DEAL_BOX_BYTES = DEAL_BYTES + BOX_OVERHEAD_BYTES
 # One size for every roster: the own seed, and a share of each other member.
 REVEAL_BYTES = SECRET_BYTES + (CONTRIBUTORS_MAX - 1) * SHARE_BYTES
 REVEAL_BOX_BYTES = REVEAL_BYTES + BOX_OVERHEAD_BYTES
-_MLKEM_SEED_BYTES, _MLKEM_PUBLIC_BYTES = 64, 1184
-_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.SHAKE256, hpke.AEAD.AES_256_GCM)
 _LABEL = b"comity/secagg/masked/v1\x00"
 
 
@@ -60,49 +54,9 @@ class Place:
         return HKDF(hashes.SHA256(), SECRET_BYTES, None, self.info(purpose, *orgs)).derive(secret)
 
 
-class HybridKey:
-    """A private key for boxes, made of 96 bytes of randomness."""
-
-    def __init__(self, material: bytes) -> None:
-        kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(material[:_MLKEM_SEED_BYTES])
-        curve = x25519.X25519PrivateKey.from_private_bytes(material[_MLKEM_SEED_BYTES:])
-        self._private = hpke.MLKEM768X25519PrivateKey(kem, curve)
-        self.public: bytes = kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
-
-    def __repr__(self) -> str:
-        return "HybridKey(held)"
-
-    @classmethod
-    def from_root(cls, root: bytes) -> HybridKey:
-        """Return the key pair that follows from a party's root; it is announced before there is a roster."""
-        material = HKDF(hashes.SHA256(), _MLKEM_SEED_BYTES + 32, None, _LABEL + b"pair key").derive(root)
-        return cls(material)
-
-    @classmethod
-    def fresh(cls, entropy: Callable[[int], bytes]) -> HybridKey:
-        """Return a key pair that nothing else depends on."""
-        return cls(entropy(_MLKEM_SEED_BYTES + 32))
-
-    def open(self, box: bytes, info: bytes, size_bytes: int) -> bytes:
-        """Return what is in a box. Raises `SEAL_BROKEN` for another key, place or size, or altered bytes."""
-        if len(box) != size_bytes + BOX_OVERHEAD_BYTES:
-            raise ComityError(ErrorCode.SEAL_BROKEN, "a box has another size", size_bytes=len(box))
-        try:
-            return _SUITE.decrypt(box, self._private, info)
-        except (InvalidTag, ValueError) as error:
-            raise ComityError(ErrorCode.SEAL_BROKEN, "a box does not open here") from error
-
-
-def seal(public: bytes, plain: bytes, info: bytes) -> bytes:
-    """Return the box of `plain` for an announced key. Raises `MALFORMED` for an impossible key."""
-    if len(public) != PUBLIC_BYTES:
-        raise ComityError(ErrorCode.MALFORMED, "a box key has another length", size_bytes=len(public))
-    try:
-        kem = mlkem.MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC_BYTES])
-        curve = x25519.X25519PublicKey.from_public_bytes(public[_MLKEM_PUBLIC_BYTES:])
-        return _SUITE.encrypt(plain, hpke.MLKEM768X25519PublicKey(kem, curve), info)
-    except ValueError as error:
-        raise ComityError(ErrorCode.MALFORMED, "a box key is not a key") from error
+def pair_key(root: bytes) -> BoxKey:
+    """Return the key pair that follows from a party's root; it is announced before there is a roster."""
+    return BoxKey(HKDF(hashes.SHA256(), MATERIAL_BYTES, None, _LABEL + b"pair key").derive(root))
 
 
 class RoundSecret:
@@ -110,7 +64,7 @@ class RoundSecret:
 
     def __init__(self, entropy: Callable[[int], bytes]) -> None:
         self.secret = entropy(SECRET_BYTES)
-        self.box_key = HybridKey.fresh(entropy)
+        self.box_key = BoxKey(entropy(MATERIAL_BYTES))
 
     def __repr__(self) -> str:
         return "RoundSecret(held)"
@@ -177,10 +131,8 @@ def check_deal(place: Place, dealer: str, holder: str, deal: Deal, root_digest: 
     if found != (root_digest, seed_digest_):
         raise ComityError(ErrorCode.BAD_SHARE, "a party dealt another share than it signed", org=dealer)
     for share in (deal.root, deal.seed):
-        try:
+        with naming(org=dealer):
             shamir.check_share(share)
-        except ComityError as error:
-            raise ComityError(error.code, error.detail, org=dealer) from error
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.frame.boxes import BoxKey
+from comity_crypto.secagg.frame.naming import naming
 from comity_crypto.secagg.masked import shamir
 from comity_crypto.secagg.masked.dealing import opened, others, own_stream, pair_stream, round_stream
 from comity_crypto.secagg.masked.keys import (
     REVEAL_BYTES,
     SECRET_BYTES,
-    HybridKey,
     Revelation,
     drawn_seed,
+    pair_key,
     same,
     seed_digest,
     share_digest,
@@ -29,7 +31,7 @@ from comity_crypto.secagg.masked.transcript import MaskedTranscript
 from comity_crypto.secagg.masked.words import Mask
 
 
-def judge_reveal(seen: MaskedTranscript, box_key: HybridKey, org: str, said: Reveal) -> Revelation:
+def judge_reveal(seen: MaskedTranscript, box_key: BoxKey, org: str, said: Reveal) -> Revelation:
     """Return what a survivor revealed. Raises `SUM_MISMATCH` (another list), `SEAL_BROKEN`, `BAD_SHARE`."""
     notice = seen.notice
     if notice is None or said.notice != notice.digest:
@@ -58,7 +60,7 @@ def left_masks(seen: MaskedTranscript, revealed: Mapping[str, Revelation], round
         masks.append(Mask(False, round_stream(place, round_secret, org)))
     for gone in dropped:
         root = _root(seen, revealed, gone)
-        key = HybridKey.from_root(root)
+        key = pair_key(root)
         for org in seen.survivors:
             first, second = min(org, gone), max(org, gone)
             if first == gone:
@@ -82,7 +84,7 @@ def _seed(seen: MaskedTranscript, revealed: Mapping[str, Revelation], org: str) 
 def _root(seen: MaskedTranscript, revealed: Mapping[str, Revelation], org: str) -> bytes:
     """Return the root of a dropped party."""
     root = _combined(seen, revealed, org)
-    if HybridKey.from_root(root).public != seen.said(MaskedReady, org).pair_key:
+    if pair_key(root).public != seen.said(MaskedReady, org).pair_key:
         raise ComityError(ErrorCode.BAD_SHARE, "a party dealt shares of something else", org=org)
     return root
 
@@ -90,7 +92,5 @@ def _root(seen: MaskedTranscript, revealed: Mapping[str, Revelation], org: str) 
 def _combined(seen: MaskedTranscript, revealed: Mapping[str, Revelation], dealer: str) -> bytes:
     points = {org: place for place, org in enumerate(seen.members, 1)}
     shares = {points[org]: said.shares[dealer] for org, said in revealed.items() if org != dealer}
-    try:
+    with naming(org=dealer):
         return shamir.combine(shares, seen.shares_needed)
-    except ComityError as error:
-        raise ComityError(error.code, error.detail, org=dealer) from error

@@ -4,37 +4,25 @@
 2. It opens one aggregate: that of the list which more than two thirds of the roster signed, with what as many members
    reveal. A wrong share or seed names who revealed it; shares that do not fit together name who dealt them.
 3. What comes out is judged by check words and tag: a sum that the coordinator changed is refused.
-4. A missing party before the commitments' signatures ends the session with its name; `next_offer` makes the restart.
+4. A missing party before the commitments' signatures ends the session with its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import ClassVar, Self
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.frame.events import (
-    Audience,
-    EraseKey,
-    Event,
-    Failed,
-    Finished,
-    Limits,
-    Output,
-    Received,
-    RosterProposed,
-    Send,
-    SumDecoded,
-    Tick,
-    WorkFailed,
-    abort_of,
-)
-from comity_crypto.secagg.frame.messages import ATTEMPT_MAX, Commitment, CommitmentsSignature, RosterSignature
-from comity_crypto.secagg.lead_key.messages import Body
+from comity_crypto.secagg.frame.body import Body
+from comity_crypto.secagg.frame.boxes import seal
+from comity_crypto.secagg.frame.events import Audience, EraseKey, Event, Failed, Finished, Limits, Send, SumDecoded
+from comity_crypto.secagg.frame.machine import RoundMachine, State, Step, finished, until
+from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature, RosterSignature
 from comity_crypto.secagg.masked.dealing import tag_key
-from comity_crypto.secagg.masked.events import NoticePublished, StartOpen
-from comity_crypto.secagg.masked.keys import Revelation, RoundSecret, key_id_of, seal
+from comity_crypto.secagg.masked.events import StartOpen
+from comity_crypto.secagg.masked.keys import Revelation, RoundSecret, key_id_of
 from comity_crypto.secagg.masked.messages import (
     MaskedKeys,
     MaskedOffer,
@@ -59,155 +47,80 @@ class Phase(StrEnum):
     LIST = "list"
     REVEALS = "reveals"
     OPENING = "opening"
-    DONE = "done"
-    FAILED = "failed"
 
 
-_OVER = (Phase.DONE, Phase.FAILED)
-_AWAITED: dict[Phase, type[Body]] = {
-    Phase.ROSTER: MaskedReady,
-    Phase.SIGNATURES: RosterSignature,
-    Phase.KEYS: MaskedKeys,
-    Phase.COMMITMENTS: Commitment,
-    Phase.SET: CommitmentsSignature,
-    Phase.LIST: NoticeSignature,
-    Phase.REVEALS: Reveal,
-}
-_SLOW = (Phase.COMMITMENTS, Phase.NOTICE)  # parties may still be training, or sending
-
-
-@dataclass(frozen=True)
-class RecipientState:
+@dataclass(frozen=True, kw_only=True)
+class RecipientState(State[MaskedTranscript]):
     """Everything the machine knows; nothing secret is shown by repr."""
 
-    phase: Phase
-    seen: MaskedTranscript
-    limits: Limits
-    deadline: float
     secret: RoundSecret | None = field(repr=False)
     revealed: Mapping[str, Revelation] = field(default_factory=dict, repr=False)
     wrong: tuple[str, ...] = ()
     decoded: bool = False
 
-    @property
-    def offer(self) -> MaskedOffer:
-        """The session's offer."""
-        return self.seen.offer
+    def cleared(self) -> Self:
+        """Return the state without the round's secret and what was revealed."""
+        return replace(self, secret=None, revealed={})
 
 
-Step = tuple[RecipientState, list[Output]]
-
-
-def start(offer: MaskedOffer, secret: RoundSecret, *, now: float, limits: Limits | None = None) -> Step:
+def start(offer: MaskedOffer, secret: RoundSecret, *, now: float, limits: Limits | None = None) -> Step[RecipientState]:
     """Begin a session with an offer of the own fresh secret. Raises `INTERNAL` if the offer names another."""
     if (offer.key_id, offer.box_key) != (key_id_of(secret.secret), secret.box_key.public):
         raise ComityError(ErrorCode.INTERNAL, "the offer is not of this secret")
     limits = limits or Limits()
-    # Contributors wait `ready_s` for the roster; the recipient waits a step longer, to hear why they gave up.
     deadline = now + limits.ready_s + limits.step_s
-    return RecipientState(Phase.ROSTER, MaskedTranscript(offer), limits, deadline, secret), []
+    seen = MaskedTranscript(offer)
+    return RecipientState(phase=Phase.ROSTER, seen=seen, limits=limits, deadline=deadline, secret=secret), []
 
 
-def next_offer(offer: MaskedOffer, secret: RoundSecret, without: Iterable[str] = ()) -> MaskedOffer:
-    """Return the offer of the next attempt, under a fresh secret, without the parties that went missing.
+class _Recipient(RoundMachine[RecipientState]):
+    ROLE = "the recipient"
+    HOLDS_KEY = True
+    SLOW = (Phase.COMMITMENTS, Phase.NOTICE)
+    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {
+        Phase.ROSTER: MaskedReady,
+        Phase.SIGNATURES: RosterSignature,
+        Phase.KEYS: MaskedKeys,
+        Phase.COMMITMENTS: Commitment,
+        Phase.SET: CommitmentsSignature,
+        Phase.LIST: NoticeSignature,
+        Phase.REVEALS: Reveal,
+    }
 
-    Raises:
-        ComityError: `PARTICIPANTS_TOO_FEW` (fewer than the minimum are left), `RUN_FAILED` (attempts used up),
-            `INTERNAL` (the secret is the old one).
-    """
-    if secret.key_id == offer.key_id:
-        raise ComityError(ErrorCode.INTERNAL, "a round's secret is used once")
-    if offer.attempt >= ATTEMPT_MAX:
-        raise ComityError(ErrorCode.RUN_FAILED, "the masked sum did not succeed", attempts=offer.attempt + 1)
-    parties = tuple(org for org in offer.parties if org not in set(without))
-    if len(parties) < offer.minimum:
-        raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, "too few parties are left", n=len(parties))
-    return replace(
-        offer, attempt=offer.attempt + 1, key_id=secret.key_id, box_key=secret.box_key.public, parties=parties
-    )
+    def take(self, state: RecipientState, event: Event, now: float) -> Step[RecipientState] | None:
+        if isinstance(event, SumDecoded) and state.phase is Phase.OPENING:
+            return replace(state, decoded=True), []
+        return super().take(state, event, now)
 
+    def judge(self, state: RecipientState) -> Failed | None:
+        state.seen.check()
+        return None
 
-def step(state: RecipientState, event: Event, now: float) -> Step:
-    """Take one event. Raises `ComityError` if the event is refused; the state then stays as it was."""
-    if state.phase in _OVER:
-        return state, []
-    if isinstance(event, Tick):
-        if now < state.deadline:
-            return state, []
-        awaited = _AWAITED.get(state.phase)
-        missing = state.seen.missing(awaited) if awaited else ()
-        dropped = state.seen.notice.dropped if state.seen.notice else ()
-        missing = tuple(org for org in missing if org not in dropped)
-        if state.wrong and state.phase is Phase.REVEALS:
-            return _fail(state, _wrong(state), state.wrong)
-        return _fail(state, ComityError(ErrorCode.TIMEOUT, f"waited for {state.phase}"), missing)
-    if isinstance(event, WorkFailed):
-        return _fail(state, event.error)
-    return _advance(_absorb(state, event), now)
-
-
-def _absorb(state: RecipientState, event: Event) -> RecipientState:
-    seen = state.seen
-    if isinstance(event, Received):
-        return replace(state, seen=seen.absorb(event.issuer, event.message))
-    if isinstance(event, RosterProposed):
-        return replace(state, seen=seen.with_roster(event.roster))
-    if isinstance(event, NoticePublished):
-        return replace(state, seen=seen.with_notice(event.notice))
-    if isinstance(event, SumDecoded) and state.phase is Phase.OPENING:
-        return replace(state, decoded=True)
-    raise ComityError(ErrorCode.CONFLICT, "this does not fit into what the recipient is doing", phase=state.phase)
-
-
-def _advance(state: RecipientState, now: float) -> Step:
-    outputs: list[Output] = []
-    try:
-        for _ in Phase:  # each turn enters a later phase
-            state.seen.check_over()
-            phase = state.phase
-            if phase not in _TURNS:
-                break
-            state, more = _TURNS[phase](state)
-            outputs += more
-            if state.phase is phase:
-                break
-            wait_s = state.limits.step_s + (state.limits.values_s if state.phase in _SLOW else 0)
-            state = replace(state, deadline=now + wait_s)
-    except ComityError as error:
+    def failure(self, state: RecipientState, error: ComityError) -> Failed:
+        """Leave out who is named."""
         named = str(error.facts.get("org", ""))
-        failed, more = _fail(state, error, (named,) if named in state.offer.parties else ())
-        return failed, outputs + more
-    return state, outputs
+        return Failed(error, (named,) if named in state.seen.offer.parties else ())
+
+    def late(self, state: RecipientState, now: float) -> Step[RecipientState]:
+        if state.wrong and state.phase is Phase.REVEALS:
+            return self.fail(state, _wrong(state))
+        return super().late(state, now)
+
+    def awaited(self, state: RecipientState) -> tuple[str, ...]:
+        return tuple(org for org in super().awaited(state) if org not in state.seen.dropped)
 
 
-def _fail(state: RecipientState, error: ComityError, missing: tuple[str, ...] = ()) -> Step:
-    told = abort_of(state.offer.digest, error, missing[0] if len(missing) == 1 else "")
-    return _cleared(replace(state, phase=Phase.FAILED)), [EraseKey(), told, Failed(error, missing)]
+def _wrong(state: RecipientState) -> Failed:
+    error = ComityError(ErrorCode.BAD_SHARE, "a party revealed what it was not dealt", org=state.wrong[0])
+    return Failed(error, state.wrong)
 
 
-def _cleared(state: RecipientState) -> RecipientState:
-    return replace(state, secret=None, revealed={})
-
-
-def _wrong(state: RecipientState) -> ComityError:
-    return ComityError(ErrorCode.BAD_SHARE, "a party revealed what it was not dealt", org=state.wrong[0])
-
-
-def _to(phase: Phase, done: Callable[[MaskedTranscript], bool]) -> Callable[[RecipientState], Step]:
-    """Return a turn that enters `phase` once the transcript says so."""
-
-    def turn(state: RecipientState) -> Step:
-        return (replace(state, phase=phase), []) if done(state.seen) else (state, [])
-
-    return turn
-
-
-def _on_signatures(state: RecipientState) -> Step:
+def _on_signatures(state: RecipientState) -> Step[RecipientState] | None:
     """Seal the round's secret to every member, once all stand on one roster."""
     seen, secret = state.seen, state.secret
     if not seen.roster_signed() or secret is None:
-        return state, []
-    place, lead = seen.place, state.offer.lead
+        return None
+    place, lead = seen.place, seen.offer.lead
     boxes = tuple(
         (org, seal(seen.said(MaskedReady, org).pair_key, secret.secret, place.info("round", lead, org)))
         for org in seen.members
@@ -217,11 +130,11 @@ def _on_signatures(state: RecipientState) -> Step:
     return state, [Send(Audience.ALL, said)]
 
 
-def _on_reveals(state: RecipientState) -> Step:
+def _on_reveals(state: RecipientState) -> Step[RecipientState] | Failed | None:
     """Open what came; with enough that is right, take the masks away. Raises `BAD_SHARE` naming a dealer."""
     seen, secret = state.seen, state.secret
     if secret is None:
-        return state, []
+        return None
     revealed, wrong = dict(state.revealed), list(state.wrong)
     for org in seen.survivors:
         said = seen.get(Reveal, org)
@@ -239,24 +152,24 @@ def _on_reveals(state: RecipientState) -> Step:
         opening = StartOpen(notice.aggregate, seen.survivors, masks, tag_key(seen.place, secret.secret))
         return replace(state, phase=Phase.OPENING, revealed={}), [opening]
     if len(seen.survivors) - len(wrong) < seen.needed:
-        return _fail(state, _wrong(state), state.wrong)
+        return _wrong(state)
     return state, []
 
 
-def _on_opening(state: RecipientState) -> Step:
-    if not state.decoded:
-        return state, []
-    return _cleared(replace(state, phase=Phase.DONE)), [EraseKey(), Finished(state.seen.survivors)]
+def _on_opening(state: RecipientState) -> Step[RecipientState] | None:
+    return finished(state, EraseKey(), Finished(state.seen.survivors)) if state.decoded else None
 
 
-_TURNS: dict[Phase, Callable[[RecipientState], Step]] = {
-    Phase.ROSTER: _to(Phase.SIGNATURES, MaskedTranscript.ready),
-    Phase.SIGNATURES: _on_signatures,
-    Phase.KEYS: _to(Phase.COMMITMENTS, MaskedTranscript.keyed),
-    Phase.COMMITMENTS: _to(Phase.SET, MaskedTranscript.committed),
-    Phase.SET: _to(Phase.NOTICE, MaskedTranscript.set_signed),
-    Phase.NOTICE: _to(Phase.LIST, MaskedTranscript.noticed),
-    Phase.LIST: _to(Phase.REVEALS, MaskedTranscript.list_signed),
-    Phase.REVEALS: _on_reveals,
-    Phase.OPENING: _on_opening,
-}
+step = _Recipient(
+    {
+        Phase.ROSTER: until(MaskedTranscript.ready, Phase.SIGNATURES),
+        Phase.SIGNATURES: _on_signatures,
+        Phase.KEYS: until(MaskedTranscript.keyed, Phase.COMMITMENTS),
+        Phase.COMMITMENTS: until(MaskedTranscript.committed, Phase.SET),
+        Phase.SET: until(MaskedTranscript.set_signed, Phase.NOTICE),
+        Phase.NOTICE: until(MaskedTranscript.published, Phase.LIST),
+        Phase.LIST: until(MaskedTranscript.list_signed, Phase.REVEALS),
+        Phase.REVEALS: _on_reveals,
+        Phase.OPENING: _on_opening,
+    }
+).step

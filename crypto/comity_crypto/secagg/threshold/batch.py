@@ -13,7 +13,8 @@ from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame.body import read_hash
-from comity_crypto.secagg.threshold.ceremony import CeremonyState, Phase
+from comity_crypto.secagg.frame.machine import Over
+from comity_crypto.secagg.threshold.ceremony import CeremonyState
 from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer
 
 
@@ -28,7 +29,7 @@ class KeyBatch:
     @classmethod
     def of(cls, state: CeremonyState) -> KeyBatch:
         """Return the batch of a ceremony that ended well. Raises `INTERNAL` of any other."""
-        if state.phase is not Phase.DONE or len(state.keys) != state.plan.keys:
+        if state.phase is not Over.DONE or len(state.keys) != state.plan.keys:
             raise ComityError(ErrorCode.INTERNAL, "the ceremony did not end well")
         return cls(state.plan, state.keys, state.transcript)
 

@@ -1,6 +1,6 @@
 """Boxes for dealt shares: bulk to one holder's key of one ceremony.
 
-1. A fresh 32-byte key goes into a `seedbox` box (HPKE, ML-KEM-768 + X25519); the bulk is AES-256-GCM under it, once.
+1. A fresh 32-byte key goes into a box of `frame.boxes` (HPKE); the bulk is AES-256-GCM under it, once.
 2. Both are bound to ceremony, sender and receiver: a box opens in no other place. Its size follows from the plan, and
    any other is refused before it is opened.
 """
@@ -14,9 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from comity.wire.canonical import canonical
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv.masks import SEED_BYTES
-from comity_crypto.secagg.lead_key.messages import BOX_BYTES
-from comity_crypto.secagg.lead_key.seedbox import BoxKey, seal_seed
+from comity_crypto.secagg.frame.boxes import SEED_BOX_BYTES, SEED_BYTES, BoxKey, seal
 from comity_crypto.secagg.threshold.keys import dealt_bytes
 from comity_crypto.secagg.threshold.messages import KeyPlan
 
@@ -27,13 +25,13 @@ _TAG_BYTES = 16
 
 def box_bytes(plan: KeyPlan) -> int:
     """Return the exact size of a box of this ceremony."""
-    return BOX_BYTES + plan.keys * dealt_bytes(plan.parameter_set) + _TAG_BYTES
+    return SEED_BOX_BYTES + plan.keys * dealt_bytes(plan.parameter_set) + _TAG_BYTES
 
 
 def seal_dealt(plan: KeyPlan, sender: str, receiver: str, public: bytes, dealt: bytes) -> bytes:
     """Return the box of one dealer for one holder, whose announced key is `public`. Raises `MALFORMED`."""
     info, key = _place(plan, sender, receiver), os.urandom(SEED_BYTES)
-    return seal_seed(public, key, info) + AESGCM(key).encrypt(_NONCE, dealt, info)
+    return seal(public, key, info) + AESGCM(key).encrypt(_NONCE, dealt, info)
 
 
 def open_dealt(plan: KeyPlan, sender: str, receiver: str, private: BoxKey, box: bytes) -> bytes:
@@ -42,8 +40,8 @@ def open_dealt(plan: KeyPlan, sender: str, receiver: str, private: BoxKey, box: 
         raise ComityError(ErrorCode.SEAL_BROKEN, "a box of a ceremony has another size", org=sender)
     info = _place(plan, sender, receiver)
     try:
-        key = private.open(box[:BOX_BYTES], info)
-        return AESGCM(key).decrypt(_NONCE, box[BOX_BYTES:], info)
+        key = private.open(box[:SEED_BOX_BYTES], info)
+        return AESGCM(key).decrypt(_NONCE, box[SEED_BOX_BYTES:], info)
     except (ComityError, InvalidTag) as error:
         raise ComityError(ErrorCode.SEAL_BROKEN, "a box of a ceremony does not open here", org=sender) from error
 

@@ -26,6 +26,7 @@ from comity_crypto.secagg.bfv.blobs import BlobKind, read_chunk, write_chunk
 from comity_crypto.secagg.bfv.params import KEY_LIMBS, LIMBS, Parameters
 from comity_crypto.secagg.bfv.residues import pack_poly, unpack_poly
 from comity_crypto.secagg.bfv.ring import Ints
+from comity_crypto.secagg.frame.naming import naming
 from comity_crypto.secagg.threshold import keys, shares
 
 Json = dict[str, Any]
@@ -128,14 +129,10 @@ def fuse(
 
 
 def _poly(parameters: Parameters, data: bytes, limbs: int, place: int) -> Ints:
-    try:
+    with naming(holder=place):
         return unpack_poly(data, parameters, limbs).astype(np.int64)
-    except ComityError as error:
-        raise ComityError(error.code, error.detail, holder=place) from error
 
 
 def _dealt(parameters: Parameters, data: bytes, place: int) -> keys.Dealt:
-    try:
+    with naming(holder=place):
         return keys.unpack_dealt(parameters, data)
-    except ComityError as error:
-        raise ComityError(error.code, error.detail, holder=place) from error

@@ -10,13 +10,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame.events import (
-    AggregatePublished,
     Audience,
     Event,
     Failed,
@@ -24,48 +23,33 @@ from comity_crypto.secagg.frame.events import (
     Limits,
     Output,
     Received,
-    RosterProposed,
     Send,
     SumDecoded,
-    Tick,
-    WorkFailed,
-    abort_of,
 )
+from comity_crypto.secagg.frame.machine import Step, finished, until
 from comity_crypto.secagg.frame.messages import Abort
-from comity_crypto.secagg.lead_key.transcript import Transcript
+from comity_crypto.secagg.lead_key import watcher
+from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
+from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState, beginning
 from comity_crypto.secagg.threshold.blame import Trials, narrowing_quorum, next_quorum
 from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, Suspected
-from comity_crypto.secagg.threshold.keyholder import AWAITED, failure_of
+from comity_crypto.secagg.threshold.keyholder import judged
 from comity_crypto.secagg.threshold.messages import ANSWERS_MAX, Checked, Opened, QuorumCall, ShareReady, ThresholdOffer
 
 
 class Phase(StrEnum):
-    """What the lead waits for."""
+    """What the lead waits for after those of `watcher`."""
 
-    ROSTER = "roster"
-    SIGNATURES = "signatures"
-    COMMITMENTS = "commitments"
-    SET = "set"
-    AGGREGATE = "aggregate"
     QUORUM = "quorum"
     SHARES = "shares"
     FUSING = "fusing"
-    DONE = "done"
-    FAILED = "failed"
 
 
-_OVER = (Phase.DONE, Phase.FAILED)
-
-
-@dataclass(frozen=True)
-class LeadState:
+@dataclass(frozen=True, kw_only=True)
+class LeadState(WatcherState):
     """Everything the machine knows: names and digests, no key and no value."""
 
     offer: ThresholdOffer
-    phase: Phase
-    seen: Transcript
-    limits: Limits
-    deadline: float
     checked: Mapping[str, str] = field(default_factory=dict)  # holder -> notice that it checked, in order of arrival
     calls: int = 0
     call: QuorumCall | None = None
@@ -83,57 +67,47 @@ class LeadState:
         return tuple(sorted(found, key=lambda org: org != self.offer.lead))
 
 
-Step = tuple[LeadState, list[Output]]
-
-
-def start(offer: ThresholdOffer, *, now: float, limits: Limits | None = None) -> Step:
+def start(offer: ThresholdOffer, *, now: float, limits: Limits | None = None) -> Step[LeadState]:
     """Begin a session with an offer of a key of the batch."""
-    limits = limits or Limits()
-    return LeadState(offer, Phase.ROSTER, Transcript(offer), limits, now + limits.ready_s + limits.step_s), []
+    return LeadState(offer=offer, **beginning(offer, now, limits)), []
 
 
-def step(state: LeadState, event: Event, now: float) -> Step:
-    """Take one event. Raises `ComityError` if the event is refused; the state then stays as it was."""
-    if state.phase in _OVER:
-        return state, []
-    if isinstance(event, Tick):
-        return _late(state, now) if now >= state.deadline else (state, [])
-    if isinstance(event, WorkFailed):
-        return _end(state) if state.opened else _fail(state, event.error)
-    return _advance(_absorb(state, event), now)
+class _Lead(WatcherMachine[LeadState]):
+    ROLE = "the lead"
+    REPEATS = True
 
+    def take(self, state: LeadState, event: Event, now: float) -> Step[LeadState] | None:
+        if isinstance(event, Received) and isinstance(event.message, Checked | ShareReady):
+            return _heard(state, event.issuer, event.message), []
+        if state.phase is Phase.FUSING and state.call is not None:
+            if isinstance(event, SumDecoded):
+                return replace(state, decoded=True), []
+            if isinstance(event, QuorumFailed | ShareRefused) and event.call == state.call.digest:
+                return _judged(state, event, state.call), []
+        taken = super().take(state, event, now)
+        return None if taken is None else (_without_gone(taken[0]), [])
 
-def _late(state: LeadState, now: float) -> Step:
-    """Time is up: leave out who did not answer a call, or end with the names of who is missing."""
-    if state.phase is Phase.SHARES and state.call is not None:
-        silent = frozenset(state.call.members) - frozenset(state.shares)
-        deadline = now + state.limits.step_s
-        return _advance(replace(state, gone=state.gone | silent, phase=Phase.QUORUM, deadline=deadline), now)
-    if state.opened:
-        return _end(state)
-    awaited = AWAITED.get(state.phase)
-    missing = state.seen.missing(awaited) if awaited else ()
-    if state.phase is Phase.QUORUM:
-        missing = tuple(org for org in state.offer.parties if org not in state.present)
-    return _fail(state, ComityError(ErrorCode.TIMEOUT, f"waited for {state.phase}"), missing)
+    def judge(self, state: LeadState) -> Failed | None:
+        return judged(state)
 
+    def late(self, state: LeadState, now: float) -> Step[LeadState]:
+        """Leave out who did not answer a call, or end with the names of who is missing."""
+        if state.phase is Phase.SHARES and state.call is not None:
+            silent = frozenset(state.call.members) - frozenset(state.shares)
+            deadline = now + state.limits.step_s
+            return self.advance(
+                replace(state, gone=state.gone | silent, phase=Phase.QUORUM, deadline=deadline), [], now
+            )
+        return _end(state) if state.opened else super().late(state, now)
 
-def _absorb(state: LeadState, event: Event) -> LeadState:
-    seen = state.seen
-    if isinstance(event, Received):
-        if isinstance(event.message, Checked | ShareReady):
-            return _heard(state, event.issuer, event.message)
-        return replace(state, seen=seen.absorb(event.issuer, event.message))
-    if isinstance(event, RosterProposed):
-        return replace(state, seen=seen.with_roster(event.roster))
-    if isinstance(event, AggregatePublished):
-        return replace(state, seen=seen.with_notice(event.notice))
-    if state.phase is Phase.FUSING and state.call is not None:
-        if isinstance(event, SumDecoded):
-            return replace(state, decoded=True)
-        if isinstance(event, QuorumFailed | ShareRefused) and event.call == state.call.digest:
-            return _judged(state, event, state.call)
-    raise ComityError(ErrorCode.CONFLICT, "this does not fit into what the lead is doing", phase=state.phase)
+    def awaited(self, state: LeadState) -> tuple[str, ...]:
+        if state.phase is Phase.QUORUM:
+            return tuple(org for org in state.offer.parties if org not in state.present)
+        return super().awaited(state)
+
+    def work_failed(self, state: LeadState, error: ComityError) -> Step[LeadState]:
+        """What narrows the suspects down may fail: the sum is open."""
+        return _end(state) if state.opened else super().work_failed(state, error)
 
 
 def _heard(state: LeadState, issuer: str, message: Checked | ShareReady) -> LeadState:
@@ -163,30 +137,6 @@ def _judged(state: LeadState, event: QuorumFailed | ShareRefused, call: QuorumCa
     return replace(state, trials=state.trials.with_refusal(event.org), phase=Phase.QUORUM)
 
 
-def _advance(state: LeadState, now: float) -> Step:
-    outputs: list[Output] = []
-    try:
-        for _ in range(2 * len(Phase)):  # a quorum that has to be replaced goes back once in a step
-            state.seen.check_split()
-            ended = failure_of(state.seen)
-            if ended is not None:
-                return replace(state, phase=Phase.FAILED), [*outputs, abort_of(state.offer.digest, ended.error), ended]
-            state = _without_gone(state)
-            phase = state.phase
-            if phase not in _TURNS:
-                break
-            state, more = _TURNS[phase](state)
-            outputs += more
-            if state.phase is phase:
-                break
-            slow = state.phase is Phase.COMMITMENTS  # parties may still be training
-            state = replace(state, deadline=now + (state.limits.values_s if slow else 0.0) + state.limits.step_s)
-    except ComityError as error:
-        failed, more = _fail(state, error)
-        return failed, outputs + more
-    return state, outputs
-
-
 def _without_gone(state: LeadState) -> LeadState:
     """Note holders that gave up after their digest; a call to one of them is over."""
     left = frozenset(org for org in state.offer.parties if state.seen.get(Abort, org) is not None)
@@ -199,32 +149,16 @@ def _without_gone(state: LeadState) -> LeadState:
     return state
 
 
-def _fail(state: LeadState, error: ComityError, missing: tuple[str, ...] = ()) -> Step:
-    return replace(state, phase=Phase.FAILED), [abort_of(state.offer.digest, error), Failed(error, missing)]
-
-
-def _end(state: LeadState) -> Step:
+def _end(state: LeadState) -> Step[LeadState]:
     """The sum is open: let the holders erase, name the suspects."""
     assert state.seen.notice is not None, "what is open was published"
     suspects = state.trials.suspects
-    outputs: list[Output] = [Suspected(suspects)] if suspects else []
-    outputs += [
-        Send(Audience.ALL, Opened(state.offer.digest, state.seen.notice.digest, suspects)),
-        Finished(state.seen.members),
-    ]
-    return replace(state, phase=Phase.DONE), outputs
+    named: list[Output] = [Suspected(suspects)] if suspects else []
+    word = Opened(state.offer.digest, state.seen.notice.digest, suspects)
+    return finished(state, *named, Send(Audience.ALL, word), Finished(state.seen.members))
 
 
-def _to(phase: Phase, done: Callable[[Transcript], bool]) -> Callable[[LeadState], Step]:
-    """Return a turn that enters `phase` once the transcript says so."""
-
-    def turn(state: LeadState) -> Step:
-        return (replace(state, phase=phase), []) if done(state.seen) else (state, [])
-
-    return turn
-
-
-def _on_quorum(state: LeadState) -> Step:
+def _on_quorum(state: LeadState) -> Step[LeadState] | Failed | None:
     offer, trials, notice = state.offer, state.trials, state.seen.notice
     assert notice is not None, "a quorum is called for what was published"
     choose = narrowing_quorum if state.opened else next_quorum
@@ -236,47 +170,46 @@ def _on_quorum(state: LeadState) -> Step:
     return state, [Send(Audience.ALL, call)]
 
 
-def _wait_for_more(state: LeadState) -> Step:
+def _wait_for_more(state: LeadState) -> Failed | None:
     """No quorum can be called now: wait for holders that still check, or end because none can come."""
     offer, trials = state.offer, state.trials
     usable = [org for org in offer.parties if org not in state.gone and org not in trials.refused]
     coming = [org for org in usable if org not in state.checked]
     hopeless = bool(trials.failed) and not trials.common
     if coming and len(usable) >= offer.threshold and not hopeless and state.calls < ANSWERS_MAX:
-        return state, []
+        return None
     if trials.refused:
         error = ComityError(ErrorCode.BAD_SHARE, "what a holder sent is no share", org=min(trials.refused))
-        return _fail(state, error, tuple(sorted(trials.refused)))
+        return Failed(error, tuple(sorted(trials.refused)))
     if trials.failed:
         error = ComityError(ErrorCode.BAD_SHARE, "no quorum's shares open the sum; whose is wrong cannot be told")
-        return _fail(state, error)
+        return Failed(error)
     error = ComityError(ErrorCode.TIMEOUT, "too few holders are left for a quorum", n=len(usable))
-    return _fail(state, error, tuple(org for org in offer.parties if org not in state.present))
+    return Failed(error, tuple(org for org in offer.parties if org not in state.present))
 
 
-def _on_shares(state: LeadState) -> Step:
+def _on_shares(state: LeadState) -> Step[LeadState] | None:
     call = state.call
     if call is None or set(call.members) - set(state.shares):
-        return state, []
+        return None
     fuse = StartFuse(call.digest, tuple(sorted(state.shares.items())), len(state.seen.members))
     return replace(state, phase=Phase.FUSING), [fuse]
 
 
-def _on_fusing(state: LeadState) -> Step:
+def _on_fusing(state: LeadState) -> Step[LeadState] | None:
     if not state.decoded or state.call is None:
-        return state, []
+        return None
     trials = state.trials.with_success(state.call.members)
     state = replace(state, trials=trials, opened=True)
     return (replace(state, phase=Phase.QUORUM), []) if len(trials.common) > 1 else _end(state)
 
 
-_TURNS: dict[Phase, Callable[[LeadState], Step]] = {
-    Phase.ROSTER: _to(Phase.SIGNATURES, Transcript.ready),
-    Phase.SIGNATURES: _to(Phase.COMMITMENTS, Transcript.roster_signed),
-    Phase.COMMITMENTS: _to(Phase.SET, Transcript.committed),
-    Phase.SET: _to(Phase.AGGREGATE, Transcript.set_signed),
-    Phase.AGGREGATE: _to(Phase.QUORUM, Transcript.published),
-    Phase.QUORUM: _on_quorum,
-    Phase.SHARES: _on_shares,
-    Phase.FUSING: _on_fusing,
-}
+step = _Lead(
+    {
+        **WATCHING,
+        watcher.Phase.AGGREGATE: until(EncryptedTranscript.published, Phase.QUORUM),
+        Phase.QUORUM: _on_quorum,
+        Phase.SHARES: _on_shares,
+        Phase.FUSING: _on_fusing,
+    }
+).step

@@ -1,6 +1,6 @@
 """The messages of `threshold`: the ceremony that makes a batch of round keys, and the quorum that opens a sum.
 
-Rules as in `messages.py`. Besides:
+Rules as in `frame.messages`. Besides:
 1. `session` of a ceremony's message is the digest of its `KeyPlan`; that of a round's is the digest of its offer.
 2. Every step names the digest of the whole step before it, so that a coordinator that shows parties different things
    shows itself at the next step, and at the latest in the transcript, which all holders sign.
@@ -20,17 +20,22 @@ from comity_crypto.secagg.frame.body import (
     CONTRIBUTORS_MAX,
     CONTRIBUTORS_MIN,
     Body,
+    by_kind,
+    parse,
     read_by,
+    read_by_org,
     read_bytes,
     read_count,
     read_hash,
     read_hashes,
+    read_list,
+    read_or_none,
     read_org,
     read_orgs,
     read_text,
 )
-from comity_crypto.secagg.frame.messages import ROUND_MAX
-from comity_crypto.secagg.lead_key.messages import BODIES, BOX_KEY_BYTES, Offer
+from comity_crypto.secagg.frame.messages import ROUND_MAX, InSession, read_box_key
+from comity_crypto.secagg.lead_key.messages import BODIES, Offer
 
 KEYS_MAX = 16
 NONCE_BYTES = 32
@@ -47,32 +52,14 @@ def _nonce(value: Any) -> bytes:
     return read_bytes(value, NONCE_BYTES)
 
 
-def _box_key(value: Any) -> bytes:
-    return read_bytes(value, BOX_KEY_BYTES)
-
-
 def _checks(value: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Read, by dealer, one number per key and prime."""
-    if not isinstance(value, Mapping):
-        raise ComityError(ErrorCode.MALFORMED, "a map of organisations")
     number = read_count(0, (1 << RESIDUE_BITS) - 1)
-    found = []
-    for org in read_orgs(sorted(map(str, value))):
-        items = value[org]
-        if not isinstance(items, list) or not 1 <= len(items) <= KEYS_MAX * LIMBS:
-            raise ComityError(ErrorCode.MALFORMED, "one number for each key and prime")
-        found.append((org, tuple(number(item) for item in items)))
-    return tuple(found)
+    return read_by_org(value, lambda items: read_list(items, number, 1, KEYS_MAX * LIMBS))
 
 
 def _key_ids(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= KEYS_MAX:
-        raise ComityError(ErrorCode.MALFORMED, "1 to 16 keys")
-    return tuple(read_hash(item) for item in value)
-
-
-def _orgs_or_none(value: Any) -> tuple[str, ...]:
-    return () if isinstance(value, list | tuple) and not value else read_orgs(value)
+    return read_list(value, read_hash, 1, KEYS_MAX)
 
 
 @dataclass(frozen=True)
@@ -128,62 +115,58 @@ class KeyPlan(Body):
 
 
 @dataclass(frozen=True)
-class NonceCommitment(Body):
+class NonceCommitment(InSession):
     """Step 1: this holder's nonce is fixed; with its key for boxes, of this ceremony only."""
 
     KIND: ClassVar[str] = "secagg.nonce-commitment"
-    session: str = read_by(read_hash)
     commitment: str = read_by(read_hash)
-    box_key: bytes = read_by(_box_key)
+    box_key: bytes = read_by(read_box_key)
 
 
 @dataclass(frozen=True)
-class NonceReveal(Body):
+class AfterStep(InSession):
+    """A message of a ceremony that names the digest of the whole step before its own."""
+
+    before: str = read_by(read_hash)
+
+
+@dataclass(frozen=True)
+class NonceReveal(AfterStep):
     """Step 2: the nonce, after every commitment was seen."""
 
     KIND: ClassVar[str] = "secagg.nonce-reveal"
-    session: str = read_by(read_hash)
-    before: str = read_by(read_hash)
     nonce: bytes = read_by(_nonce)
 
 
 @dataclass(frozen=True)
-class ShareCommitment(Body):
+class ShareCommitment(AfterStep):
     """Step 3: SHA-256 of this holder's public shares b_i of all keys."""
 
     KIND: ClassVar[str] = "secagg.share-commitment"
-    session: str = read_by(read_hash)
-    before: str = read_by(read_hash)
     shares: str = read_by(read_hash)
 
 
 @dataclass(frozen=True)
-class ShareReveal(Body):
+class ShareReveal(AfterStep):
     """Step 4: the public shares lie ready under their hash, after every commitment was seen."""
 
     KIND: ClassVar[str] = "secagg.share-reveal"
-    session: str = read_by(read_hash)
-    before: str = read_by(read_hash)
 
 
 @dataclass(frozen=True)
-class Deal(Body):
+class Deal(AfterStep):
     """Step 5 (T < n): SHA-256 of the box for every other holder; `keys` are the ids of the collective keys."""
 
     KIND: ClassVar[str] = "secagg.deal"
-    session: str = read_by(read_hash)
-    before: str = read_by(read_hash)
     keys: tuple[str, ...] = read_by(_key_ids)
     boxes: tuple[tuple[str, str], ...] = read_by(read_hashes)
 
 
 @dataclass(frozen=True)
-class DealCheck(Body):
+class DealCheck(AfterStep):
     """Step 6 (T < n): by dealer, this holder's value of the check, for each key and prime."""
 
     KIND: ClassVar[str] = "secagg.deal-check"
-    session: str = read_by(read_hash)
-    before: str = read_by(read_hash)
     values: tuple[tuple[str, tuple[int, ...]], ...] = read_by(_checks)
 
     def to_json(self) -> dict[str, Any]:
@@ -192,11 +175,10 @@ class DealCheck(Body):
 
 
 @dataclass(frozen=True)
-class TranscriptSignature(Body):
+class TranscriptSignature(InSession):
     """Step 7: this holder has seen exactly this ceremony, and it made exactly these keys."""
 
     KIND: ClassVar[str] = "secagg.transcript-signature"
-    session: str = read_by(read_hash)
     transcript: str = read_by(read_hash)
     keys: tuple[str, ...] = read_by(_key_ids)
 
@@ -225,46 +207,42 @@ class ThresholdOffer(Offer):
 
 
 @dataclass(frozen=True)
-class Checked(Body):
+class Checked(InSession):
     """A holder found the aggregate to be the sum of all commitments, and would share."""
 
     KIND: ClassVar[str] = "secagg.checked"
-    session: str = read_by(read_hash)
     notice: str = read_by(read_hash)
 
 
 @dataclass(frozen=True)
-class QuorumCall(Body):
+class QuorumCall(InSession):
     """The lead asks these holders, together, for their shares of the aggregate of `notice`."""
 
     KIND: ClassVar[str] = "secagg.quorum-call"
-    session: str = read_by(read_hash)
     notice: str = read_by(read_hash)
     number: int = read_by(read_count(0, ANSWERS_MAX - 1))
     members: tuple[str, ...] = read_by(read_orgs)
 
 
 @dataclass(frozen=True)
-class ShareReady(Body):
+class ShareReady(InSession):
     """A holder's share for one call lies ready, sealed to who opens: SHA-256 of the share itself."""
 
     KIND: ClassVar[str] = "secagg.share-ready"
-    session: str = read_by(read_hash)
     call: str = read_by(read_hash)
     share: str = read_by(read_hash)
 
 
 @dataclass(frozen=True)
-class Opened(Body):
+class Opened(InSession):
     """The lead has the sum: keys are of no more use. `suspects` holds those whose shares did not fit."""
 
     KIND: ClassVar[str] = "secagg.opened"
-    session: str = read_by(read_hash)
     notice: str = read_by(read_hash)
-    suspects: tuple[str, ...] = read_by(_orgs_or_none)
+    suspects: tuple[str, ...] = read_by(read_or_none(read_orgs))
 
 
-CEREMONY_BODIES: tuple[type[Body], ...] = (
+CEREMONY_BODIES: tuple[type[InSession], ...] = (
     NonceCommitment,
     NonceReveal,
     ShareCommitment,
@@ -273,17 +251,12 @@ CEREMONY_BODIES: tuple[type[Body], ...] = (
     DealCheck,
     TranscriptSignature,
 )
-ROUND_BODIES: tuple[type[Body], ...] = (ThresholdOffer, Checked, QuorumCall, ShareReady, Opened)
-_PLANS: tuple[type[Body], ...] = (KeyPlan,)
-THRESHOLD_BODIES: dict[str, type[Body]] = {body.KIND: body for body in (*_PLANS, *CEREMONY_BODIES, *ROUND_BODIES)}
+THRESHOLD_BODIES = BODIES | by_kind(KeyPlan, *CEREMONY_BODIES, ThresholdOffer, Checked, QuorumCall, ShareReady, Opened)
 
 
 def parse_threshold_message(kind: str, body: Any) -> Body:
     """Read a body of `threshold` or of the sums beneath. Raises `UNSUPPORTED` (unknown kind), `MALFORMED`."""
-    found = THRESHOLD_BODIES.get(kind) or BODIES.get(kind)
-    if found is None:
-        raise ComityError(ErrorCode.UNSUPPORTED, "not a message of a secure sum")
-    return found.from_json(body)
+    return parse(THRESHOLD_BODIES, kind, body)
 
 
 def step_digest(session: str, messages: Mapping[str, Body]) -> str:

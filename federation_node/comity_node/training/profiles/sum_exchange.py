@@ -33,10 +33,9 @@ from comity_crypto.secagg.frame.events import (
     RosterProposed,
     WorkFailed,
 )
-from comity_crypto.secagg.frame.messages import Roster
-from comity_crypto.secagg.lead_key.messages import AggregateNotice, Offer, Ready
-from comity_crypto.secagg.masked.events import NoticePublished
-from comity_crypto.secagg.masked.messages import MaskedNotice, MaskedOffer, MaskedReady
+from comity_crypto.secagg.frame.messages import Announcement, Notice, Roster
+from comity_crypto.secagg.lead_key.messages import Offer
+from comity_crypto.secagg.masked.messages import MaskedOffer
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.statements import Statement
 from comity_node.context import NodeContext
@@ -122,7 +121,7 @@ class Exchange:
         """Pass a verified message of a party on to whom it concerns here, `but` its own speaker."""
         session = str(getattr(message, "session", ""))
         event = Received(issuer, message)
-        if isinstance(message, Ready | MaskedReady) and session not in self._ears:
+        if isinstance(message, Announcement) and session not in self._ears:
             for ears in list(self._ears.values()):
                 for ear in ears:
                     if ear.offer.place == message.place:
@@ -136,10 +135,8 @@ class Exchange:
                 self._tell(word.session, WorkFailed(word.error), None)
         elif isinstance(word.message, Roster):
             self._tell(word.session, RosterProposed(word.message), None)
-        elif isinstance(word.message, AggregateNotice):
+        elif isinstance(word.message, Notice):
             self._tell(word.session, AggregatePublished(word.message), None)
-        elif isinstance(word.message, MaskedNotice):
-            self._tell(word.session, NoticePublished(word.message), None)
 
     def _tell(self, session: str, event: Event, but: Callable[[Event], None] | None) -> None:
         """Tell every machine of a session, and keep the event for one of this node that is not there yet."""

@@ -34,6 +34,7 @@ from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.frame.body import CONTRIBUTORS_MIN
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import (
     Event,
@@ -52,7 +53,6 @@ from comity_crypto.secagg.lead_key import contributor
 from comity_crypto.secagg.lead_key.contributor import ContributorState
 from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest, StartEncrypt
 from comity_crypto.secagg.lead_key.messages import Offer
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training import blobs, grants, store
 from comity_node.training.profiles import sum_store

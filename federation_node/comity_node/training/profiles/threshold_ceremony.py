@@ -23,9 +23,9 @@ import structlog
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.params import KEY_LIMBS
 from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import EraseKey, Event, Failed, Output, Send
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.threshold import ceremony
 from comity_crypto.secagg.threshold.batch import KeyBatch

@@ -18,11 +18,11 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import EraseKey, Event, Failed, Output, Send, ValuesReady
 from comity_crypto.secagg.lead_key import contributor
 from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest
-from comity_crypto.secagg.lead_key.seedbox import BoxKey
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.threshold import keyholder
 from comity_crypto.secagg.threshold.events import ShareMade, StartShare
