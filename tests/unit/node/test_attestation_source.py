@@ -49,7 +49,7 @@ def refused(act: object, *arguments: object) -> ComityError:
 
 def test_a_report_as_the_kernel_gives_it(machine: Tsm, monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[Path] = []
-    monkeypatch.setattr(Path, "rmdir", lambda folder: removed.append(folder))
+    monkeypatch.setattr(Path, "rmdir", lambda folder: removed.append(folder))  # noqa: PLW0108 - bound
     kernel = ConfigfsTsm(machine.root)
     assert kernel.there()
     found = kernel.gather(DATA)

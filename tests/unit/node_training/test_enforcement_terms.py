@@ -33,6 +33,7 @@ CHARTER = Charter(
     max_checkpoint_age_s=600,
     defaults=Terms(),
 )
+ABLE = Abilities(frozenset({"plain"}), "process")
 NOTHING_YET = History({}, True, 0, None, 0)
 CATALOGUE = {"patients": {"name": "patients", "classification": "internal", "records": 40, "columns": ["age", "name"]}}
 
@@ -58,7 +59,13 @@ def allow(stage: str, document: dict[str, Any]) -> Decision:
 
 
 def judged(
-    terms: dict[str, Any], history: History = NOTHING_YET, decide: Any = allow, now: str = NOW, **changes: Any
+    terms: dict[str, Any],
+    history: History = NOTHING_YET,
+    decide: Any = allow,
+    now: str = NOW,
+    abilities: Abilities = ABLE,
+    attested: ComityError | None = None,
+    **changes: Any,
 ) -> Verdict:
     """Judge an order under terms, from a node that could do everything else."""
     stored = Held(terms)
@@ -77,8 +84,7 @@ def judged(
     )
     order = replace(order, **changes)
     statement = sign_statement(KEYS[ORGS[0]], kind="order", consortium="oncology", issuer=ORGS[0], body=order.to_json())
-    abilities = Abilities(frozenset({"plain"}), "process")
-    case = Case(order, statement, stored, CHARTER, history, ME, now, abilities, CATALOGUE, False)
+    case = Case(order, statement, stored, CHARTER, history, ME, now, abilities, CATALOGUE, False, attested=attested)
     return judge(case, Certificates(), decide)
 
 
@@ -113,6 +119,15 @@ def test_terms_that_cannot_be_kept_fail_check_3(terms: dict[str, Any], code: Err
     assert verdict.error.code is code
     assert verdict.predicates["conforms"] is False
     assert "grant_left" not in verdict.predicates
+
+
+def test_machines_that_cannot_be_relied_on_fail_check_3() -> None:
+    verdict = judged({}, attested=ComityError(ErrorCode.ATTESTATION_STALE, org="hospital-c"))
+    assert verdict.error is not None
+    assert verdict.error.code is ErrorCode.ATTESTATION_STALE
+    assert verdict.predicates["conforms"] is False
+    able = Abilities(frozenset({"plain"}), "process", attests=True)
+    assert judged({"attestation": "required"}, abilities=able).error is None
 
 
 def test_a_subset_below_the_terms_is_refused() -> None:
