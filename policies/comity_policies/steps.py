@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
+from comity_crypto.psi.identifiers import NORMALISATIONS
 from comity_policies.document import Document, Part, choice_of, digest_of, items_of, line_of, name_of
 from comity_policies.orders import ROUNDS_MAX
 from comity_policies.query import Query
@@ -67,7 +68,7 @@ class Step(Document):
 
     @property
     def most_rounds(self) -> int:
-        """The most rounds that it takes; an intersection is one question."""
+        """The most rounds that it takes; both orders of an intersection belong to one."""
         return int(getattr(self, "rounds", 1))
 
     def _check_step(self, kind: str) -> None:
@@ -144,7 +145,10 @@ class KeyColumn(Part):
 
 @dataclass(frozen=True, slots=True)
 class IntersectStep(Step):
-    """Private set intersection of two datasets: `lead` receives the result, `partner` helps and learns nothing."""
+    """Private set intersection of two datasets: `lead` receives the result, `partner` learns how many are common.
+
+    `normalise` says how both write an identifier before it is compared (`comity_crypto.psi.identifiers`).
+    """
 
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"keys": (KeyColumn, 2)}
 
@@ -155,15 +159,19 @@ class IntersectStep(Step):
     mode: str
     reply_timeout_s: int
     kind: str = INTERSECT
+    normalise: tuple[str, ...] = NORMALISATIONS
 
     def __post_init__(self) -> None:
         self._check_step(INTERSECT)
         org(self.partner)
+        rules = tuple(choice_of(each, NORMALISATIONS) for each in items_of(self.normalise, len(NORMALISATIONS)))
+        if len(set(rules)) != len(rules):
+            raise malformed("a way of writing identifiers is named once")
         choice_of(self.mode, MODES)
         keys = tuple(sorted(items_of(self.keys, 2), key=lambda each: str(each.org)))
         if self.partner == self.lead or {each.org for each in keys} != {self.lead, self.partner}:
             raise malformed("an intersection is of two organisations, each with its key column")
-        self._fix(keys=keys)
+        self._fix(keys=keys, normalise=tuple(sorted(rules)))
 
 
 _CLASSES: dict[str, type[Step]] = {TRAIN: TrainStep, AGGREGATE: AggregateStep, INTERSECT: IntersectStep}

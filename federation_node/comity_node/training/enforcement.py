@@ -31,6 +31,7 @@ from comity_policies.charter import Charter
 from comity_policies.charter_facts import app_digests, facts_of
 from comity_policies.decisions import Decision, ReviewNeed, Stage
 from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, Step, run_id
+from comity_policies.steps import INTERSECT
 
 Decide = Callable[[Stage, dict[str, Any]], Decision]
 
@@ -234,7 +235,9 @@ def check_3_conforms(case: Case) -> None:
         raise case.attested
     case.abilities.check_steps(agreement.proposal.steps)
     check_purpose(agreement.terms, agreement.proposal.purpose)
-    check_company(agreement.terms, order.receivers, case.charter)
+    # Both parties of an intersection take part in it, also where an order goes to one of them.
+    company = agreement.parties if step.kind == INTERSECT else order.receivers
+    check_company(agreement.terms, company, case.charter)
 
 
 def check_4_grant(case: Case) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comity.wire import instants
@@ -17,6 +17,7 @@ from comity_agents.flower.codec import Content, read_blob
 from comity_node.context import NodeContext
 from comity_node.training import blobs, enforcement
 from comity_node.training.blobs import Blob
+from comity_node.training.kinds import Measures
 from comity_node.training.needs import Need
 from comity_node.training.people import OrderReviews
 from comity_node.training.profiles.base import (
@@ -92,14 +93,18 @@ class Execution:
         """Make the result, unless it is there already, and let it out if the policy does."""
         result = kept.result if kept is not None else await self._call(job, station.worker, timeout_s)
         try:
-            cohort, agreement, order = station.cohort, job.agreement, job.order
+            own = station.worker.facts(job.order_digest) if isinstance(station.worker, Measures) else None
+            agreement, order = job.agreement, job.order
+            cohort = station.cohort if own is None else int(own["cohort"])
             outgoing = Outgoing(agreement, order, job.order_digest, job.asked, result, cohort, job.own)
             measured = kept.measured if kept is not None else await profile.measure(outgoing)
+            if own is not None:
+                measured = replace(measured, noise=bool(own["noise"]), facts={**(measured.facts or {}), **own})
             done = {"aggregation": profile.name, "clipped": measured.clipped, "noise": measured.noise, "cohort": cohort}
             facts, need = await asyncio.to_thread(self._judge, job, result, done, measured.facts)
             if need is not None:
                 await self._ask_people(job, result, facts, need)
-            job.released_bytes, job.cohort = int(facts["size_bytes"]), cohort
+            job.released_bytes, job.cohort = int(facts["size_bytes"]), int(facts["cohort"])
             return result, await profile.protect(outgoing, measured)
         except BaseException:
             result.close()

@@ -19,12 +19,13 @@ from sqlalchemy import Connection
 
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_agents.flower.workers import Ask, Failed, Finished, Progress, ServerAppProcess
+from comity_agents.flower.workers import Ask, Failed, Finished, Progress
 from comity_crypto.statements import sign_statement
 from comity_node.context import NodeContext
 from comity_node.training import results, store
 from comity_node.training.answers import AnswerBook
 from comity_node.training.blobs import Blob
+from comity_node.training.kinds import Answers, LeadWork
 from comity_node.training.led import LedRun, manifest, orders_sent
 from comity_node.training.participant import Participant
 from comity_node.training.profiles.base import AggregationProfile
@@ -71,7 +72,7 @@ class RunHost:
         self._book = book
         self._finals = finals
         self._turn = asyncio.Lock()
-        self._process: ServerAppProcess | None = None
+        self._process: LeadWork | None = None
         self._metrics: dict[tuple[int, int, str], dict[str, Any]] = {}
         self._progress = ProgressTeller(node, led)
         self.desk = QuestionDesk(node, led, participant, profile, book, self._answer)
@@ -123,13 +124,8 @@ class RunHost:
     async def _once(self) -> Ending:
         """Run the app from the top; returns its ending. Raises `WORKER_DIED`, `RUN_DIVERGED`, `APP_INVALID`."""
         led = self._led
-        self._process = process = ServerAppProcess(
-            self._workshop.host_settings(led.run, led.agreement, led.step, "server"),
-            node_ids=tuple(sorted(led.node_ids)),
-            results_min=led.results_min,
-            sums=str(led.agreement.terms.get("aggregation", "plain")) != "plain",
-            blob_bytes_max=self._node.settings.limits.payload_bytes_max,
-        )
+        limit = self._node.settings.limits.payload_bytes_max
+        self._process = process = await self._workshop.asker(led, blob_bytes_max=limit)
         await process.start()
         async for event in process.events():
             if isinstance(event, Ask):
@@ -233,6 +229,7 @@ class RunHost:
             "state": ending.state,
             "agreement": led.digest,
             **_work(led.step),
+            **(self._process.card() if isinstance(self._process, Answers) else {}),
             "purpose": proposal.purpose,
             "title": proposal.title,
             "lead": led.me,

@@ -24,9 +24,7 @@ from comity.wire import catalog, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef, sealed_size
 from comity_crypto.statements import Statement
-from comity_node.abilities import Abilities
 from comity_node.attestation.service import of_order
-from comity_node.attestation.trust import able
 from comity_node.context import NodeContext
 from comity_node.training import blobs, enforcement, grants, store
 from comity_node.training.blobs import SALT_BYTES, Blob, order_context
@@ -81,7 +79,7 @@ class Participant:
         self.reviews = OrderReviews(node, people, self._take)
         self._execution = Execution(node, workshop, profiles, self.reviews)
         self._workshop = workshop
-        self._abilities = Abilities(frozenset(profiles), workshop.offered().term, attests=able(node.settings))
+        self._abilities = workshop.abilities(profiles)
         self._active: dict[tuple[str, str, str], asyncio.Task[None]] = {}
         self._told: dict[tuple[str, str], None] = {}
         self._passing: Counter[str] = Counter()

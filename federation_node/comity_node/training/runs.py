@@ -30,7 +30,7 @@ from comity_node.training.lead import RunHost
 from comity_node.training.led import LedRun
 from comity_node.training.participant import Participant
 from comity_node.training.ports import FINAL, Agreements
-from comity_node.training.profiles.base import Profiles, profile_of
+from comity_node.training.profiles.base import Profiles, profile_name, profile_of
 from comity_node.training.receipts import ReceiptBook
 from comity_node.training.results import Results
 from comity_node.training.tables import CANCELLED, FAILED, PREPARING, READY, RUNNING, RunRow
@@ -104,7 +104,7 @@ class Runs:
         row = store.find_run(conn, run)
         if row is None:
             return ""
-        return str(self._agreements.find(conn, row.agreement).agreement.terms.get("aggregation", "plain"))
+        return profile_name(self._profiles, self._agreements.find(conn, row.agreement).agreement)
 
     async def on_prepare(self, message: Message) -> None:
         """Take note of a run and get ready for it. Raises `AGREEMENT_*`, `ORDER_MISMATCH`."""

@@ -9,15 +9,15 @@ from sqlalchemy import Connection
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
-from comity_node.abilities import Abilities
-from comity_node.attestation.trust import able
 from comity_node.context import NodeContext
+from comity_node.intersections.service import IntersectKind, library_here
 from comity_node.negotiation import store as negotiation
 from comity_node.reviews.model import Review
 from comity_node.reviews.service import ReviewService
 from comity_node.training.behind import WriteBehind
 from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.events import RunEvents
+from comity_node.training.kinds import Kinds, StepKind
 from comity_node.training.participant import Participant
 from comity_node.training.ports import Agreements, People, Stored
 from comity_node.training.profiles.base import AggregationProfile, Profiles
@@ -71,14 +71,16 @@ class TrainingService:
         self._behind = WriteBehind(node.journal)
         self.events = RunEvents(node.journal, self._behind, node.clock)
         self._receipts = ReceiptBook(node)
-        self._workshop = Workshop(node, agreements, self.catalogue)
+        kinds = _kinds(node)
+        self._workshop = Workshop(node, agreements, self.catalogue, kinds)
         profiles: tuple[AggregationProfile, ...] = (
             PlainProfile(node),
             LeadKeyProfile(node, agreements),
             MaskedProfile(node, agreements),
             ThresholdProfile(node, agreements),
         )
-        self._profiles: Profiles = {profile.name: profile for profile in profiles}
+        own = [kind.profile for kind in kinds.values() if kind.profile is not None]
+        self._profiles: Profiles = {profile.name: profile for profile in (*profiles, *own)}
         self._profile_names: dict[str, str] = {}
         self._replies = Replies(node, self._behind, self._confirmed)
         self._standing = Standing(node)
@@ -94,8 +96,7 @@ class TrainingService:
             people,
         )
         people.on_news(self._on_review)
-        offered = self._workshop.offered().term
-        self.abilities = Abilities(frozenset(self._profiles), offered, attests=able(node.settings))
+        self.abilities = self._workshop.abilities(self._profiles)
         self.results = Results(node, agreements, self.events)
         self.runs = Runs(
             node,
@@ -198,6 +199,12 @@ class TrainingService:
         if here:
             await self._replies.resend(org)
             await self.results.resend(org)
+
+
+def _kinds(node: NodeContext) -> Kinds:
+    """Return the kinds of steps, beside training, that this node can run."""
+    found: list[StepKind] = [IntersectKind(node)] if library_here() else []
+    return {kind.name: kind for kind in found}
 
 
 def build(node: NodeContext) -> TrainingService:

@@ -15,13 +15,19 @@ from pathlib import Path
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
-from comity_agents.flower.workers import ClientWorker, ConfigValue, HostSettings, node_number
+from comity_agents.flower.workers import ClientWorker, ConfigValue, HostSettings, ServerAppProcess, node_number
 from comity_agents.sandbox import IsolationLevel, Limits, best_isolation
+from comity_node.abilities import Abilities
+from comity_node.attestation.trust import able
 from comity_node.context import NodeContext
 from comity_node.training.datasets import Copy, DatasetCatalogue
 from comity_node.training.enforcement import own_datasets
+from comity_node.training.kinds import Kinds, LeadWork, PartyWork
+from comity_node.training.led import LedRun
 from comity_node.training.ports import Agreements
+from comity_node.training.profiles.base import Profiles
 from comity_policies.documents import Agreement, Step, TrainStep
+from comity_policies.steps import TRAIN
 
 
 @dataclass(slots=True)
@@ -29,15 +35,18 @@ class Station:
     """One run's place of work. `cohort` is the smallest number of records of its datasets, 0 without any."""
 
     run: str
-    worker: ClientWorker
+    worker: PartyWork
     cohort: int
 
 
 class Workshop:
     """Stations by run."""
 
-    def __init__(self, node: NodeContext, agreements: Agreements, catalogue: DatasetCatalogue) -> None:
+    def __init__(
+        self, node: NodeContext, agreements: Agreements, catalogue: DatasetCatalogue, kinds: Kinds | None = None
+    ) -> None:
         self._node = node
+        self._kinds: Kinds = kinds or {}
         self._agreements = agreements
         self._catalogue = catalogue
         self._stations: dict[str, Station] = {}
@@ -47,6 +56,12 @@ class Workshop:
         """Return the isolation that this node uses unless terms ask for more."""
         wanted = self._node.settings.isolation
         return best_isolation() if wanted == "best" else IsolationLevel.for_term(wanted)
+
+    def abilities(self, profiles: Profiles) -> Abilities:
+        """Return what this node can do: profiles of aggregation, isolation, kinds of steps."""
+        kinds = frozenset({TRAIN, *self._kinds})
+        own = frozenset(profiles) - kinds
+        return Abilities(own, self.offered().term, kinds, attests=able(self._node.settings))
 
     async def station(self, run: str, agreement: Agreement, step: Step) -> Station:
         """Return the run's station, made if it is not there: data copied, process started.
@@ -99,6 +114,22 @@ class Workshop:
             ),
         )
 
+    async def asker(self, led: LedRun, *, blob_bytes_max: int) -> LeadWork:
+        """Return what asks in a run that this node leads: its ServerApp, or what the step's kind brings.
+
+        Raises:
+            ComityError: as `host_settings`, and for another kind `DATASET_MISSING`, `DATASET_COLUMNS`.
+        """
+        if led.step.kind in self._kinds:
+            return self._kinds[led.step.kind].lead(led, await self._copies(led.run, led.agreement))
+        return ServerAppProcess(
+            self.host_settings(led.run, led.agreement, led.step, "server"),
+            node_ids=tuple(sorted(led.node_ids)),
+            results_min=led.results_min,
+            sums=str(led.agreement.terms.get("aggregation", "plain")) != "plain",
+            blob_bytes_max=blob_bytes_max,
+        )
+
     def folder(self, run: str) -> Path:
         """Return the run's folder."""
         return self._node.settings.runs_folder / ids.name(run)
@@ -123,20 +154,26 @@ class Workshop:
 
     async def _make(self, run: str, agreement: Agreement, step: Step) -> Station:
         me = self._node.settings.org
-        data = self._data(run)
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
         config: dict[str, ConfigValue] = {
             "partition-id": agreement.parties.index(me),
             "num-partitions": len(agreement.parties),
         }
-        copies: list[Copy] = []
-        for ask in own_datasets(agreement, me):
-            copy = await asyncio.to_thread(self._catalogue.materialise, ask.dataset, ask.columns, data)
+        copies = await self._copies(run, agreement)
+        for copy, ask in zip(copies, own_datasets(agreement, me), strict=True):
             config[f"dataset.{ask.dataset}"] = str(copy.path.absolute())
-            copies.append(copy)
+        cohort = min((copy.cohort for copy in copies), default=0)
+        if step.kind in self._kinds:
+            return Station(run, self._kinds[step.kind].party(run, agreement, step, copies), cohort)
         settings = self.host_settings(run, agreement, step, "client")
         worker = ClientWorker(settings, node_id=node_number(agreement.digest, me), node_config=config)
-        return Station(run, worker, min((copy.cohort for copy in copies), default=0))
+        return Station(run, worker, cohort)
+
+    async def _copies(self, run: str, agreement: Agreement) -> list[Copy]:
+        """Return the run's copies of our datasets, made if they are not there."""
+        data = self._data(run)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        asks = own_datasets(agreement, self._node.settings.org)
+        return [await asyncio.to_thread(self._catalogue.materialise, ask.dataset, ask.columns, data) for ask in asks]
 
     def _data(self, run: str) -> Path:
         return self.folder(run) / "data"

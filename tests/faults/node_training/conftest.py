@@ -38,7 +38,7 @@ from comity_node.training.service import TrainingService
 from comity_node.transport.model import Message
 from comity_policies.charter import Charter, Member
 from comity_policies.decisions import Decision, Stage
-from comity_policies.documents import Agreement, AppRef, DatasetAsk, Proposal, Reason, TrainStep, run_id
+from comity_policies.documents import Agreement, AppRef, DatasetAsk, Proposal, Reason, Step, TrainStep, run_id
 from comity_policies.terms import Terms
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -451,6 +451,13 @@ class Rig:
         ref = AppRef(bundle.digest, bundle.size, bundle.name, bundle.publisher, bundle.version)
         step = TrainStep("fit", ORGS[0], ref, rounds, config or {}, timeout_s)
         asks = tuple(DatasetAsk(org, "patients", columns) for org in parties) if datasets else ()
+        return self.agree_on(step, asks, parties, terms, uses)
+
+    def agree_on(
+        self, step: Step, asks: tuple[DatasetAsk, ...], parties: tuple[str, ...],
+        terms: dict[str, Any] | None = None, uses: int = 1,
+    ) -> Agreement:  # fmt: skip
+        """Let `parties` hold an agreement with this one step."""
         wanted = Terms.parse({"purposes": ["research"], "aggregation": "plain", **(terms or {})})
         proposal = Proposal(
             f"p-{random.randbytes(6).hex()}", 1, CONSORTIUM, ORGS[0], "research", "a test", (step,), parties, (),
