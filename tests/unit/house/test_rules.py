@@ -94,7 +94,10 @@ def test_the_rules_can_fail(tmp_path: Path) -> None:
 def test_one_word_list_for_capabilities() -> None:
     """Inside coordinator and node every folder is a capability; `policy` is the node's alone: the veto lives there."""
     shared = {"membership", "governance", "negotiation", "workflows", "training", "ledger", "transport", "attestation"}
-    own = {"coordinator/comity_coordinator": set(), "federation_node/comity_node": {"policy", "access", "reviews", "intersections"}}
+    own = {
+        "coordinator/comity_coordinator": set(),
+        "federation_node/comity_node": {"policy", "access", "reviews", "intersections"},
+    }
     for package, extra in own.items():
         allowed = shared | extra
         folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"}
