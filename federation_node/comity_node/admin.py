@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from comity_node.negotiation import cli as voucher_cli
 from comity_node.policy import cli as policy_cli
 
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     datasets.command("remove")(remove)
     apps = typer.Typer(no_args_is_help=True, help="Flower apps, before they are proposed or reviewed.")
     apps.command("digest")(digest)
+    voucher_cli.register(apps)
     policy = typer.Typer(no_args_is_help=True, help="Test, check, try and reload an organisation's policies.")
     policy.command("reload")(reload)
     policy_cli.register(policy)

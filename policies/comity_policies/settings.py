@@ -12,6 +12,7 @@ from typing import Any
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.vouching import public_bytes
 from comity_policies.decisions import ReviewNeed
 from comity_policies.document import name_of
 from comity_policies.term_rows import malformed, one_of, text_of, whole_number
@@ -35,7 +36,7 @@ MEANINGS = {
     "app_digests": "SHA-256 digests of apps that this organisation has reviewed",
     "published_only": "true: only apps that the members published in the charter run here, whoever vouches for others",
     "app_signers": "who may vouch for an app: consortium, for those that the members published in the charter",
-    "reviewers": "people whose signature on an app would count as a review (apps carry none yet: no effect)",
+    "reviewers": "keys of people (ed25519:BASE64, see comity app key) whose signature on an app counts as a review",
     "privacy": 'null, or {"epsilon": "4", "delta": "0.00001"}: the budget asked of every agreement'
     " (no node adds noise yet: with a budget every agreement is refused)",
     "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)}",
@@ -108,6 +109,10 @@ def _proposer(value: Any) -> None:
         name_of(role)
     elif value != "*":
         org(value)
+
+
+def _key(value: Any) -> None:
+    public_bytes(text_of(value))
 
 
 def _boolean(value: Any) -> None:
@@ -186,7 +191,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "app_digests": _list_of(_digest),
     "published_only": _boolean,
     "app_signers": _list_of(text_of),
-    "reviewers": _list_of(text_of),
+    "reviewers": _list_of(_key),
     "privacy": _privacy,
     "aggregation": one_of(AGGREGATION),
     "egress": _egress,

@@ -27,6 +27,7 @@ from comity_node.negotiation.model import Offer
 from comity_node.negotiation.pending import PendingItems
 from comity_node.negotiation.ports import STAGE_PROPOSAL, Reviews, Verdict
 from comity_node.negotiation.store import Pending
+from comity_node.negotiation.vouchers import Vouchers
 from comity_node.reviews.model import ReviewAsk
 from comity_policies.charter_facts import facts_for, published_by
 from comity_policies.decisions import Decision, Stage
@@ -76,6 +77,7 @@ class Answering:
         self._reviews = reviews
         self._pending = pending
         self._sign = sign
+        self._vouchers = Vouchers(node.settings.home)
 
     async def offer(self, offer: Offer, inline: bytes) -> None:
         """Answer an offer unless it was answered."""
@@ -236,7 +238,8 @@ class Answering:
         if proposal.app is None:
             return None
         digest = proposal.app.digest
-        return {**self._apps.describe(digest), "signed_by": published_by(self._node.charters.in_force(), digest)}
+        signed = [*published_by(self._node.charters.in_force(), digest), *self._vouchers.signers(digest)]
+        return {**self._apps.describe(digest), "signed_by": signed}
 
     def _settle(self, conn: Connection, offer: Offer, judged: Judgement) -> None:
         """Write an answer down, unless there is a final one; put a review before people."""

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.governance.policy import ConsortiumGate, install
+from comity_crypto.vouching import key_name, vouch
 from comity_node.negotiation import store
+from comity_node.negotiation.vouchers import Vouchers
 from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.log import DecisionLog
 from comity_node.policy.recorded import RecordedPolicy
@@ -159,6 +162,23 @@ async def test_an_app_that_the_members_published_needs_no_review(world: Any, bou
     await bound.name(trusting, (AgentRef(app.digest, app.name, app.version, app.publisher),))
     published = await world.propose(proposal_id="prop-published")
     assert world.news(published)["state"] == "FINALIZED"
+
+
+async def test_an_app_that_a_named_reviewer_signed_needs_no_review(world: Any, bound: Bound, tmp_path: Path) -> None:
+    reviewer, stranger = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    trusting = bundle_of(tmp_path / "policy", reviewers=[key_name(reviewer)])
+    await bound.name(trusting)
+    bound.adopt(trusting)
+    app, at = world.proposal().steps[0].app.digest, "2029-01-01T00:00:00Z"
+    homes = [Vouchers(node.context.settings.home) for node in world.nodes.values()]
+    for home in homes:
+        home.keep(vouch(stranger, app, at).to_bytes())
+        home.keep(vouch(reviewer, "cd" * 32, at).to_bytes())
+    waiting = await world.propose()
+    assert set(world.legs(waiting).values()) == {"REQUESTED"}
+    for home in homes:
+        home.keep(vouch(reviewer, app, at).to_bytes())
+    assert world.news(await world.propose(proposal_id="prop-signed"))["state"] == "FINALIZED"
 
 
 async def test_only_published_code_and_only_whom_the_charter_lets_propose(
