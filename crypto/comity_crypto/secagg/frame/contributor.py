@@ -35,7 +35,6 @@ from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature
 class PartyState(State[R]):
     """What contributors of all profiles know. The digest of the values is not shown by repr."""
 
-    me: str
     release: Release | None = None  # what the journal holds of this agreement and order
     values_digest: str = field(default="", repr=False)
     upload: BlobReady | None = None

@@ -30,6 +30,7 @@ from comity_crypto.secagg.frame.events import (
     WorkFailed,
     abort_of,
 )
+from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature, RosterSignature
 from comity_crypto.secagg.frame.record import Record
 from comity_crypto.secagg.frame.transcript import Transcript
 
@@ -53,6 +54,7 @@ class State(Generic[R]):
     seen: R
     limits: Limits
     deadline: float
+    me: str = ""  # whom the machine speaks for; the coordinator's for nobody
 
     def cleared(self) -> Self:
         """Return the state without its secrets, for a session that is over."""
@@ -93,6 +95,7 @@ class Machine(Generic[S]):
     HOLDS_KEY: ClassVar[bool] = False
     TELLS: ClassVar[bool] = True
     REPEATS: ClassVar[bool] = False
+    NAMES: ClassVar[bool] = False  # whom an error names is told as missing
 
     def __init__(self, turns: Mapping[Any, Turn[S]]) -> None:
         self._turns = turns
@@ -117,7 +120,7 @@ class Machine(Generic[S]):
             for _ in range(2 * len(self._turns)):  # a quorum that has to be replaced goes back once in a step
                 if isinstance(state.phase, Over):
                     break
-                gone = self.judge(state)
+                gone = state.seen.over()
                 if gone is not None:
                     return _after(outputs, self.fail(state, gone, tells=self.REPEATS))
                 turned = self._turns[state.phase](state)
@@ -130,7 +133,7 @@ class Machine(Generic[S]):
                     break
                 state = replace(state, deadline=now + self.wait_s(state))
         except ComityError as error:
-            return _after(outputs, self.fail(state, self.failure(state, error)))
+            return _after(outputs, self.fail(state, Failed(error, self._named(state, error))))
         return state, outputs
 
     def fail(self, state: S, failed: Failed, *, tells: bool = True) -> Step[S]:
@@ -140,6 +143,10 @@ class Machine(Generic[S]):
         told = [abort_of(state.seen.offer.digest, failed.error, blame)] if tells and self.TELLS else []
         return replace(state.cleared(), phase=Over.FAILED), [*erase, *told, failed]
 
+    def _named(self, state: S, error: ComityError) -> tuple[str, ...]:
+        named = str(error.facts.get("org", ""))
+        return (named,) if self.NAMES and named in state.seen.speakers and named != state.me else ()
+
     # -- what a role may do in another way
 
     def take(self, state: S, event: Event, now: float) -> Step[S] | None:
@@ -147,17 +154,6 @@ class Machine(Generic[S]):
         if isinstance(event, Received):
             return replace(state, seen=state.seen.absorb(event.issuer, event.message)), []
         return None
-
-    def judge(self, state: S) -> Failed | None:
-        """Return why the session is over by another one's word. Raises what the transcript shows."""
-        state.seen.check()
-        for org, said in state.seen.aborts():
-            return Failed(ComityError(ErrorCode(said.code), "a party gave up", org=org), (said.blame or org,))
-        return None
-
-    def failure(self, state: S, error: ComityError) -> Failed:
-        """Return the end that follows from what a turn raised."""
-        return Failed(error)
 
     def late(self, state: S, now: float) -> Step[S]:
         """The phase's time is up."""
@@ -181,8 +177,31 @@ class Machine(Generic[S]):
         return state.limits.values_s + (state.limits.step_s if self.PATIENT else 0.0)
 
 
+class Stage(StrEnum):
+    """What every machine of a round waits for but the coordinator's, between the steps that profiles add."""
+
+    ROSTER = "roster"
+    SIGNATURES = "signatures"
+    COMMITMENTS = "commitments"
+    SET = "set"
+
+
+def opening(seen: Transcript[Any, Any], now: float, limits: Limits | None, me: str = "") -> dict[str, Any]:
+    """Return the fields of a state that waits for the roster, a step longer than the coordinator for the parties."""
+    limits = limits or Limits()
+    deadline = now + limits.ready_s + limits.step_s
+    return {"phase": Stage.ROSTER, "seen": seen, "limits": limits, "deadline": deadline, "me": me}
+
+
 class RoundMachine(Machine[S]):
     """A machine of a round that hears the coordinator's words."""
+
+    SLOW: ClassVar[Collection[StrEnum]] = (Stage.COMMITMENTS,)
+    _STAGES: ClassVar[Mapping[StrEnum, type[Body]]] = {
+        Stage.SIGNATURES: RosterSignature,
+        Stage.COMMITMENTS: Commitment,
+        Stage.SET: CommitmentsSignature,
+    }
 
     def take(self, state: S, event: Event, now: float) -> Step[S] | None:
         """Take the coordinator's roster and notice, and messages."""
@@ -191,3 +210,8 @@ class RoundMachine(Machine[S]):
         if isinstance(event, AggregatePublished):
             return replace(state, seen=state.seen.with_notice(event.notice)), []
         return super().take(state, event, now)
+
+    def awaited(self, state: S) -> tuple[str, ...]:
+        """Return the organisations that the session waits for now."""
+        kind = state.seen.ANNOUNCEMENT if state.phase is Stage.ROSTER else self._STAGES.get(state.phase)
+        return super().awaited(state) if kind is None else tuple(state.seen.missing(kind))

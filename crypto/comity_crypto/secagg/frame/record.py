@@ -13,6 +13,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame.body import Body
+from comity_crypto.secagg.frame.events import Failed
 from comity_crypto.secagg.frame.messages import Abort, InSession
 
 
@@ -99,8 +100,12 @@ class Record(Generic[C]):
         orgs = sorted({*self.speakers, self.offer.lead})
         return [(org, found) for org in orgs if (found := self.get(Abort, org)) is not None]
 
-    def check(self) -> None:
-        """Raise why the session cannot go on, if what was said shows it."""
+    def over(self) -> Failed | None:
+        """Return why the session is over by a party's word. Raises why it is over by what all words show together."""
+        for org, said in self.aborts():
+            missing = said.blame if said.blame in self.offer.parties else org
+            return Failed(ComityError(ErrorCode(said.code), "a party gave up", org=org), (missing,))
+        return None
 
     def _of_another_session(self, issuer: str, message: InSession) -> Self:
         """Return the record with a message that names another session. Raises `ROSTER_MISMATCH`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Self, TypeVar, cast
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.frame.events import Failed
 from comity_crypto.secagg.frame.messages import (
     Announcement,
     Commitment,
@@ -88,10 +89,11 @@ class Transcript(Record[F], Generic[F, N]):
         """Return what the coordinator says of its sum; where all must be in it, `dropped` is nobody."""
         return self.NOTICE(self.offer.digest, self.roster_digest, self.commitments_digest, aggregate, size_bytes)
 
-    def check(self) -> None:
-        """Raise `ROSTER_MISMATCH` if parties were given different offers or orders."""
+    def over(self) -> Failed | None:
+        """Return why the round is over. Raises `ROSTER_MISMATCH` if parties were given different offers or orders."""
         if self.split:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the lead gave the parties different offers", org=self.split)
+        return super().over()
 
     # -- stages, each with all before it
 

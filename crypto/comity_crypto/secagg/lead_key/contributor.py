@@ -31,8 +31,7 @@ from comity_crypto.secagg.frame.contributor import (
     sign_set,
 )
 from comity_crypto.secagg.frame.events import Audience, Event, Finished, Limits, Release
-from comity_crypto.secagg.frame.machine import Step, finished
-from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature, RosterSignature
+from comity_crypto.secagg.frame.machine import Stage, Step, finished, opening
 from comity_crypto.secagg.frame.naming import naming
 from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest, StartEncrypt
 from comity_crypto.secagg.lead_key.messages import LinearDigest, MaskSeed, Offer, Ready
@@ -40,14 +39,10 @@ from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
 
 
 class Phase(StrEnum):
-    """What the contributor waits for."""
+    """What the contributor waits for between the stages of all rounds."""
 
-    ROSTER = "roster"
-    SIGNATURES = "signatures"
     MASKS = "masks"
     ENCRYPTION = "encryption"
-    COMMITMENTS = "commitments"
-    SET = "set"
     AGGREGATE = "aggregate"
     DIGEST = "digest"
 
@@ -100,30 +95,16 @@ def start(
     """
     kept = [previous.order_digest] if previous else []
     check_offer(me, offer, order_digest, fits=offer.chunks == chunks, used_keys=used_keys, kept=kept)
-    limits = limits or Limits()
-    state = ContributorState(
-        phase=Phase.ROSTER,
-        seen=EncryptedTranscript(offer),
-        limits=limits,
-        deadline=now + limits.ready_s + limits.step_s,
-        me=me,
-        release=previous,
-        box_key=box_key,
-        seeds={org: entropy(SEED_BYTES) for org in offer.parties if org > me},
-    )
+    seeds = {org: entropy(SEED_BYTES) for org in offer.parties if org > me}
+    first = opening(EncryptedTranscript(offer), now, limits, me)
+    state = ContributorState(**first, release=previous, box_key=box_key, seeds=seeds)
     return say(state, Ready(offer.digest, offer.place, offer.key_id, order_digest, box_key.public))
 
 
 class _Contributor(ContributorMachine[ContributorState]):
     BLOB = Phase.ENCRYPTION
-    SLOW = (Phase.MASKS, Phase.COMMITMENTS)
-    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {
-        Phase.ROSTER: Ready,
-        Phase.SIGNATURES: RosterSignature,
-        Phase.MASKS: MaskSeed,
-        Phase.COMMITMENTS: Commitment,
-        Phase.SET: CommitmentsSignature,
-    }
+    SLOW = (Phase.MASKS, Stage.COMMITMENTS)
+    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {Phase.MASKS: MaskSeed}
 
     def take(self, state: ContributorState, event: Event, now: float) -> Step[ContributorState] | None:
         if isinstance(event, DigestReady) and state.phase is Phase.DIGEST:
@@ -189,12 +170,12 @@ def _on_digest(state: ContributorState) -> Step[ContributorState] | None:
 
 step = _Contributor(
     {
-        Phase.ROSTER: sign_roster(Phase.SIGNATURES),
-        Phase.SIGNATURES: _on_signatures,
+        Stage.ROSTER: sign_roster(Stage.SIGNATURES),
+        Stage.SIGNATURES: _on_signatures,
         Phase.MASKS: _on_masks,
-        Phase.ENCRYPTION: commit(Phase.COMMITMENTS),
-        Phase.COMMITMENTS: sign_set(Phase.SET),
-        Phase.SET: hand_out(Phase.AGGREGATE),
+        Phase.ENCRYPTION: commit(Stage.COMMITMENTS),
+        Stage.COMMITMENTS: sign_set(Stage.SET),
+        Stage.SET: hand_out(Phase.AGGREGATE),
         Phase.AGGREGATE: _on_aggregate,
         Phase.DIGEST: _on_digest,
     }

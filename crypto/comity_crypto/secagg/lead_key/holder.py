@@ -14,12 +14,13 @@ from enum import StrEnum
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame.events import EraseKey, Event, Finished, Limits, SumDecoded
-from comity_crypto.secagg.frame.machine import Step, finished
+from comity_crypto.secagg.frame.machine import Step, finished, opening
 from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
 from comity_crypto.secagg.lead_key import watcher
 from comity_crypto.secagg.lead_key.events import StartDecrypt
 from comity_crypto.secagg.lead_key.messages import Offer
-from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState, beginning, check_aggregate
+from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
+from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState, check_aggregate
 
 
 class Phase(StrEnum):
@@ -37,7 +38,7 @@ class HolderState(WatcherState):
 
 def start(offer: Offer, *, now: float, limits: Limits | None = None) -> Step[HolderState]:
     """Begin a session with an offer of the own fresh key. The shell seals offer and public key into the order."""
-    return HolderState(**beginning(offer, now, limits)), []
+    return HolderState(**opening(EncryptedTranscript(offer), now, limits)), []
 
 
 def next_offer(offer: Offer, key_id: str, without: Iterable[str] = ()) -> Offer:

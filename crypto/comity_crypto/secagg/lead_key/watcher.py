@@ -12,21 +12,16 @@ from typing import Any, ClassVar, TypeVar
 
 from comity_crypto.secagg.bfv.digests import Digest, check_digest
 from comity_crypto.secagg.frame.body import Body
-from comity_crypto.secagg.frame.events import Event, Limits
-from comity_crypto.secagg.frame.machine import RoundMachine, State, Step, Turn, until
-from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature, RosterSignature
+from comity_crypto.secagg.frame.events import Event
+from comity_crypto.secagg.frame.machine import RoundMachine, Stage, State, Step, Turn, until
 from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest
-from comity_crypto.secagg.lead_key.messages import LinearDigest, Offer, Ready
+from comity_crypto.secagg.lead_key.messages import LinearDigest
 from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
 
 
 class Phase(StrEnum):
-    """What is waited for, by all who look on."""
+    """What all who look on wait for when the set is signed."""
 
-    ROSTER = "roster"
-    SIGNATURES = "signatures"
-    COMMITMENTS = "commitments"
-    SET = "set"
     AGGREGATE = "aggregate"
     CHECK = "check"
 
@@ -41,24 +36,10 @@ class WatcherState(State[EncryptedTranscript]):
 W = TypeVar("W", bound=WatcherState)
 
 
-def beginning(offer: Offer, now: float, limits: Limits | None) -> dict[str, Any]:
-    """Return the fields of a state that waits for the roster."""
-    limits = limits or Limits()
-    deadline = now + limits.ready_s + limits.step_s
-    return {"phase": Phase.ROSTER, "seen": EncryptedTranscript(offer), "limits": limits, "deadline": deadline}
-
-
 class WatcherMachine(RoundMachine[W]):
     """See the head of this module."""
 
-    SLOW = (Phase.COMMITMENTS,)
-    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {
-        Phase.ROSTER: Ready,
-        Phase.SIGNATURES: RosterSignature,
-        Phase.COMMITMENTS: Commitment,
-        Phase.SET: CommitmentsSignature,
-        Phase.CHECK: LinearDigest,
-    }
+    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {Phase.CHECK: LinearDigest}
 
     def take(self, state: W, event: Event, now: float) -> Step[W] | None:
         """Take the aggregate's digest, once."""
@@ -77,8 +58,8 @@ def check_aggregate(state: W) -> Step[W] | None:
 
 
 WATCHING: dict[StrEnum, Turn[Any]] = {
-    Phase.ROSTER: until(EncryptedTranscript.ready, Phase.SIGNATURES),
-    Phase.SIGNATURES: until(EncryptedTranscript.roster_signed, Phase.COMMITMENTS),
-    Phase.COMMITMENTS: until(EncryptedTranscript.committed, Phase.SET),
-    Phase.SET: until(EncryptedTranscript.set_signed, Phase.AGGREGATE),
+    Stage.ROSTER: until(EncryptedTranscript.ready, Stage.SIGNATURES),
+    Stage.SIGNATURES: until(EncryptedTranscript.roster_signed, Stage.COMMITMENTS),
+    Stage.COMMITMENTS: until(EncryptedTranscript.committed, Stage.SET),
+    Stage.SET: until(EncryptedTranscript.set_signed, Phase.AGGREGATE),
 }

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from comity_crypto.secagg.frame.adder import AdderMachine, AdderState, Phase, add, started
-from comity_crypto.secagg.frame.events import Failed, Limits
+from comity_crypto.secagg.frame.events import Limits
 from comity_crypto.secagg.frame.machine import Step, until
 from comity_crypto.secagg.frame.messages import Abort
 from comity_crypto.secagg.masked.messages import MaskedOffer
@@ -27,10 +27,6 @@ def start(offer: MaskedOffer, *, now: float, limits: Limits | None = None) -> St
 
 class _MaskedAdder(AdderMachine[MaskedAdderState]):
     ROLE = "the adder"
-
-    def judge(self, state: MaskedAdderState) -> Failed | None:
-        state.seen.check()
-        return None
 
     def late(self, state: MaskedAdderState, now: float) -> Step[MaskedAdderState]:
         """Go on without those whose uploads are missing, where that is allowed."""

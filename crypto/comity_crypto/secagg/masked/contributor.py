@@ -31,9 +31,8 @@ from comity_crypto.secagg.frame.contributor import (
     sign_roster,
     sign_set,
 )
-from comity_crypto.secagg.frame.events import Audience, Event, Failed, Finished, Limits, Received, Release
-from comity_crypto.secagg.frame.machine import Step, finished
-from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature, RosterSignature
+from comity_crypto.secagg.frame.events import Audience, Event, Finished, Limits, Received, Release
+from comity_crypto.secagg.frame.machine import Stage, Step, finished, opening
 from comity_crypto.secagg.masked.dealing import (
     OpenedKeys,
     Secrets,
@@ -50,15 +49,11 @@ from comity_crypto.secagg.masked.transcript import MaskedTranscript
 
 
 class Phase(StrEnum):
-    """What the contributor waits for."""
+    """What the contributor waits for between the stages of all rounds."""
 
-    ROSTER = "roster"
-    SIGNATURES = "signatures"
     KEYS = "keys"
     VALUES = "values"
     MASKING = "masking"
-    COMMITMENTS = "commitments"
-    SET = "set"
     NOTICE = "notice"
     LIST = "list"
     SETTLING = "settling"
@@ -111,7 +106,6 @@ def start(
     """
     kept = [each.order_digest for each in (release, stand) if each is not None]
     check_offer(me, offer, order_digest, fits=offer.words == words, used_keys=used_keys, kept=kept)
-    limits = limits or Limits()
     secrets = Secrets.draw(entropy)
     ready = MaskedReady(
         session=offer.digest,
@@ -122,29 +116,15 @@ def start(
         share_key=secrets.share_key.public,
         seed_digest=seed_digest(secrets.seed),
     )
-    state = MaskedContributorState(
-        phase=Phase.ROSTER,
-        seen=MaskedTranscript(offer),
-        limits=limits,
-        deadline=now + limits.ready_s + limits.step_s,
-        me=me,
-        release=release,
-        secrets=secrets,
-        stand=stand,
-    )
-    return say(state, ready)
+    first = opening(MaskedTranscript(offer), now, limits, me)
+    return say(MaskedContributorState(**first, release=release, secrets=secrets, stand=stand), ready)
 
 
 class _MaskedContributor(ContributorMachine[MaskedContributorState]):
     BLOB = Phase.MASKING
-    SLOW = (Phase.VALUES, Phase.COMMITMENTS, Phase.NOTICE)
-    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {
-        Phase.ROSTER: MaskedReady,
-        Phase.SIGNATURES: RosterSignature,
-        Phase.KEYS: MaskedKeys,
-        Phase.COMMITMENTS: Commitment,
-        Phase.SET: CommitmentsSignature,
-    }
+    NAMES = True
+    SLOW = (Phase.VALUES, Stage.COMMITMENTS, Phase.NOTICE)
+    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {Phase.KEYS: MaskedKeys}
 
     def take(self, state: MaskedContributorState, event: Event, now: float) -> Step[MaskedContributorState] | None:
         if isinstance(event, Received) and isinstance(event.message, Reveal):
@@ -152,15 +132,6 @@ class _MaskedContributor(ContributorMachine[MaskedContributorState]):
         if isinstance(event, Settled) and state.phase is Phase.SETTLING:
             return replace(state, settled=True), []
         return super().take(state, event, now)
-
-    def judge(self, state: MaskedContributorState) -> Failed | None:
-        state.seen.check()
-        return None
-
-    def failure(self, state: MaskedContributorState, error: ComityError) -> Failed:
-        """Blame who is named."""
-        named = str(error.facts.get("org", ""))
-        return Failed(error, (named,) if named in state.seen.members and named != state.me else ())
 
 
 def _on_signatures(state: MaskedContributorState) -> Step[MaskedContributorState] | None:
@@ -220,13 +191,13 @@ def _on_settling(state: MaskedContributorState) -> Step[MaskedContributorState] 
 
 step = _MaskedContributor(
     {
-        Phase.ROSTER: sign_roster(Phase.SIGNATURES),
-        Phase.SIGNATURES: _on_signatures,
+        Stage.ROSTER: sign_roster(Stage.SIGNATURES),
+        Stage.SIGNATURES: _on_signatures,
         Phase.KEYS: _on_keys,
         Phase.VALUES: _on_values,
-        Phase.MASKING: commit(Phase.COMMITMENTS),
-        Phase.COMMITMENTS: sign_set(Phase.SET),
-        Phase.SET: hand_out(Phase.NOTICE),
+        Phase.MASKING: commit(Stage.COMMITMENTS),
+        Stage.COMMITMENTS: sign_set(Stage.SET),
+        Stage.SET: hand_out(Phase.NOTICE),
         Phase.NOTICE: _on_notice,
         Phase.LIST: _on_list,
         Phase.SETTLING: _on_settling,

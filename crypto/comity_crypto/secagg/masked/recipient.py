@@ -18,8 +18,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame.body import Body
 from comity_crypto.secagg.frame.boxes import seal
 from comity_crypto.secagg.frame.events import Audience, EraseKey, Event, Failed, Finished, Limits, Send, SumDecoded
-from comity_crypto.secagg.frame.machine import RoundMachine, State, Step, finished, until
-from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature, RosterSignature
+from comity_crypto.secagg.frame.machine import RoundMachine, Stage, State, Step, finished, opening, until
 from comity_crypto.secagg.masked.dealing import tag_key
 from comity_crypto.secagg.masked.events import StartOpen
 from comity_crypto.secagg.masked.keys import Revelation, RoundSecret, key_id_of
@@ -36,13 +35,9 @@ from comity_crypto.secagg.masked.transcript import MaskedTranscript
 
 
 class Phase(StrEnum):
-    """What the recipient waits for."""
+    """What the recipient waits for between the stages of all rounds."""
 
-    ROSTER = "roster"
-    SIGNATURES = "signatures"
     KEYS = "keys"
-    COMMITMENTS = "commitments"
-    SET = "set"
     NOTICE = "notice"
     LIST = "list"
     REVEALS = "reveals"
@@ -67,22 +62,16 @@ def start(offer: MaskedOffer, secret: RoundSecret, *, now: float, limits: Limits
     """Begin a session with an offer of the own fresh secret. Raises `INTERNAL` if the offer names another."""
     if (offer.key_id, offer.box_key) != (key_id_of(secret.secret), secret.box_key.public):
         raise ComityError(ErrorCode.INTERNAL, "the offer is not of this secret")
-    limits = limits or Limits()
-    deadline = now + limits.ready_s + limits.step_s
-    seen = MaskedTranscript(offer)
-    return RecipientState(phase=Phase.ROSTER, seen=seen, limits=limits, deadline=deadline, secret=secret), []
+    return RecipientState(**opening(MaskedTranscript(offer), now, limits), secret=secret), []
 
 
 class _Recipient(RoundMachine[RecipientState]):
     ROLE = "the recipient"
     HOLDS_KEY = True
-    SLOW = (Phase.COMMITMENTS, Phase.NOTICE)
+    NAMES = True
+    SLOW = (Stage.COMMITMENTS, Phase.NOTICE)
     AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {
-        Phase.ROSTER: MaskedReady,
-        Phase.SIGNATURES: RosterSignature,
         Phase.KEYS: MaskedKeys,
-        Phase.COMMITMENTS: Commitment,
-        Phase.SET: CommitmentsSignature,
         Phase.LIST: NoticeSignature,
         Phase.REVEALS: Reveal,
     }
@@ -91,15 +80,6 @@ class _Recipient(RoundMachine[RecipientState]):
         if isinstance(event, SumDecoded) and state.phase is Phase.OPENING:
             return replace(state, decoded=True), []
         return super().take(state, event, now)
-
-    def judge(self, state: RecipientState) -> Failed | None:
-        state.seen.check()
-        return None
-
-    def failure(self, state: RecipientState, error: ComityError) -> Failed:
-        """Leave out who is named."""
-        named = str(error.facts.get("org", ""))
-        return Failed(error, (named,) if named in state.seen.offer.parties else ())
 
     def late(self, state: RecipientState, now: float) -> Step[RecipientState]:
         if state.wrong and state.phase is Phase.REVEALS:
@@ -162,11 +142,11 @@ def _on_opening(state: RecipientState) -> Step[RecipientState] | None:
 
 step = _Recipient(
     {
-        Phase.ROSTER: until(MaskedTranscript.ready, Phase.SIGNATURES),
-        Phase.SIGNATURES: _on_signatures,
-        Phase.KEYS: until(MaskedTranscript.keyed, Phase.COMMITMENTS),
-        Phase.COMMITMENTS: until(MaskedTranscript.committed, Phase.SET),
-        Phase.SET: until(MaskedTranscript.set_signed, Phase.NOTICE),
+        Stage.ROSTER: until(MaskedTranscript.ready, Stage.SIGNATURES),
+        Stage.SIGNATURES: _on_signatures,
+        Phase.KEYS: until(MaskedTranscript.keyed, Stage.COMMITMENTS),
+        Stage.COMMITMENTS: until(MaskedTranscript.committed, Stage.SET),
+        Stage.SET: until(MaskedTranscript.set_signed, Phase.NOTICE),
         Phase.NOTICE: until(MaskedTranscript.published, Phase.LIST),
         Phase.LIST: until(MaskedTranscript.list_signed, Phase.REVEALS),
         Phase.REVEALS: _on_reveals,

@@ -40,6 +40,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.frame.events import Failed
 from comity_crypto.secagg.frame.messages import (
     Abort,
     Commitment,
@@ -114,22 +115,24 @@ class MaskedTranscript(Transcript[MaskedOffer, MaskedNotice]):
         """Return the members that are in no list of survivors any more: dropped, or gave up."""
         return tuple(org for org in self.members if org in self.dropped or self.get(Abort, org) is not None)
 
-    def check(self) -> None:
-        """Raise why the session cannot go on: rule 1, and a lead that says two things.
+    def over(self) -> Failed | None:
+        """Raise why the session cannot go on: rule 1, and a lead that says two things; one party's word is not enough.
 
         Raises:
             ComityError: `ROSTER_MISMATCH`, the code of the party that gave up, `UNAVAILABLE` (too few are left).
         """
-        super().check()
+        if self.split:
+            super().over()
         # As a party the lead may be lost like any other; but nobody else opens the sum.
         given_up = sorted(self.aborts(), key=lambda each: each[0] != self.offer.lead)
         if not given_up:
-            return
+            return None
         org, said = given_up[0]
         if org == self.offer.lead or not self.set_signed():
             raise ComityError(ErrorCode(said.code), "a party gave up", org=said.blame or org)
         if len(self.members) - len(self.lost()) < self.needed:
             raise ComityError(ErrorCode.UNAVAILABLE, "too few parties are left", org=org, needed=self.needed)
+        return None
 
     def keyed(self) -> bool:
         """Whether every member's keys are there, for exactly this roster. Raises `ROSTER_MISMATCH`."""

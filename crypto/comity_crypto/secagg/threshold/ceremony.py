@@ -107,7 +107,6 @@ class CeremonyRecord(Record[KeyPlan]):
 class CeremonyState(State[CeremonyRecord]):
     """Everything the machine knows; parts and boxes stay with the shell."""
 
-    me: str
     nonce: bytes = field(repr=False)
     public: PublicSharesReady | None = None
     combined: KeysCombined | None = None

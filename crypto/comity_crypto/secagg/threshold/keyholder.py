@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.frame.events import Audience, EraseKey, Event, Failed, Finished, Limits, Received, Send
-from comity_crypto.secagg.frame.machine import Step, finished
+from comity_crypto.secagg.frame.events import Audience, EraseKey, Event, Finished, Limits, Received, Send
+from comity_crypto.secagg.frame.machine import Step, finished, opening
+from comity_crypto.secagg.frame.messages import Abort
 from comity_crypto.secagg.lead_key import watcher
 from comity_crypto.secagg.lead_key.messages import LinearDigest
-from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState, beginning, check_aggregate
+from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
+from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState, check_aggregate
 from comity_crypto.secagg.threshold.events import ShareMade, StartShare
 from comity_crypto.secagg.threshold.messages import Checked, Opened, QuorumCall, ShareReady, ThresholdOffer
 
@@ -31,11 +33,20 @@ class Phase(StrEnum):
     CALLS = "calls"
 
 
+@dataclass(frozen=True)
+class HolderTranscript(EncryptedTranscript):
+    """What the lead and the holders see: a party that gives up after its digest is merely not there."""
+
+    def aborts(self) -> list[tuple[str, Abort]]:
+        """Return who gave up before its digest, and the lead at any time."""
+        lead = self.offer.lead
+        return [(org, said) for org, said in super().aborts() if org == lead or self.get(LinearDigest, org) is None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyHolderState(WatcherState):
     """Everything the machine knows; the share of the key stays with the shell."""
 
-    me: str
     offer: ThresholdOffer
     calls: Mapping[int, QuorumCall] = field(default_factory=dict)
     answers: Mapping[str, ShareReady] = field(default_factory=dict)
@@ -51,7 +62,7 @@ def start(me: str, offer: ThresholdOffer, *, now: float, limits: Limits | None =
     """
     if me not in offer.parties:
         raise ComityError(ErrorCode.FORBIDDEN, "the offer does not name this organisation")
-    return KeyHolderState(me=me, offer=offer, **beginning(offer, now, limits)), []
+    return KeyHolderState(**opening(HolderTranscript(offer), now, limits, me), offer=offer), []
 
 
 class _KeyHolder(WatcherMachine[KeyHolderState]):
@@ -83,22 +94,9 @@ class _KeyHolder(WatcherMachine[KeyHolderState]):
         state = replace(state, calls={**state.calls, call.number: call}, deadline=now + self.wait_s(state))
         return state, [StartShare(call.digest, call.members)] if state.me in call.members else []
 
-    def judge(self, state: KeyHolderState) -> Failed | None:
-        return judged(state)
-
     def wait_s(self, state: KeyHolderState) -> float:
         """For calls: the lead waits `step_s` for each one's shares."""
         return 3 * state.limits.step_s if state.phase is Phase.CALLS else super().wait_s(state)
-
-
-def judged(state: WatcherState) -> Failed | None:
-    """Return why the session is over by another one's word; who has given its digest is merely not there."""
-    seen = state.seen
-    seen.check()
-    for org, said in seen.aborts():
-        if org == seen.offer.lead or seen.get(LinearDigest, org) is None:
-            return Failed(ComityError(ErrorCode(said.code), "a party gave up", org=org), (said.blame or org,))
-    return None
 
 
 def _check_lead(state: KeyHolderState, issuer: str, message: QuorumCall | Opened) -> None:

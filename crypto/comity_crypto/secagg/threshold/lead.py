@@ -26,14 +26,14 @@ from comity_crypto.secagg.frame.events import (
     Send,
     SumDecoded,
 )
-from comity_crypto.secagg.frame.machine import Step, finished, until
+from comity_crypto.secagg.frame.machine import Step, finished, opening, until
 from comity_crypto.secagg.frame.messages import Abort
 from comity_crypto.secagg.lead_key import watcher
 from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
-from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState, beginning
+from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState
 from comity_crypto.secagg.threshold.blame import Trials, narrowing_quorum, next_quorum
 from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, Suspected
-from comity_crypto.secagg.threshold.keyholder import judged
+from comity_crypto.secagg.threshold.keyholder import HolderTranscript
 from comity_crypto.secagg.threshold.messages import ANSWERS_MAX, Checked, Opened, QuorumCall, ShareReady, ThresholdOffer
 
 
@@ -69,7 +69,7 @@ class LeadState(WatcherState):
 
 def start(offer: ThresholdOffer, *, now: float, limits: Limits | None = None) -> Step[LeadState]:
     """Begin a session with an offer of a key of the batch."""
-    return LeadState(offer=offer, **beginning(offer, now, limits)), []
+    return LeadState(**opening(HolderTranscript(offer), now, limits), offer=offer), []
 
 
 class _Lead(WatcherMachine[LeadState]):
@@ -86,9 +86,6 @@ class _Lead(WatcherMachine[LeadState]):
                 return _judged(state, event, state.call), []
         taken = super().take(state, event, now)
         return None if taken is None else (_without_gone(taken[0]), [])
-
-    def judge(self, state: LeadState) -> Failed | None:
-        return judged(state)
 
     def late(self, state: LeadState, now: float) -> Step[LeadState]:
         """Leave out who did not answer a call, or end with the names of who is missing."""
