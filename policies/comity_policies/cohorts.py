@@ -7,6 +7,8 @@ Rules:
 3. Only a result under a minimum carries one. One that does not hold would spoil the ledger, so it never
    gets in.
 4. A receipt without one is still a receipt: releases before this wrote none. Verifiers count those.
+5. Within a run it also shows that as many records stand behind this result as behind an earlier one, if so: nobody is
+   singled out by a cohort that shrinks by one. The number stays unsaid; that it changed shows by the missing proof.
 
 Source: secure-aggregation.md section 7, ledger.md section 1.
 """
@@ -18,8 +20,9 @@ from functools import lru_cache
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.encoding import from_base64, to_base64
-from comity_crypto.zk import claims
+from comity_crypto.zk import claims, schnorr
 from comity_crypto.zk.binding import Binding
+from comity_crypto.zk.pedersen import Opening
 from comity_policies.documents import Agreement
 from comity_policies.orders import CohortProof, Receipt
 
@@ -32,6 +35,15 @@ class Claim:
 
     minimum: int
     cohort: int = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a party showed of an earlier result: the order, the commitment, and its opening, which stays secret."""
+
+    order: str
+    commitment: bytes
+    opening: Opening = field(repr=False)
 
 
 def minimum_of(agreement: Agreement, org: str) -> int:
@@ -48,9 +60,23 @@ def claim_of(agreement: Agreement, org: str, cohort: int) -> Claim | None:
 
 def prove(receipt: Receipt, org: str, claim: Claim) -> Receipt:
     """Return the receipt with a commitment to the cohort and the proof (832 bytes, about 25 ms)."""
-    proven = claims.prove_at_least(claim.cohort, claim.minimum, binding_of(receipt, org))
-    shown = CohortProof(commitment=to_base64(proven.commitment), proof=to_base64(proven.proof))
-    return replace(receipt, cohort=shown)
+    return prove_after(receipt, org, claim, None)[0]
+
+
+def prove_after(receipt: Receipt, org: str, claim: Claim, before: Earlier | None) -> tuple[Receipt, Earlier]:
+    """As `prove`, and that the cohort is that of an earlier result of the same run, if it is (80 bytes, 0.3 ms).
+
+    Returns:
+        The receipt, and what the next one can be compared with.
+    """
+    binding = binding_of(receipt, org)
+    proven = claims.prove_at_least(claim.cohort, claim.minimum, binding)
+    order = same = None
+    if before is not None and before.opening.values == proven.opening.values:
+        shown = schnorr.prove_same(before.commitment, proven.commitment, before.opening, proven.opening, binding)
+        order, same = before.order, to_base64(shown)
+    cohort = CohortProof(to_base64(proven.commitment), to_base64(proven.proof), order, same)
+    return replace(receipt, cohort=cohort), Earlier(receipt.order, proven.commitment, proven.opening)
 
 
 def binding_of(receipt: Receipt, org: str) -> Binding:
@@ -66,15 +92,35 @@ def verify(receipt: Receipt, org: str, minimum: int) -> None:
         _holds(commitment, minimum, proof, binding_of(receipt, org))
 
 
-def verify_independently(receipt: Receipt, org: str, minimum: int) -> None:
-    """As `verify`, with py_ecc only (about 0.3 s). Raises `CLAIM_UNPROVEN`."""
+def verify_same(receipt: Receipt, org: str, before: str | None) -> None:
+    """Check the proof that as many records stand behind an earlier result, if there is one (about 0.6 ms).
+
+    Args:
+        before: the commitment (base64) in the receipt of `org` for the earlier order of the same run; None if there is
+            none.
+
+    Raises:
+        ComityError: `CLAIM_UNPROVEN`.
+    """
+    if receipt.cohort is not None and receipt.cohort.same is not None:
+        first, second, proof = _bytes_of_same(receipt.cohort, before)
+        schnorr.verify_same(first, second, proof, binding_of(receipt, org))
+
+
+def verify_independently(receipt: Receipt, org: str, minimum: int, before: str | None = None) -> int:
+    """As `verify` and `verify_same`, with py_ecc only (0.3 s); return how many proofs held. Raises `CLAIM_UNPROVEN`."""
     # Imported here: 35 MB that only an auditor pays for.
     from comity_crypto.zk import independent
 
-    if receipt.cohort is not None:
-        _check_place(minimum)
-        commitment, proof = _bytes_of(receipt.cohort)
-        independent.verify_at_least(commitment, minimum, proof, binding_of(receipt, org))
+    if receipt.cohort is None:
+        return 0
+    _check_place(minimum)
+    commitment, proof = _bytes_of(receipt.cohort)
+    independent.verify_at_least(commitment, minimum, proof, binding_of(receipt, org))
+    if receipt.cohort.same is None:
+        return 1
+    independent.verify_same(*_bytes_of_same(receipt.cohort, before), binding_of(receipt, org))
+    return 2
 
 
 # A database transaction may be repeated: what was found true once is not computed again.
@@ -90,3 +136,10 @@ def _check_place(minimum: int) -> None:
 
 def _bytes_of(shown: CohortProof) -> tuple[bytes, bytes]:
     return from_base64(shown.commitment, what="commitment"), from_base64(shown.proof, what="proof")
+
+
+def _bytes_of_same(shown: CohortProof, before: str | None) -> tuple[bytes, bytes, bytes]:
+    if before is None:
+        raise ComityError(ErrorCode.CLAIM_UNPROVEN, "no earlier result of this run shows its cohort")
+    first, second = (from_base64(each, what="commitment") for each in (before, shown.commitment))
+    return first, second, from_base64(shown.same, what="same")

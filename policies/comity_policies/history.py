@@ -12,7 +12,7 @@ Numbered obligations, the same numbers in code, reports and errors:
    strict as each answer's and the proposal's; what goes beyond the proposer's bounds rests on the proposer's word;
 6. receipts: each belongs to a known agreement, run and step, comes from a party, exceeds no grant, and no party
    executed one order twice or wrote two receipts under one number; a proof that enough records stand behind a result
-   holds for the agreement's minimum (`cohorts.py`);
+   holds for the agreement's minimum, one that they are as many as behind an earlier one for both (`cohorts.py`);
 7. runs: whoever is ready, finishes or withdraws may; a run's ending rests on the lead's own statement and on as many
    receipts as it counts;
 8. log: the root over all entries is that of the checkpoint, which the log key of the last charter signed;
@@ -335,6 +335,8 @@ def _report(history: _History, size: int) -> Report:
     shown, unshown = history.runs.shown, history.runs.unshown
     if shown or unshown:
         notes[6] = f"{shown} results under min_cohort prove it, {unshown} only say so"
+        if history.runs.same:
+            notes[6] += f"; {history.runs.same} prove that as many records stood behind an earlier result of their run"
     notes[10] = history.evidence.note()
     checks = tuple(
         Check(number, title, history.held[number], notes.get(number, ""))

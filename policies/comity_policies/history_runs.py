@@ -33,9 +33,12 @@ class RunBook:
     executed: set[tuple[str, str]] = field(default_factory=set)
     endings: dict[str, tuple[str, str]] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
+    # By party, run and order: the commitment in the result's receipt, for proofs of equality.
+    committed: dict[tuple[str, str, str], str] = field(default_factory=dict)
     # Results whose party shows that enough records stand behind them, and those that only say so.
     shown: int = 0
     unshown: int = 0
+    same: int = 0
 
     def add(self, agreement: Agreement) -> None:
         """Note a verified agreement and the names of all its runs. Raises `AGREEMENT_INVALID` if it stands here."""
@@ -107,6 +110,10 @@ class RunBook:
                 raise _broken(f"{org} spent more {name} than the agreement grants", org=org, spent=spent)
         minimum = cohorts.minimum_of(agreement, org)
         cohorts.verify(receipt, org, minimum)
+        cohorts.verify_same(receipt, org, self._before(receipt, org))
+        if receipt.cohort is not None:
+            self.committed[(org, receipt.run, receipt.order)] = receipt.cohort.commitment
+            self.same += receipt.cohort.same is not None
         if minimum and receipt.outcome == "result":
             self.shown += receipt.cohort is not None
             self.unshown += receipt.cohort is None
@@ -127,8 +134,14 @@ class RunBook:
         """
         receipt = Receipt.from_json(statement.body)
         minimum = cohorts.minimum_of(self._agreement(receipt.agreement), statement.issuer)
-        cohorts.verify_independently(receipt, statement.issuer, minimum)
-        return int(receipt.cohort is not None)
+        org = statement.issuer
+        return cohorts.verify_independently(receipt, org, minimum, self._before(receipt, org))
+
+    def _before(self, receipt: Receipt, org: str) -> str | None:
+        """Return the commitment that a receipt compares its own with."""
+        if receipt.cohort is None or receipt.cohort.before is None or receipt.cohort.before == receipt.order:
+            return None
+        return self.committed.get((org, receipt.run, receipt.cohort.before))
 
     def _ready(self, statement: Statement) -> None:
         self._run(statement.body, statement.issuer)

@@ -31,7 +31,7 @@ MAP_ITEMS_MAX = 64
 OUTCOMES = ("result", "refused", "failed")
 # What a lead may ask for; Flower's `train.<name>` variants share the first word.
 MESSAGE_TYPES = ("train", "evaluate", "query")
-COMMITMENT_BYTES, COHORT_PROOF_BYTES = 48, 832
+COMMITMENT_BYTES, COHORT_PROOF_BYTES, SAME_PROOF_BYTES = 48, 832, 80
 
 
 def sealed_json(value: Any) -> dict[str, Any]:
@@ -105,12 +105,24 @@ class ReplyHeader(Document):
 
 @dataclass(frozen=True, slots=True)
 class CohortProof(Part):
-    """A commitment to the records behind a result and the proof that they are enough, as base64 (`cohorts`)."""
+    """A commitment to the records behind a result and the proof that they are enough, as base64 (`cohorts`).
+
+    `before` is an earlier order of the same run, `same` the proof that as many records stand behind both results.
+    """
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"before", "same"})
 
     commitment: str
     proof: str
+    before: str | None = None
+    same: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.before is None) != (self.same is None):
+            raise malformed("an earlier order is named together with the proof about it")
+        if self.before is not None:
+            digest_of(self.before)
+            from_base64(self.same, what="same", size_bytes=SAME_PROOF_BYTES)
         from_base64(self.commitment, what="commitment", size_bytes=COMMITMENT_BYTES)
         from_base64(self.proof, what="proof", size_bytes=COHORT_PROOF_BYTES)
 

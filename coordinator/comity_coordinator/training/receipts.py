@@ -10,9 +10,11 @@ from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.attestation import service as evidence
+from comity_coordinator.ledger import store as ledger_store
 from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.training import store
 from comity_coordinator.training.model import Run
+from comity_crypto.statements import Statement
 from comity_policies import cohorts
 from comity_policies.documents import Receipt
 
@@ -50,12 +52,25 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
         raise ComityError(ErrorCode.TOO_LARGE, "too many receipts for one run", limit=RECEIPTS_PER_PARTY_MAX)
     if receipt.cohort is not None:
         cohorts.verify(receipt, org, _minimum(conn, run, org))
+        cohorts.verify_same(receipt, org, _before(conn, run, org, receipt))
     executed = receipt.outcome == "result"
     evidence.check_receipt(conn, run.agreement, org, receipt.evidence, result=executed)
     if executed and store.is_executed(conn, org, receipt.order):
         raise ComityError(ErrorCode.ORDER_REPLAYED, "this order was executed before")
     store.put_receipt(conn, org, receipt.journal_seq, run.run, receipt.order if executed else digest, digest)
     return True
+
+
+def _before(conn: Connection, run: Run, org: str, receipt: Receipt) -> str | None:
+    """Return the commitment that a receipt compares its own with: that of an earlier result of its run."""
+    if receipt.cohort is None or receipt.cohort.before in (None, receipt.order):
+        return None
+    digest = store.receipt_of_order(conn, org, run.run, str(receipt.cohort.before))
+    content = None if digest is None else ledger_store.content(conn, digest)
+    if content is None:
+        return None
+    earlier = Receipt.from_json(Statement.from_bytes(content).body)
+    return None if earlier.cohort is None else earlier.cohort.commitment
 
 
 def _minimum(conn: Connection, run: Run, org: str) -> int:

@@ -119,6 +119,12 @@ def is_executed(conn: Connection, org: str, order: str) -> bool:
     return conn.execute(query).first() is not None
 
 
+def receipt_of_order(conn: Connection, org: str, run: str, order: str) -> str | None:
+    """Return the digest of the receipt of `org` for the result of an order of `run`."""
+    this = (receipts.c.org == org, receipts.c.run == run, receipts.c.executed == order)
+    return conn.execute(select(receipts.c.statement).where(*this).limit(1)).scalar_one_or_none()
+
+
 def put_receipt(conn: Connection, org: str, journal_seq: int, run: str, executed: str, statement: str) -> None:
     """Note a receipt's number and order."""
     conn.execute(

@@ -13,7 +13,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -25,8 +25,9 @@ from comity_crypto.statements import Statement, sign_statement
 from comity_node.context import NodeContext
 from comity_node.training import store
 from comity_policies import cohorts
-from comity_policies.cohorts import Claim
+from comity_policies.cohorts import Claim, Earlier
 from comity_policies.documents import OrderHeader, Receipt
+from comity_policies.orders import CohortProof
 
 BATCH_MAX = 64
 INTERVAL_S = 1.0
@@ -34,6 +35,7 @@ BATCHES_MAX = 1_000
 # While rounds go on, proofs take their turn, one in a quarter of a second, which is a tenth of a core. When it is quiet
 # they are made at once, and when more wait than these, so that a run's end finds little left to do.
 PROOF_PAUSE_S, QUIET_S, PROOFS_WAITING_MAX = 0.25, 0.5, 8
+RUNS_COMPARED_MAX = 256
 
 log = structlog.get_logger("comity.node.training")
 
@@ -61,6 +63,8 @@ class ReceiptBook:
         self._wake = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._written = -math.inf
+        # By run: the newest proof, for the next one. In memory only: what opens a commitment is never written down.
+        self._shown: dict[str, Earlier] = {}
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -124,9 +128,18 @@ class ReceiptBook:
         if len(statements) == 1:
             log.warning("receipt.refused", order=statements[0].body.get("order"))
             self._node.ledger.forget(conn, statements[0].to_bytes())
+            self._send_bare(conn, Receipt.from_json(statements[0].body))
             return
         for statement in statements:
             self._node.link.send(conn, "receipts", {"receipts": [statement.to_json()]})
+
+    def _send_bare(self, conn: Connection, receipt: Receipt) -> None:
+        """Send a refused receipt without its comparison, if it has one: the earlier result may not be on the ledger."""
+        if receipt.cohort is None or receipt.cohort.before is None:
+            return
+        bare = CohortProof(receipt.cohort.commitment, receipt.cohort.proof)
+        statement = self._signed(replace(receipt, cohort=bare))
+        self._send_batch(conn, [(receipt.journal_seq, statement, True)])
 
     async def _prove_some(self, rows: Sequence[tuple[int, bytes, Claim | None]]) -> list[tuple[int, Statement, bool]]:
         """Return (number, statement, whether it was signed anew) of as many receipts as a batch may wait for."""
@@ -144,7 +157,11 @@ class ReceiptBook:
 
     def _prove(self, data: bytes, claim: Claim) -> Statement:
         receipt = Receipt.from_json(Statement.from_bytes(data).body)
-        return self._signed(cohorts.prove(receipt, self._node.settings.org, claim))
+        before = self._shown.get(receipt.run)
+        proved, self._shown[receipt.run] = cohorts.prove_after(receipt, self._node.settings.org, claim, before)
+        while len(self._shown) > RUNS_COMPARED_MAX:
+            self._shown.pop(next(iter(self._shown)))
+        return self._signed(proved)
 
     def _send_batch(self, conn: Connection, rows: Sequence[tuple[int, Statement, bool]]) -> None:
         for number, statement, anew in rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from comity.wire import canonical
@@ -68,3 +70,25 @@ def test_proofs_that_hold_get_in_and_others_do_not(world, run, tmp_path):
 
 def test_a_receipt_from_an_older_node_still_gets_in(world, run):
     assert hand_in(world, "alpha", receipt(run)) is None
+
+
+def test_a_comparison_needs_its_earlier_result(world, run, tmp_path):
+    first = receipt(run)
+    one, shown = cohorts.prove_after(first, "alpha", Claim(20, 60), None)
+    later = receipt(run, order="ab" * 32, journal_seq=2, seq=2)
+    two, _ = cohorts.prove_after(later, "alpha", Claim(20, 60), shown)
+    assert two.cohort.before == first.order
+    assert hand_in(world, "alpha", two).code is ErrorCode.CLAIM_UNPROVEN, "nothing stands there to compare with"
+    assert hand_in(world, "alpha", one) is None
+    other = replace(two, cohort=replace(two.cohort, before=later.order))
+    assert hand_in(world, "alpha", other).code is ErrorCode.CLAIM_UNPROVEN
+    assert hand_in(world, "alpha", two) is None
+    third = receipt(run, order="cd" * 32, journal_seq=3, seq=3)
+    fewer, _ = cohorts.prove_after(third, "alpha", Claim(20, 59), shown)
+    assert fewer.cohort.before is None
+    forged = replace(fewer, cohort=replace(fewer.cohort, before=first.order, same=two.cohort.same))
+    assert hand_in(world, "alpha", forged).code is ErrorCode.CLAIM_UNPROVEN
+    assert hand_in(world, "alpha", fewer) is None
+    (tmp_path / "export").write_bytes(world.export())
+    report = verify_export(tmp_path / "export", world.charter.digest, independent=True)
+    assert "1 prove that as many records" in {check.number: check.note for check in report.checks}[6]

@@ -29,6 +29,10 @@ async def test_results_prove_their_cohort_and_name_no_number(rig, dummy):
             cohorts.verify(receipt, org, 30)
             commitments.add(receipt.cohort.commitment)
         assert waiting(rig, org) == []
+        first, second = (Receipt.from_json(body) for body in rig.receipts(org))
+        assert first.cohort.before is None
+        assert second.cohort.before == first.order, "as many records as in the round before, without their number"
+        cohorts.verify_same(second, org, first.cohort.commitment)
         stored = rig.nodes[org].read(lambda conn: store.receipts_of(conn, run))
         assert [b'"cohort"' in data for data in stored] == [True, True]
     assert len(commitments) == 6, "equal cohorts must not show as equal"
