@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -73,12 +73,13 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class OpenSink:
-    """Puts a collector's answers into its question while that is open. `tell` is for watchers."""
+    """Puts a collector's answers into its question while that is open. `tell` and `accuse` are for watchers."""
 
     find: Callable[[], Open | None]
     put: Callable[[Open, list[Delivery]], Awaitable[None]]
     drop: Callable[[Open, str, str, ComityError], Awaitable[None]]
     tell: Callable[[ComityError], None]
+    accuse: Callable[[Sequence[str]], None]
 
     async def deliver(self, deliveries: list[Delivery]) -> None:
         """Hand answers to the app; the blobs belong to the sink."""
@@ -98,6 +99,10 @@ class OpenSink:
     def waiting(self, error: ComityError) -> None:
         """Tell who is watching that something is tried again."""
         self.tell(error)
+
+    def suspect(self, orgs: Sequence[str]) -> None:
+        """Tell who is watching whose share did not fit."""
+        self.accuse(orgs)
 
     def reviewing(self) -> frozenset[str]:
         """Return the organisations whose people have to decide before they begin."""

@@ -229,6 +229,7 @@ class QuestionDesk:
             self._deliver,
             self._drop,
             lambda error: self._book.tell("waiting", org=self._led.me, round=order.round, error=error.to_json()),
+            lambda orgs: self._book.tell("suspects", round=order.round, orgs=list(orgs)),
         )
         found = Open(question, statement, sealed, self._profile.collector(question, sink), waiting)
         self._open[order.seq] = found
@@ -237,6 +238,8 @@ class QuestionDesk:
     def _start_timer(self, found: Open, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
         found.timer = loop.call_later(delay_s, lambda: self._spawn(self._expire(found)))
+        for org in found.waiting - self._node.link.connected_orgs - {self._led.me}:
+            self.gone(org)  # it was away before it was asked
 
     # -- answers
 

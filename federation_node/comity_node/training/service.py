@@ -132,6 +132,8 @@ class TrainingService:
         """Take up what the journal says is unfinished."""
         self._node.settings.make_folders()
         self._behind.start()
+        for profile in self._profiles.values():
+            await profile.start()
         self._receipts.start()
         self._replies.start()
         self.results.start()

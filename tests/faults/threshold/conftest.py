@@ -23,8 +23,33 @@ def _leadkey_module() -> Any:
     return module
 
 
+def apps_module() -> Any:
+    """Return the tests that have those apps."""
+    path = Path(__file__).resolve().parents[1] / "leadkey" / "test_leadkey_refusals.py"
+    spec = importlib.util.spec_from_file_location("comity_tests_leadkey_apps", path)
+    assert spec is not None
+    assert spec.loader is not None
+    apps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(apps)
+    return apps
+
+
 leadkey = _leadkey_module()
 workers, rig, dummy = leadkey.workers, leadkey.rig, leadkey.dummy
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Name a fourth organisation, so that a quorum of three is not everybody. Ask for it before the rig."""
+    orgs: tuple[str, ...] = (*leadkey.rig_module.ORGS, "hospital-d")
+    monkeypatch.setattr(leadkey.rig_module, "ORGS", orgs)
+    return orgs
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, dummy: Path) -> Any:
+    """The apps of `faults/leadkey`: known updates, weights and numbers."""
+    return apps_module().make_app.__wrapped__(tmp_path, dummy)
 
 
 @pytest.fixture

@@ -129,6 +129,10 @@ class Sink(Protocol):
         """Tell who is watching that something is tried again."""
         ...
 
+    def suspect(self, orgs: Sequence[str]) -> None:
+        """Tell who is watching whose share did not fit."""
+        ...
+
     def reviewing(self) -> frozenset[str]:
         """Return the organisations whose people have to decide before they begin."""
         ...
@@ -173,6 +177,10 @@ class AggregationProfile(Protocol):
     @property
     def checks_content(self) -> bool:
         """Whether a party compares an order's content with the digest in its header, which all parties see."""
+        ...
+
+    async def start(self) -> None:
+        """Undo what an earlier process of this node left; before anything else, once."""
         ...
 
     async def prepare(self, agreement: Agreement) -> None:

@@ -81,6 +81,9 @@ class LeadKeyProfile:
 
     # -- before a run
 
+    async def start(self) -> None:
+        """Secrets lived in memory only."""
+
     async def prepare(self, agreement: Agreement) -> None:
         """Refuse what cannot be summed and start the workers. Raises `PARTICIPANTS_TOO_FEW`, `UNSUPPORTED`."""
         if not CONTRIBUTORS_MIN <= len(agreement.parties) <= CONTRIBUTORS_MAX:

@@ -49,6 +49,9 @@ class PlainProfile:
     def __init__(self, node: NodeContext) -> None:
         self._node = node
 
+    async def start(self) -> None:
+        """Nothing is left by anybody."""
+
     async def prepare(self, agreement: Agreement) -> None:
         """Nothing is needed."""
 

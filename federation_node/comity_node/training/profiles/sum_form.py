@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -162,6 +162,21 @@ def decode(
     """Decode decrypted slots against the order's arrays. Raises `SUM_MISMATCH`."""
     x = _asked_arrays(asked, word)
     return decoded(sums, contributors, x, fixed.bounds.value_range, metric_ranges=RANGES)
+
+
+def mean_error(value_range: float, levels: int, weights: Sequence[float], spread: float) -> float:
+    """Return how far a coordinate of the opened mean may be from the weighted mean that `plain` gives.
+
+    Each contribution is rounded by less than one level, each weight by at most 2^-17 before it multiplies. Clipping and
+    what the arrays' own dtype rounds, come on top.
+
+    Args:
+        value_range: the term `range`, or its default. levels: of the number format, to one side.
+        weights: of the contributors, above 0, at most 1.
+        spread: the largest distance of one contribution's coordinate from the mean.
+    """
+    rounded = len(weights) * 2.0**-17
+    return (len(weights) * value_range / levels + rounded * spread) / (sum(weights) - rounded)
 
 
 def unform(decoded: Decoded, shape: Shape, asked: Content, word: str, contributors: int, weight_max: int) -> Content:

@@ -5,7 +5,8 @@ Rules:
 2. A party that the question dropped is left out of the next attempt; one that merely has to begin anew is not.
 3. After `ATTEMPTS_MAX` attempts that failed by themselves, or where no attempt can help, the question fails by name.
 4. Every party's reply to the app is the same content, in one buffer, with the same weight.
-5. No attempt goes on while people of a party have to decide before it begins: it would go on without that party.
+5. Parties let their parts out for one roster: who is lost after all have committed ends the question by its name.
+6. No attempt goes on while people of a party have to decide before it begins: it would go on without that party.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from comity_crypto.secagg.frame.events import Failed, Finished, Limits, Output, 
 from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
 from comity_crypto.secagg.lead_key import holder
 from comity_crypto.secagg.lead_key.messages import Offer
+from comity_crypto.secagg.lead_key.transcript import Transcript
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob, SealedBlob
@@ -102,6 +104,7 @@ class SumCollector:
         self._task: asyncio.Task[None] | None = None
         self._driver: Driver[Any] | None = None
         self._delivered = False
+        self._committed: frozenset[str] = frozenset()
         self._shape: asyncio.Future[Shape] = asyncio.get_running_loop().create_future()
 
     async def begin(self, recorded: Sequence[AnswerRow]) -> None:
@@ -231,6 +234,10 @@ class SumCollector:
         """Return the parties of the next attempt, and their least number. Raises `PARTICIPANTS_TOO_FEW`."""
         parties = tuple(org for org in self.question.order.receivers if org not in without)
         minimum = self._minimum()
+        lost = self._committed & without
+        if lost:
+            detail = "a party was lost after all had committed: no sum can be opened without its part any more"
+            raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, detail, org=min(lost))
         if len(parties) < minimum:
             raise ComityError(ErrorCode.PARTICIPANTS_TOO_FEW, "too few parties are left for a sum", n=len(parties))
         return parties, minimum
@@ -279,6 +286,8 @@ class SumCollector:
             raise
         finally:
             self._driver = None
+            if isinstance(driver.state.seen, Transcript) and driver.state.seen.set_signed():
+                self._committed |= frozenset(driver.state.seen.members)
             silence()
             said.end()
             watching.cancel()

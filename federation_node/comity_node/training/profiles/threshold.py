@@ -3,7 +3,7 @@
 Rules: those of `lead_key`, with a key that the parties make together (secure-aggregation.md sections 1 and 4). Besides:
 1. A ceremony is taken part in if it is of a run under an agreement that is final here, called by a party of it, among
    its parties, with this version's parameters and a quorum not below the agreed one (`threshold_part.quorum_of`).
-2. Keys belong to their run and are erased with it; what an earlier process took is erased at the first chance.
+2. Keys belong to their run and are erased with it; what an earlier process took is erased when the node starts.
 """
 
 from __future__ import annotations
@@ -41,16 +41,12 @@ class ThresholdProfile(LeadKeyProfile):
         super().__init__(node, agreements, workers)
         self._keys = ThresholdExchange(node, workers)
         self._exchange = self._keys
-        self._swept = False
 
-    async def prepare(self, agreement: Agreement) -> None:
-        """Refuse what cannot be summed, start the workers, erase what an earlier process left in use."""
-        if not self._swept:
-            self._swept = True
-            erased = await self._keys.keeping.sweep()
-            if erased:
-                log.warning("sum.swept", keys=erased)
-        await super().prepare(agreement)
+    async def start(self) -> None:
+        """Erase the keys that an earlier process left in use."""
+        erased = await self._keys.keeping.sweep()
+        if erased:
+            log.warning("sum.swept", keys=erased)
 
     async def expect(self, agreement: Agreement, run: str) -> None:
         """Make the first keys while the app starts, so that its first question does not wait for them."""

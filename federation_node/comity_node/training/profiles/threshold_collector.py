@@ -5,7 +5,7 @@
    is made while the app starts.
 2. The lead holds one share as every holder does: it opens what a quorum shares, and nothing else.
 3. A quorum that opens no sum is another machine's matter (`comity_crypto.secagg.threshold.lead`); who is suspected is
-   logged by name.
+   named to whoever watches the run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -133,7 +134,7 @@ class ThresholdCollector(SumCollector):
         )
         state, outputs = threshold_lead.start(offer, now=time.monotonic(), limits=self._limits)
         said = Said(exchange, offer)
-        work = _Fusing(exchange, offer, said, partial(self.opened, fixed=fixed))
+        work = _Fusing(exchange, offer, said, partial(self.opened, fixed=fixed), self._sink.suspect)
         driver = Driver(state, threshold_lead.step, work.perform, refused)
         work.driver = driver
         try:
@@ -191,7 +192,15 @@ class _Fusing:
 
     driver: Driver[LeadState]
 
-    def __init__(self, exchange: ThresholdExchange, offer: ThresholdOffer, said: Said, decode: Decode) -> None:
+    def __init__(
+        self,
+        exchange: ThresholdExchange,
+        offer: ThresholdOffer,
+        said: Said,
+        decode: Decode,
+        suspect: Callable[[Sequence[str]], None],
+    ) -> None:
+        self._suspect = suspect
         self._exchange = exchange
         self._offer = offer
         self._said = said
@@ -208,6 +217,7 @@ class _Fusing:
             self.driver.work(self._fuse(output))
         elif isinstance(output, Suspected):
             log.warning("sum.suspects", run=self._offer.run, round=self._offer.round, orgs=list(output.orgs))
+            self._suspect(output.orgs)
 
     def close(self) -> None:
         """Let go of the aggregate."""
