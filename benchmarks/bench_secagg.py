@@ -26,6 +26,7 @@ from comity_crypto.secagg.bfv.digests import sum_digests
 from comity_crypto.secagg.bfv.masks import PairSeed
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.frame.replies import WEIGHT_ONE, Bounds, weight_of
 
 CLIP_NORM = 2.0
 
@@ -57,8 +58,8 @@ async def lead_key(workers: BfvWorkers, size: int, parties: int, folder: Path) -
     rng, watch = np.random.default_rng(1), Watch()
     x = {"w": rng.standard_normal(size).astype(np.float32)}
     replies = [(x["w"] + rng.standard_normal(size) / np.sqrt(size)).astype(np.float32) for _ in range(parties)]
-    bounds = encoder.Bounds.default(CLIP_NORM, size)
-    weights = [encoder.weight_of(400 + 50 * index, 1000, 1000) for index in range(parties)]
+    bounds = Bounds.default(CLIP_NORM, size)
+    weights = [weight_of(400 + 50 * index, 1000, 1000) for index in range(parties)]
     seeds = {(a, b): os.urandom(32) for b in range(parties) for a in range(b)}
     key = await watch.wait("key_s", workers.make_key(AGG_Q16))
     await workers.warm(AGG_Q16, key.public)
@@ -93,7 +94,7 @@ async def lead_key(workers: BfvWorkers, size: int, parties: int, folder: Path) -
         key.secret.erase()
     deltas = sum(w * (reply.astype(np.float64) - x["w"]) for w, reply in zip(weights, replies, strict=True))
     error = float(np.abs(out.arrays["w"] - (x["w"] + deltas / sum(weights))).max())
-    bound = parties * bounds.value_range / encoder.LEVELS * encoder.WEIGHT_ONE / sum(weights)
+    bound = parties * bounds.value_range / encoder.LEVELS * WEIGHT_ONE / sum(weights)
     bound += float(np.spacing(np.abs(x["w"]).max()))  # the result is rounded to float32
     return {**watch.row(), "upload_bytes": blob.size_bytes, "max_error": error, "error_bound": bound}
 

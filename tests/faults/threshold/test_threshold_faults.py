@@ -20,7 +20,7 @@ LEAD, PARTY = "hospital-a", "hospital-b"
 def fixed_secrets(monkeypatch):
     """The rounding depends on a node's secret and the order; here on the place alone, so that runs can be compared."""
     monkeypatch.setattr(
-        "comity_node.training.profiles.lead_key.encoder.rounding_key",
+        "comity_node.training.profiles.lead_key.replies.rounding_key",
         lambda secret, agreement, digest: b"%32d" % 7,
     )
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.blobs import BlobKind
-from comity_crypto.secagg.bfv.encoder import WEIGHT_ONE, Layout, MetricRange, weight_of
+from comity_crypto.secagg.bfv.encoder import Layout
+from comity_crypto.secagg.frame.replies import WEIGHT_ONE, MetricRange, weight_of
 from comity_crypto.secagg.masked import blobs as masked_blobs
 from comity_crypto.secagg.masked import encoder as masked_encoder
 from comity_crypto.secagg.masked import words as masked_words

@@ -14,6 +14,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv import encoder as enc
 from comity_crypto.secagg.bfv.masks import PairSeed, mask_chunk, mask_stream
 from comity_crypto.secagg.bfv.params import AGG_I32, AGG_Q16, CHECK_SLOTS
+from comity_crypto.secagg.frame import replies as shared
 
 KEY = bytes(32)
 
@@ -31,12 +32,12 @@ def arrays(rng: np.random.Generator, shapes: list[tuple[int, ...]], dtype: str) 
 def test_the_decoded_sum_is_the_weighted_mean(seed: int, n: int, shapes: list[tuple[int, ...]], dtype: str) -> None:
     rng = np.random.default_rng(seed)
     x = arrays(rng, shapes, dtype)
-    ranges = {"loss": enc.MetricRange(-2.0, 9.0)}
+    ranges = {"loss": shared.MetricRange(-2.0, 9.0)}
     replies = [
         {name: (v + rng.standard_normal(v.shape).astype(dtype) / 9).astype(dtype) for name, v in x.items()}
         for _ in range(n)
     ]
-    weights = [enc.weight_of(int(rng.integers(1, 900)), 800, 1000) for _ in range(n)]
+    weights = [shared.weight_of(int(rng.integers(1, 900)), 800, 1000) for _ in range(n)]
     losses = rng.uniform(-2, 9, n)
     value_range = 5.0
     total = np.zeros((1, AGG_Q16.ring_degree), np.uint64)
@@ -51,9 +52,9 @@ def test_the_decoded_sum_is_the_weighted_mean(seed: int, n: int, shapes: list[tu
     assert int(total.max()) < AGG_Q16.plain_modulus
     out = enc.decode(total, n, x, value_range, metric_ranges=ranges)
     whole = sum(weights)
-    assert out.weight == whole / enc.WEIGHT_ONE
+    assert out.weight == whole / shared.WEIGHT_ONE
     assert out.metrics["loss"] == pytest.approx(np.dot(weights, losses) / whole, abs=1e-4)
-    bound = n * value_range / enc.LEVELS * enc.WEIGHT_ONE / whole
+    bound = n * value_range / enc.LEVELS * shared.WEIGHT_ONE / whole
     for name, v in x.items():
         deltas = [w * (reply[name].astype("f8") - v.astype("f8")) for w, reply in zip(weights, replies, strict=True)]
         plain = v.astype("f8") + sum(deltas) / whole
@@ -66,7 +67,7 @@ def test_the_decoded_sum_is_the_weighted_mean(seed: int, n: int, shapes: list[tu
 def test_encoding_is_deterministic_and_unbiased() -> None:
     x = {"w": np.zeros(20_000, np.float32)}
     y = {"w": np.full(20_000, 0.3 / enc.LEVELS, np.float32)}
-    first, again, other = (enc.encode(x, y, enc.WEIGHT_ONE, 1e3, 1.0, key) for key in (KEY, KEY, b"k" * 32))
+    first, again, other = (enc.encode(x, y, shared.WEIGHT_ONE, 1e3, 1.0, key) for key in (KEY, KEY, b"k" * 32))
     assert np.array_equal(first.slots, again.slots)
     assert not np.array_equal(first.slots, other.slots)
     levels = enc._fields(first.slots[:, CHECK_SLOTS:].reshape(-1)[1:10_001], 20_000, 1)
@@ -78,15 +79,15 @@ def test_encoding_is_deterministic_and_unbiased() -> None:
 def test_clips_are_applied_and_reported() -> None:
     x = {"w": np.zeros(100)}
     y = {"w": np.full(100, 2.0)}
-    clipped = enc.encode(x, y, enc.WEIGHT_ONE, 10.0, 4.0, KEY)  # the norm is 20
+    clipped = enc.encode(x, y, shared.WEIGHT_ONE, 10.0, 4.0, KEY)  # the norm is 20
     assert clipped.norm_clipped
     assert clipped.clipped == 0
     out = enc.decode(clipped.slots * np.uint64(3), 3, x, 4.0)
     assert np.abs(out.arrays["w"] - 1.0).max() < 4.0 / enc.LEVELS
-    beyond = enc.encode(x, {"w": np.where(np.arange(100) < 7, 2.0, 0.1)}, enc.WEIGHT_ONE, 100.0, 1.0, KEY)
+    beyond = enc.encode(x, {"w": np.where(np.arange(100) < 7, 2.0, 0.1)}, shared.WEIGHT_ONE, 100.0, 1.0, KEY)
     assert beyond.clipped == 7
     assert not beyond.norm_clipped
-    metric = {"acc": enc.MetricRange(0, 1)}
+    metric = {"acc": shared.MetricRange(0, 1)}
     assert enc.encode({}, {}, 1, 1.0, 1.0, KEY, metrics={"acc": 1.5}, metric_ranges=metric).clipped == 1
 
 
@@ -109,29 +110,29 @@ def test_a_reply_of_another_shape_is_refused(reply: Any) -> None:
 
 
 def test_weights_metrics_and_dtypes_are_judged() -> None:
-    floats, metric = {"w": np.zeros(2)}, {"acc": enc.MetricRange(0, 1)}
+    floats, metric = {"w": np.zeros(2)}, {"acc": shared.MetricRange(0, 1)}
     for job in (
         lambda: enc.encode(floats, floats, 0, 1.0, 1.0, KEY),
-        lambda: enc.encode(floats, floats, enc.WEIGHT_ONE + 1, 1.0, 1.0, KEY),
+        lambda: enc.encode(floats, floats, shared.WEIGHT_ONE + 1, 1.0, 1.0, KEY),
         lambda: enc.encode({"w": np.zeros(2, int)}, {"w": np.zeros(2, int)}, 1, 1.0, 1.0, KEY),
         lambda: enc.encode(floats, floats, 1, 1.0, 1.0, KEY, metrics={}, metric_ranges=metric),
         lambda: enc.encode(floats, floats, 1, 1.0, 1.0, KEY, metrics={"acc": float("nan")}, metric_ranges=metric),
-        lambda: enc.weight_of(0, 10, 10),
-        lambda: enc.weight_of(10, 0, 10),
+        lambda: shared.weight_of(0, 10, 10),
+        lambda: shared.weight_of(10, 0, 10),
     ):
         with pytest.raises(ComityError) as caught:
             job()
         assert caught.value.code is ErrorCode.REPLY_SHAPE
-    assert enc.weight_of(10**9, 50, 100) == enc.WEIGHT_ONE // 2, "the measured cohort is the limit"
+    assert shared.weight_of(10**9, 50, 100) == shared.WEIGHT_ONE // 2, "the measured cohort is the limit"
     for bad in ((0.0, 1.0), (1.0, float("inf")), (-1.0, 1.0)):
         with pytest.raises(ComityError):
-            enc.Bounds(*bad)
+            shared.Bounds(*bad)
 
 
 @given(place=st.integers(0, AGG_Q16.ring_degree - 1), bit=st.integers(0, 44))
 def test_impossible_sums_are_refused(place: int, bit: int) -> None:
     x = {"w": np.zeros(5)}
-    one = enc.encode(x, x, enc.WEIGHT_ONE, 1.0, 1.0, KEY)
+    one = enc.encode(x, x, shared.WEIGHT_ONE, 1.0, 1.0, KEY)
     total = one.slots * np.uint64(3)
     enc.decode(total, 3, x, 1.0)
     for wrong in (2, 4, 51):

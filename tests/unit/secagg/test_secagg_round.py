@@ -22,6 +22,7 @@ from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers, RoundKey, memory_file
 from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame import replies as shared
 from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor, holder
 from comity_crypto.secagg.lead_key import events as encrypted
@@ -29,7 +30,7 @@ from comity_crypto.secagg.lead_key.messages import Offer, parse_message
 
 ORDER = hashlib.sha256(b"order").hexdigest()
 PARTIES = ("clinic-a", "clinic-b", "clinic-c")
-RANGES = {"accuracy": encoder.MetricRange(0.0, 1.0)}
+RANGES = {"accuracy": shared.MetricRange(0.0, 1.0)}
 CLIP = 8.0
 
 
@@ -60,7 +61,7 @@ class Rig:
     queue: list[tuple[str, events.Event]] = field(default_factory=list)
     releases: dict[str, events.Release] = field(default_factory=dict)
     failures: dict[str, events.Failed] = field(default_factory=dict)
-    result: encoder.Decoded | None = None
+    result: shared.Decoded | None = None
 
     async def run(self) -> None:
         self.boss, _ = holder.start(self.offer, now=0.0)
@@ -167,7 +168,7 @@ async def make_rig(workers: BfvWorkers, tmp_path: Path) -> AsyncIterator[Any]:
                 "w": rng.standard_normal((values // 100, 100)).astype(np.float32),
                 "b": rng.standard_normal(7).astype(np.float64),
             }
-            bounds = encoder.Bounds.default(CLIP, values + 7)
+            bounds = shared.Bounds.default(CLIP, values + 7)
             layout = encoder.Layout.of(x, RANGES)
             key = await workers.make_key(AGG_Q16)
             offer = Offer(
@@ -193,7 +194,7 @@ async def make_rig(workers: BfvWorkers, tmp_path: Path) -> AsyncIterator[Any]:
                 encoded[org] = encoder.encode(
                     x,
                     y,
-                    encoder.weight_of(100 * (index + 1), 1000, 1000),
+                    shared.weight_of(100 * (index + 1), 1000, 1000),
                     bounds.clip_norm,
                     bounds.value_range,
                     hashlib.sha256(org.encode()).digest(),
@@ -213,7 +214,7 @@ async def test_the_lead_gets_the_weighted_mean_and_nobody_anything_else(make_rig
     await rig.run()
     assert not rig.failures
     assert rig.result is not None
-    weights = {org: rig.encoded[org].weight / encoder.WEIGHT_ONE for org in PARTIES}
+    weights = {org: rig.encoded[org].weight / shared.WEIGHT_ONE for org in PARTIES}
     total = sum(weights.values())
     step = rig.value_range / encoder.LEVELS
     for name, array in rig.x.items():

@@ -29,6 +29,7 @@ from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.bfv import encoder
 from comity_crypto.secagg.bfv.encoder import Encoded
 from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.frame import replies
 from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX, CONTRIBUTORS_MIN
 from comity_crypto.secagg.lead_key.messages import Offer
 from comity_crypto.secagg.masked.encoder import EncodedWords
@@ -133,7 +134,7 @@ class LeadKeyProfile:
 
     async def measure(self, outgoing: Outgoing) -> Measured:
         """Clip and encode; the facts are those of what would leave: numbers and, for training, arrays."""
-        key = encoder.rounding_key(
+        key = replies.rounding_key(
             self._node.keys.secret(b"secagg/rounding"), outgoing.order.agreement, outgoing.order_digest
         )
         formed = await asyncio.to_thread(_formed, outgoing, key, self._encode)

@@ -27,7 +27,9 @@ from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.codec import Content, Record, array_entry
 from comity_crypto.secagg.bfv import encoder
-from comity_crypto.secagg.bfv.encoder import Bounds, Decoded, Encoded, Layout, MetricRange
+from comity_crypto.secagg.bfv.encoder import Encoded, Layout
+from comity_crypto.secagg.frame import replies
+from comity_crypto.secagg.frame.replies import Bounds, Decoded, MetricRange
 from comity_crypto.secagg.masked.encoder import EncodedWords
 from comity_policies.terms import Terms
 
@@ -185,7 +187,7 @@ def unform(decoded: Decoded, shape: Shape, asked: Content, word: str, contributo
     Raises:
         ComityError: `REPLY_SHAPE` if the parties' replies had different names.
     """
-    total = round(decoded.weight * encoder.WEIGHT_ONE)
+    total = round(decoded.weight * replies.WEIGHT_ONE)
     summed = {name: round(value * total) for name, value in decoded.metrics.items()}
     if any(summed[f"names.{limb}"] != value * total for limb, value in enumerate(shape.fingerprint)):
         raise ComityError(ErrorCode.REPLY_SHAPE, "the parties' replies have different records or metrics")
@@ -247,13 +249,13 @@ def _weight(reply: Content, cohort: int, weight_max: int) -> tuple[int, bool]:
     """Return w x 2^16 and whether the app's number was more than may count."""
     found = [record[WEIGHT] for record in reply.metrics.values() if WEIGHT in record]
     if not found:
-        return encoder.WEIGHT_ONE, False
+        return replies.WEIGHT_ONE, False
     examples = found[0]
     if not isinstance(examples, int | float) or not math.isfinite(examples):
         raise ComityError(ErrorCode.REPLY_SHAPE, f"{WEIGHT} is not a number")
     # A node that granted no dataset has measured no cohort; then the app's word stands, up to the largest weight.
     known = cohort if cohort > 0 else weight_max
-    return encoder.weight_of(int(examples), known, weight_max), examples > min(known, weight_max)
+    return replies.weight_of(int(examples), known, weight_max), examples > min(known, weight_max)
 
 
 def _numbers(reply: Content, shape: Shape) -> Iterator[tuple[str, Any]]:
