@@ -46,10 +46,7 @@ def train(
     optional: Annotated[list[str] | None, typer.Option(help="An organisation that may stay out; repeat it.")] = None,
     minimum: Annotated[int | None, typer.Option(min=1, help="The fewest organisations to train with.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default what the app says.")] = None,
-    aggregation: Annotated[
-        str | None,
-        typer.Option(help="plain, lead-key, masked or threshold; by default the node's setting, which is threshold."),
-    ] = None,
+    aggregation: Annotated[str | None, typer.Option(help="plain, lead-key, masked, or threshold: the default.")] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(help="A column to ask for; repeat it. By default all of your own dataset of that name."),
