@@ -17,7 +17,7 @@ from comity_crypto.encoding import from_base64, to_base64
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.attestation import service as attestation
 from comity_node.attestation import store
-from comity_policies.documents import Agreement
+from comity_policies.documents import Agreement, Receipt
 from comity_policies.evidence import EvidenceBody, EvidenceGiven
 from comity_policies.history import verify_export
 from comity_policies.terms import Terms
@@ -249,6 +249,23 @@ async def test_nobody_may_answer_or_ask_out_of_turn(attested: Any) -> None:
     assert attested.failed[-1][2].code is ErrorCode.FORBIDDEN
 
 
+def result_of(world: Any, agreement: Agreement, evidence: list[str]) -> Statement:
+    """A receipt of alpha's for a result that rests on `evidence`."""
+    receipt = Receipt(
+        agreement=agreement.digest,
+        run="run-1",
+        step="train",
+        order="cd" * 32,
+        seq=1,
+        outcome="result",
+        code=None,
+        result="ef" * 32,
+        evidence=tuple(evidence),
+    )
+    keys = world.keys["alpha"]
+    return sign_statement(keys, kind="receipt", consortium="demo", issuer="alpha", body=receipt.to_json())
+
+
 async def test_the_ledgers_reader_sees_evidence_that_lacks_or_lies(attested: Any, tmp_path: Path) -> None:
     agreement = await agreed(attested)
     entries = [
@@ -302,5 +319,30 @@ async def test_the_ledgers_reader_sees_evidence_that_lacks_or_lies(attested: Any
         body={**shown[2].body, "asker": "alpha", "ask": "ab" * 32},
     )
     assert "nobody asked" in refused(short, asked).detail
+    short.enter(shown[2], attested.charter)
+    short.check_work(ready)
+    digests = sorted(each.digest for each in shown if each.issuer != "alpha")
+    for named, code in (
+        (digests, None),
+        (digests[:1], "without evidence of every other party"),
+        ([shown[0].digest, digests[0]], "without evidence of every other party"),
+        ([digests[0], "ab" * 32], "without evidence of every other party"),
+    ):
+        receipt = result_of(attested, agreement, named)
+        result = tuple(named)
+        if code is None:
+            short.check_work(receipt)
+            attested.db.transact(
+                lambda conn, result=result: desk.check_receipt(conn, agreement.digest, "alpha", result, result=True)
+            )
+            continue
+        with pytest.raises(ComityError, match=code):
+            short.check_work(receipt)
+        with pytest.raises(ComityError, match="ATTESTATION_MISSING"):
+            attested.db.transact(
+                lambda conn, result=result: desk.check_receipt(conn, agreement.digest, "alpha", result, result=True)
+            )
+    with pytest.raises(ComityError, match="where the terms ask for none"):
+        EvidenceBook().check_work(result_of(attested, agreement, digests))
     assert EvidenceBody.of(given.evidence.evidence()) == given.evidence
     assert given.evidence.evidence().report[0x90 : 0x90 + 48] == MEASUREMENT
