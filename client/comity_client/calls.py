@@ -116,6 +116,11 @@ def _propose(wish: doc.TrainWish) -> Call[doc.Proposed]:
     return Call("POST", "/v1/proposals", dict(wish), timeout_s=LONG_ANSWER_TIMEOUT_S)
 
 
+def _intersect(wish: doc.IntersectWish) -> Call[doc.Proposed]:
+    """Propose to another organisation to find the records that both have."""
+    return Call("POST", "/v1/intersections", dict(wish), timeout_s=LONG_ANSWER_TIMEOUT_S)
+
+
 def _proposals() -> Call[list[doc.ProposalView]]:
     """Return the proposals that this node knows, newest first."""
     return Call("GET", "/v1/proposals")
@@ -307,6 +312,7 @@ class NodeRoutes:
     charter = Route(_charter)
     invite = Route(_invite)
     propose = Route(_propose)
+    intersect = Route(_intersect)
     proposals = Route(_proposals)
     proposal = Route(_proposal)
     accept = Route(_accept)

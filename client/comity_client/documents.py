@@ -259,6 +259,27 @@ class TrainWish(TypedDict, total=False):
     persons: list[str]
 
 
+class IntersectWish(TypedDict, total=False):
+    """What `intersect` takes; purpose, both datasets with their columns, and the partner are needed."""
+
+    purpose: str
+    dataset: str
+    column: str
+    partner: str
+    partner_dataset: str
+    partner_column: str
+    mode: str
+    normalise: list[str]
+    title: str
+    terms: dict[str, Any]
+    uses: int
+    deadline_s: int
+    reply_timeout_s: int
+    accepts: str
+    bounds: dict[str, Any]
+    persons: list[str]
+
+
 class RevisionWish(TypedDict, total=False):
     """What `revise` takes; everything else stays as it is."""
 

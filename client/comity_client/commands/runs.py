@@ -81,17 +81,25 @@ def result(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Fetch a run's result, a model as a NumPy archive.
+    """Fetch a run's result, a model as a NumPy archive; of an intersection, show how many identifiers are common.
 
     \b
     Example:
       comity runs result RUN --output model.npz
     """
     from comity_client import where
+    from comity_client.commands.intersect import found, found_words
 
     target = output or Path(f"{run}.npz")
     with where.node(home) as node:
-        size_bytes = node.fetch_result(run, target)
+        common = found(node.card(run))
+        size_bytes = 0 if common else node.fetch_result(run, target)
+    if common:
+        if as_json:
+            print_json({"run": run, **common})
+        else:
+            typer.echo(found_words(run, common))
+        return
     document = {"run": run, "file": str(target), "size_bytes": size_bytes}
     if as_json:
         print_json(document)

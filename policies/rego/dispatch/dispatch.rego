@@ -155,6 +155,7 @@ deny contains {
 	"code": "AGGREGATION",
 	"message": sprintf("aggregation %s is weaker than this organisation asks", [data.comity.lib.profile(input.agreement.terms)]),
 } if {
+	not input.step.kind == "intersect"
 	not data.comity.lib.as_strong(data.comity.lib.profile(input.agreement.terms), data.settings.aggregation)
 }
 

@@ -86,6 +86,11 @@ test_weak_aggregation if {
 	answer({"agreement": {"terms": {"aggregation": "threshold"}}}, {}).decision == "allow"
 }
 
+test_an_intersection_sums_nothing if {
+	meet := {"id": "meet", "kind": "intersect"}
+	answer({"step": meet, "agreement": {"terms": {"aggregation": "plain"}}}, {}).decision == "allow"
+}
+
 test_unknown_aggregation if answer({"agreement": {"terms": {"aggregation": "none"}}}, {}).decision == "deny"
 
 test_dataset_reclassified if rules(answer({"dataset": {"classification": "secret"}}, {})) == {"dispatch.dataset"}

@@ -99,6 +99,7 @@ deny contains {
 	"code": "AGGREGATION",
 	"message": sprintf("aggregation %s is weaker than agreed", [input.result.aggregation]),
 } if {
+	not input.step.kind == "intersect"
 	some wanted in [data.comity.lib.profile(input.agreement.terms), data.settings.aggregation]
 	not data.comity.lib.as_strong(input.result.aggregation, wanted)
 }

@@ -69,6 +69,16 @@ test_any_metric if {
 
 test_aggregation if rules(answer({"result": {"aggregation": "plain"}}, {})) == {"egress.aggregation"}
 
+# What leaves is a masked set or a count; the count is the cohort.
+meet := {"step": {"id": "meet", "kind": "intersect"}, "result": {"aggregation": "intersect"}}
+
+test_an_intersection_sums_nothing if answer(meet, {}).decision == "allow"
+
+test_too_few_in_common if {
+	few := object.union(meet, {"result": {"aggregation": "intersect", "cohort": 29}})
+	rules(answer(few, {})) == {"egress.cohort"}
+}
+
 private := {"agreement": {"terms": {"privacy": {"epsilon": "1", "delta": "0.00001"}}}}
 
 test_noise_is_missing if rules(answer(private, {})) == {"egress.noise"}

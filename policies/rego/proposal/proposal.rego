@@ -76,7 +76,7 @@ step_known(step) if {
 
 step_known(step) if {
 	step.kind == "intersect"
-	data.comity.lib.texts([step.partner, step.mode])
+	data.comity.lib.texts([step.lead, step.partner, step.mode])
 }
 
 # METADATA
@@ -199,6 +199,21 @@ deny contains {
 
 # METADATA
 # scope: rule
+# title: Another organisation learns which of its records we have too only where records may leave
+deny contains {
+	"rule": "proposal.rows",
+	"code": "ROWS",
+	"message": sprintf("step %s tells %s which of its records %s has too: record is not a kind that may leave", [step.id, step.lead, input.me]),
+} if {
+	some step in input.proposal.steps
+	step.kind == "intersect"
+	step.mode == "ids"
+	step.partner == input.me
+	not "record" in data.settings.egress.kinds
+}
+
+# METADATA
+# scope: rule
 # title: Only published code runs, where the settings say so
 deny contains {
 	"rule": "proposal.published",
@@ -250,13 +265,24 @@ privacy_bounds if {
 # METADATA
 # scope: rule
 # title: The terms that this organisation asks for
-terms := object.union(fixed_terms, budget)
+terms := object.union(object.union(fixed_terms, summed), budget)
+
+# An intersection sums nothing: both sides mask what they send, each under its own key.
+summed := {"aggregation": data.settings.aggregation} if {
+	some step in input.proposal.steps
+	step.kind != "intersect"
+}
+
+summed := {} if {
+	every step in input.proposal.steps {
+		step.kind == "intersect"
+	}
+}
 
 fixed_terms := {
 	"purposes": data.settings.purposes,
 	"columns": {key(ask): ask.columns | some ask in input.proposal.datasets; ask.org == input.me},
 	"min_cohort": {key(ask): data.settings.min_cohort | some ask in input.proposal.datasets; ask.org == input.me},
-	"aggregation": data.settings.aggregation,
 	"rounds": data.settings.rounds_max,
 	"uses": data.settings.uses_max,
 	"egress": data.settings.egress.kinds,

@@ -54,6 +54,7 @@ test_good_is_allowed if {
 	answered := answer({}, {})
 	answered.decision == "allow"
 	answered.terms.rounds == 50
+	answered.terms.aggregation == "lead-key"
 	answered.terms.columns == {"hospital-b/patients": ["age"]}
 	answered.terms.min_cohort == {"hospital-b/patients": 20}
 }
@@ -66,9 +67,21 @@ test_a_statistic_needs_no_reviewed_app if {
 	answered.decision == "allow"
 }
 
+intersect := {"id": "meet", "kind": "intersect", "lead": "hospital-a", "partner": "hospital-b", "mode": "cardinality"}
+
 test_an_intersection_needs_no_reviewed_app if {
-	intersect := {"id": "meet", "kind": "intersect", "partner": "hospital-a", "mode": "cardinality"}
-	answer({"proposal": {"steps": [intersect]}, "app": null}, {"app_digests": []}).decision == "allow"
+	answered := answer({"proposal": {"steps": [intersect]}, "app": null}, {"app_digests": []})
+	answered.decision == "allow"
+	not answered.terms.aggregation
+}
+
+test_rows_stay_inside_by_default if {
+	rows := object.union(intersect, {"mode": "ids"})
+	rules(answer({"proposal": {"steps": [rows]}, "app": null}, {})) == {"proposal.rows"}
+	ours := object.union(rows, {"lead": "hospital-b", "partner": "hospital-a"})
+	answer({"proposal": {"steps": [ours]}, "app": null}, {}).decision == "allow"
+	open_kinds := {"egress": {"kinds": ["statistic", "record"]}}
+	answer({"proposal": {"steps": [rows]}, "app": null}, open_kinds).decision == "allow"
 }
 
 test_rounds_of_a_statistic_are_counted if {
