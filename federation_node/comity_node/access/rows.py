@@ -37,6 +37,7 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/charter/proposals"): _ADMIN,
     ("POST", "/v1/charter/votes"): _ADMIN,
     # ledger
+    ("GET", "/v1/attestation"): ROLES,
     ("GET", "/v1/ledger"): ROLES,
     ("GET", "/v1/ledger/export"): frozenset({ADMIN, AUDITOR}),
     # policy

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
 # Clocks of parties may differ by this much.
 SKEW_S = 300
-ASK_AGAIN_S = 30
+# Nobody is asked more often, nor after evidence that did not hold; what is answered later is refused.
+ASK_AGAIN_S, REJECTED_S, ANSWER_S_MAX = 30, 600, 86_400
 TASKS_MAX = 64
 KEPT_MAX = 1_000
 
@@ -91,7 +92,7 @@ class AttestationService:
         self._wake: Woken | None = None
         # By agreement: why our own evidence failed. By agreement and party: why newer evidence does not hold.
         self._failed: dict[str, ComityError] = {}
-        self._rejected: dict[tuple[str, str], ComityError] = {}
+        self._rejected: dict[tuple[str, str], tuple[ComityError, str]] = {}
         self._asked: dict[tuple[str, str], str] = {}
         self._verdicts: dict[tuple[str, str, str], ComityError | None] = {}
 
@@ -158,7 +159,8 @@ class AttestationService:
         stale: list[str] = []
         for org in agreement.parties:
             if org != me and not self._fresh(held.get(org), charter):
-                if (rejected := self._rejected.get((digest, org))) is not None:
+                rejected, at = self._rejected.get((digest, org), (None, ""))
+                if rejected is not None and at > self._now(-REJECTED_S):
                     return OrderEvidence(rejected)
                 stale.append(org)
         if not stale:
@@ -192,7 +194,7 @@ class AttestationService:
         statement = self._sign(ASK, ask.to_json())
 
         def write(conn: Connection) -> None:
-            store.put_ask(conn, statement.digest, agreement, org, now)
+            store.put_ask(conn, statement.digest, agreement, org, now, self._now(-ANSWER_S_MAX))
             self._node.link.send(conn, "evidence.ask", statement)
 
         await self._node.journal.run(write)
@@ -219,7 +221,7 @@ class AttestationService:
         try:
             self._judge(statement, nonce, charter)
         except ComityError as error:
-            _keep(self._rejected, (given.agreement, org), error)
+            _keep(self._rejected, (given.agreement, org), (error, self._now()))
             raise
         self._rejected.pop((given.agreement, org), None)
         await self._node.journal.run(lambda conn: store.put_newer(conn, given.agreement, statement, nonce, since))
@@ -321,8 +323,8 @@ class AttestationService:
             self._node.keys, kind=kind, consortium=settings.consortium, issuer=settings.org, body=body
         )
 
-    def _now(self) -> str:
-        return instants.to_text(self._node.clock())
+    def _now(self, shifted_s: int = 0) -> str:
+        return instants.to_text(self._node.clock() + timedelta(seconds=shifted_s))
 
 
 def hold_back(node: NodeContext, conn: Connection, agreement: Agreement, answers: Sequence[Statement]) -> str | None:

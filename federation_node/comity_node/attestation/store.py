@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, LargeBinary, String, Table, func, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    String,
+    Table,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert
 
-from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
 from comity_node.journal import metadata
 
@@ -48,14 +59,14 @@ class Shown:
 
 
 def put_first(conn: Connection, agreement: str, statement: Statement) -> None:
-    """Keep evidence for an agreement that is being signed; the first of each party counts. Raises `BUSY` when full."""
-    _check_room(conn)
+    """Keep evidence for an agreement that is being signed; the first of each party counts."""
+    _make_room(conn)
     conn.execute(insert(evidence).values(_values(agreement, statement)).on_conflict_do_nothing())
 
 
 def put_newer(conn: Connection, agreement: str, statement: Statement, nonce: bytes, since: str) -> None:
-    """Keep evidence that was judged in place of what was kept before. Raises `BUSY` when full."""
-    _check_room(conn)
+    """Keep evidence that was judged in place of what was kept before."""
+    _make_room(conn)
     values = {**_values(agreement, statement), "nonce": nonce, "since": since}
     changed = {name: values[name] for name in ("digest", "statement", "nonce", "since")}
     statement_of = insert(evidence).values(values)
@@ -81,8 +92,9 @@ def every(conn: Connection, limit: int) -> list[tuple[str, str, str, str | None]
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
-def put_ask(conn: Connection, digest: str, agreement: str, org: str, now: str) -> None:
-    """Note what was asked of whom."""
+def put_ask(conn: Connection, digest: str, agreement: str, org: str, now: str, before: str) -> None:
+    """Note what was asked of whom; questions from before `before` need no answer any more."""
+    conn.execute(delete(asks).where(asks.c.asked_at < before))
     conn.execute(insert(asks).values(digest=digest, agreement=agreement, org=org, asked_at=now))
 
 
@@ -92,9 +104,12 @@ def find_ask(conn: Connection, digest: str) -> tuple[str, str, str] | None:
     return None if row is None else (row[0], row[1], row[2])
 
 
-def _check_room(conn: Connection) -> None:
+def _make_room(conn: Connection) -> None:
+    """Let go of the oldest where too many are kept: what is missing is asked for anew."""
     if int(conn.execute(select(func.count()).select_from(evidence)).scalar_one()) >= ROWS_MAX:
-        raise ComityError(ErrorCode.BUSY, "this node keeps as much evidence as it may")
+        row: ColumnElement[int] = literal_column("rowid")
+        oldest = select(row).select_from(evidence).order_by(row).limit(ROWS_MAX // 100)
+        conn.execute(delete(evidence).where(row.in_(oldest)))
 
 
 def _values(agreement: str, statement: Statement) -> dict[str, Any]:

@@ -227,6 +227,32 @@ async def test_new_evidence_that_does_not_hold_ends_the_matter(attested: Any) ->
     refused = await before_order(attested, "alpha", agreement)
     assert refused.error is not None
     assert (refused.error.code, refused.error.facts["org"]) == (ErrorCode.ATTESTATION_INVALID, "gamma")
+    lying.report = lying.maker.report
+    attested.clock.pass_s(attestation.REJECTED_S + 1)
+    waits = await before_order(attested, "alpha", agreement)
+    assert waits.error is not None
+    assert waits.error.code is ErrorCode.ATTESTATION_STALE, "a machine may be mended"
+    await attested.until(lambda: (agreement.digest, "gamma") not in alpha.attestation._rejected)
+    await attested.settle()
+    assert (await before_order(attested, "alpha", agreement)).error is None
+
+
+async def test_a_full_store_lets_go_of_the_oldest_and_asks_anew(attested: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    agreement = await agreed(attested)
+    alpha = attested.nodes["alpha"]
+    monkeypatch.setattr(store, "ROWS_MAX", 100)
+    (given,) = [body for org, kind, body in attested.log if kind == "evidence.given" and org == "alpha"][:1]
+    statement = Statement.from_json(given["statement"])
+
+    def fill(conn: Any) -> None:
+        for number in range(200):
+            store.put_first(conn, f"{number:064x}", statement)
+
+    alpha.read(fill)
+    assert len(alpha.read(lambda conn: store.every(conn, 1_000))) == 100
+    waits = await before_order(attested, "alpha", agreement)
+    assert waits.error is not None
+    assert waits.error.code is ErrorCode.ATTESTATION_STALE
 
 
 async def test_nobody_may_answer_or_ask_out_of_turn(attested: Any) -> None:
