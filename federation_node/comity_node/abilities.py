@@ -12,17 +12,19 @@ Source: negotiation.md sections 3 and 5, secure-aggregation.md section 1.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.sandbox import IsolationLevel
 from comity_policies.charter import Charter
-from comity_policies.steps import TRAIN, Step
+from comity_policies.steps import AGGREGATE, TRAIN, Step
 from comity_policies.terms import Terms
 
-# Nothing here adds noise, deletes after a time, or re-serves copies.
-UNENFORCED = ("privacy", "retention_s", "min_copies")
+# Nothing here deletes after a time, or re-serves copies.
+UNENFORCED = ("retention_s", "min_copies")
+# Kinds of steps whose results get noise, and those whose updates are bounded: a term without its kind is refused.
+KINDS_WITH_NOISE, KINDS_WITH_BOUNDS = frozenset({AGGREGATE}), frozenset({TRAIN})
 # Bounds on one organisation's update: applied by the profile that encodes it, unknown to the others.
 BOUNDS = ("clip_norm", "range", "weight_max")
 PROFILES_WITH_BOUNDS = frozenset({"lead-key", "masked", "threshold"})
@@ -48,8 +50,23 @@ class Abilities:
     kinds: frozenset[str] = frozenset({TRAIN})
     attests: bool = False
 
-    def check(self, terms: Terms) -> None:
-        """Refuse terms that this node cannot enforce. Raises `UNSUPPORTED`, `ISOLATION_TOO_WEAK`, naming the term."""
+    def check(self, terms: Terms, steps: Collection[Step] = ()) -> None:
+        """Refuse steps that this node cannot run, and terms that it cannot enforce over them.
+
+        Args:
+            terms: of an agreement, or of one about to be.
+            steps: its steps; without them it is judged as a training.
+
+        Raises:
+            ComityError: `UNSUPPORTED`, `ISOLATION_TOO_WEAK`, naming the term or kind.
+        """
+        self.check_steps(steps)
+        kinds = {step.kind for step in steps} or {TRAIN}
+        if "privacy" in terms and not kinds <= KINDS_WITH_NOISE:
+            raise _unsupported("privacy")
+        for field in BOUNDS:
+            if field in terms and not kinds <= KINDS_WITH_BOUNDS:
+                raise _unsupported(field)
         for field in UNENFORCED:
             if field in terms:
                 raise _unsupported(field)
@@ -67,8 +84,10 @@ class Abilities:
         if needed > IsolationLevel.for_term(self.isolation):
             raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=self.isolation)
 
-    def check_steps(self, steps: Iterable[Step]) -> None:
-        """Refuse steps of a kind that this node cannot run. Raises `UNSUPPORTED`, naming the kind."""
+    def check_steps(self, steps: Collection[Step]) -> None:
+        """Refuse steps of a kind that this node cannot run, or of several. Raises `UNSUPPORTED`, naming the kind."""
+        if len({step.kind for step in steps}) > 1:
+            raise ComityError(ErrorCode.UNSUPPORTED, "one agreement has steps of one kind", field="kind")
         for step in steps:
             if step.kind not in self.kinds:
                 raise ComityError(

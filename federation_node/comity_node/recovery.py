@@ -30,7 +30,7 @@ from comity_node.transport.dial import Dialer, ask
 from comity_policies.documents import Receipt
 
 # Whoever defines tables of the journal; they have to exist before they are written.
-_TABLES = (
+TABLES = (
     "governance.store",
     "ledger.store",
     "negotiation.store",
@@ -71,7 +71,7 @@ async def recover(settings: NodeSettings) -> Recovered:
         found = await ask(dialer.ledger().GetStanding, ledger_pb2.GetStandingRequest())
     finally:
         await dialer.close()
-    for name in _TABLES:
+    for name in TABLES:
         import_module(f"comity_node.{name}")
     journal = Journal.open(settings.journal_file)
     try:
@@ -102,13 +102,14 @@ def book(conn: Connection, remembered: Remembered, now: str) -> Recovered:
     """Book everything that is open as spent and go on from what others remember, in the transaction of `conn`."""
     from comity_node.negotiation import store as negotiation
     from comity_node.reviews import store as reviews
+    from comity_node.training import grants
     from comity_node.training import store as training
     from comity_node.training.profiles import sum_store, threshold_store
     from comity_node.transport import store as transport
 
     held = list(negotiation.every_agreement(conn))
     for agreement in held:
-        training.spend_all(conn, agreement.digest, agreement.limits)
+        training.spend_all(conn, agreement.digest, grants.limits(agreement))
     runs = training.end_all(conn, now, ComityError(ErrorCode.JOURNAL_BEHIND, "the node was recovered from a backup"))
     sum_store.forget_all(conn)
     threshold_store.forget_all(conn)

@@ -21,7 +21,7 @@ from comity_policies.document import (
     name_of,
     org_set,
 )
-from comity_policies.orders import MESSAGE_TYPES, OUTCOMES, OrderHeader, Receipt, ReplyHeader
+from comity_policies.orders import MESSAGE_TYPES, OUTCOMES, ROUND_WORDS, OrderHeader, Receipt, ReplyHeader
 from comity_policies.query import Query
 from comity_policies.steps import AggregateStep, AppRef, IntersectStep, KeyColumn, Step, TrainStep
 from comity_policies.term_rows import column, malformed, text_of, whole_number
@@ -32,6 +32,7 @@ __all__ = [
     "GRANTS",
     "MESSAGE_TYPES",
     "OUTCOMES",
+    "ROUND_WORDS",
     "SIGNING_S",
     "SIGNING_S_MAX",
     "AggregateStep",

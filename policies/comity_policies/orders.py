@@ -30,7 +30,9 @@ PAYLOAD_JSON_BYTES_MAX = 256 << 10
 MAP_ITEMS_MAX = 64
 OUTCOMES = ("result", "refused", "failed")
 # What a lead may ask for; Flower's `train.<name>` variants share the first word.
-MESSAGE_TYPES = ("train", "evaluate", "query")
+MESSAGE_TYPES = ("train", "evaluate", "query", "aggregate")
+# Orders of these words are rounds: each has the next number, and the grant pays it.
+ROUND_WORDS = frozenset({"train", "aggregate"})
 COMMITMENT_BYTES, COHORT_PROOF_BYTES, SAME_PROOF_BYTES = 48, 832, 80
 
 

@@ -95,8 +95,7 @@ def check_promises(
     check_purpose(terms, proposal.purpose)
     check_company(terms, parties, charter)
     check_attestable(terms, charter)
-    abilities.check(terms)
-    abilities.check_steps(proposal.steps)
+    abilities.check(terms, proposal.steps)
 
 
 def read_answer(statement: Statement, charter: Charter) -> Answer:

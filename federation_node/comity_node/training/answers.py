@@ -119,11 +119,11 @@ class AnswerBook:
 
 
 def _readable(delivery: Delivery) -> ComityError | None:
-    blob = delivery.blob
-    try:
-        with memory.mapped(blob.fd, blob.size) as view:
+    blob, wrong = delivery.blob, None
+    with memory.mapped(blob.fd, blob.size) as view:
+        try:
             read_blob(view)
-    except ComityError as error:
-        error.__traceback__ = None
-        return ComityError(error.code, error.detail)
-    return None
+        except ComityError as error:
+            # Another one: the frames of this one hold on to the view, which could not be closed.
+            wrong = ComityError(error.code, error.detail)
+    return wrong

@@ -30,8 +30,8 @@ from comity_node.training.ports import FINAL, WITHDRAWN, Stored
 from comity_policies.charter import Charter
 from comity_policies.charter_facts import app_digests, facts_of
 from comity_policies.decisions import Decision, ReviewNeed, Stage
-from comity_policies.documents import MESSAGE_TYPES, Agreement, DatasetAsk, OrderHeader, Step, run_id
-from comity_policies.steps import INTERSECT
+from comity_policies.documents import MESSAGE_TYPES, ROUND_WORDS, Agreement, DatasetAsk, OrderHeader, Step, run_id
+from comity_policies.steps import AGGREGATE, INTERSECT
 
 Decide = Callable[[Stage, dict[str, Any]], Decision]
 
@@ -214,26 +214,26 @@ def check_3_conforms(case: Case) -> None:
     if case.number_taken:
         raise ComityError(ErrorCode.ORDER_REPLAYED, run=order.run, seq=order.seq)
     word = word_of(order.message_type)
-    if word not in MESSAGE_TYPES:
+    # A statistic's orders are of their own word, and of no other step.
+    if word not in MESSAGE_TYPES or (word == AGGREGATE) != (step.kind == AGGREGATE):
         raise _mismatch("message_type")
     if case.me not in order.receivers or not set(order.receivers) <= set(agreement.parties):
         raise _mismatch("receivers")
-    if order.round > step.most_rounds or (word == "train" and order.round < 1):
+    if order.round > step.most_rounds or (word in ROUND_WORDS and order.round < 1):
         raise _mismatch("round")
     if order.reply_by <= case.now:
         raise ComityError(ErrorCode.DEADLINE_PASSED, "the order came after its deadline", reply_by=order.reply_by)
     if not case.started:
         # Numbers and rounds rise together, so that no second order can pass as one of a round gone by.
-        before_ok = order.round > history.round_before if word == "train" else order.round >= history.round_before
+        before_ok = order.round > history.round_before if word in ROUND_WORDS else order.round >= history.round_before
         after = history.round_after
-        after_ok = after is None or (order.round < after if word == "train" else order.round <= after)
+        after_ok = after is None or (order.round < after if word in ROUND_WORDS else order.round <= after)
         if not before_ok or not after_ok or history.in_round >= ORDERS_PER_ROUND_MAX:
             raise _mismatch("round")
     _check_datasets(case, agreement)
-    case.abilities.check(agreement.terms)
+    case.abilities.check(agreement.terms, agreement.proposal.steps)
     if case.attested is not None:
         raise case.attested
-    case.abilities.check_steps(agreement.proposal.steps)
     check_purpose(agreement.terms, agreement.proposal.purpose)
     # Both parties of an intersection take part in it, also where an order goes to one of them.
     company = agreement.parties if step.kind == INTERSECT else order.receivers
@@ -317,7 +317,11 @@ def check_egress(
 
 def cost_of(case: Case) -> dict[str, int]:
     """Return what starting this order costs."""
-    return grants.cost_of_start(word_of(case.order.message_type), first_of_run=case.history.first_of_run)
+    assert case.stored is not None
+    word, agreement, history = word_of(case.order.message_type), case.stored.agreement, case.history
+    return grants.cost_of_start(word, first_of_run=history.first_of_run) | grants.cost_of_noise(
+        agreement, history.spent
+    )
 
 
 def grants_left(case: Case) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.workers import node_number
 from comity_node.training.tables import AnswerRow, QuestionRow
-from comity_policies.documents import Agreement, Step
+from comity_policies.documents import ROUND_WORDS, Agreement, Step
 
 # Beyond this many rounds a manifest names only rounds that differ from the one before: a statement is at most 1 MiB.
 MANIFEST_ROUNDS_MAX = 1_000
@@ -43,7 +43,7 @@ class LedRun:
 
 
 class RoundCounter:
-    """Numbers rounds from the questions alone: a new one begins when somebody is asked to train again.
+    """Numbers rounds from the questions alone: a new one begins when somebody is asked for a round again.
 
     The same questions give the same numbers, so a replay needs no record of them.
     """
@@ -53,8 +53,8 @@ class RoundCounter:
         self._asked: set[str] = set()
 
     def next(self, word: str, receivers: Iterable[str]) -> int:
-        """Return the round of the next question; `word` is `train`, `evaluate` or `query`."""
-        if word == "train":
+        """Return the round of the next question; `word` as in `ROUND_WORDS`, `evaluate` or `query`."""
+        if word in ROUND_WORDS:
             asked = set(receivers)
             if self.current == 0 or asked & self._asked:
                 self.current, self._asked = self.current + 1, asked

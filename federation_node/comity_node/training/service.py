@@ -14,6 +14,7 @@ from comity_node.intersections.service import IntersectKind, library_here
 from comity_node.negotiation import store as negotiation
 from comity_node.reviews.model import Review
 from comity_node.reviews.service import ReviewService
+from comity_node.statistics.service import StatisticKind
 from comity_node.training.behind import WriteBehind
 from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.events import RunEvents
@@ -205,7 +206,9 @@ class TrainingService:
 
 def _kinds(node: NodeContext) -> Kinds:
     """Return the kinds of steps, beside training, that this node can run."""
-    found: list[StepKind] = [IntersectKind(node)] if library_here() else []
+    found: list[StepKind] = [StatisticKind(node.settings.org)]
+    if library_here():
+        found.append(IntersectKind(node))
     return {kind.name: kind for kind in found}
 
 

@@ -40,8 +40,9 @@ from comity_node.training import blobs, store
 from comity_node.training.blobs import Blob
 from comity_node.training.enforcement import step_of, word_of
 from comity_node.training.ports import FINAL, Agreements
-from comity_node.training.profiles import sum_form, sum_store, sum_wire
+from comity_node.training.profiles import integer_form, sum_form, sum_store, sum_wire
 from comity_node.training.profiles.base import Asked, Collector, Kept, Measured, Outgoing, Protected, Question, Sink
+from comity_node.training.profiles.integer_form import EncodeIntegers
 from comity_node.training.profiles.plain import reply_context
 from comity_node.training.profiles.sum_exchange import Exchange, limits_for, offer_of
 from comity_node.training.profiles.sum_form import Encode, Formed, Plan
@@ -69,6 +70,7 @@ class LeadKeyProfile:
     _part: type[Part] = Part
     _collector: type[SumCollector] = SumCollector
     _encode: Encode = staticmethod(encoder.encode)
+    _encode_integers: EncodeIntegers = staticmethod(encoder.encode_integers)
 
     def __init__(self, node: NodeContext, agreements: Agreements, workers: BfvWorkers | None = None) -> None:
         """`workers` is a pool to share; without it the node makes its own when it needs one."""
@@ -91,8 +93,8 @@ class LeadKeyProfile:
             raise ComityError(
                 ErrorCode.PARTICIPANTS_TOO_FEW, "an encrypted sum needs 3 to 50 parties", n=len(agreement.parties)
             )
-        if agreement.terms.get("privacy") is not None:
-            raise ComityError(ErrorCode.UNSUPPORTED, "this version adds no privacy noise to encrypted sums")
+        if "privacy" in agreement.terms and integer_form.statistic_of(agreement) is None:
+            raise ComityError(ErrorCode.UNSUPPORTED, "this version adds no privacy noise to what apps return")
         await self._warm()
 
     async def expect(self, agreement: Agreement, run: str) -> None:
@@ -137,7 +139,7 @@ class LeadKeyProfile:
         key = replies.rounding_key(
             self._node.keys.secret(b"secagg/rounding"), outgoing.order.agreement, outgoing.order_digest
         )
-        formed = await asyncio.to_thread(_formed, outgoing, key, self._encode)
+        formed = await asyncio.to_thread(_formed, outgoing, key, self._encode, self._encode_integers)
         collector = self._collectors.get(outgoing.order_digest)
         if outgoing.own and collector is not None:
             collector.shaped(formed.shape)
@@ -322,11 +324,14 @@ class LeadKeyProfile:
 
 
 def _plan(asked: Asked) -> Plan:
-    content = read_blob(memory.map_blob(asked.asked.fd, asked.asked.size))
-    return sum_form.plan(content, word_of(asked.order.message_type), asked.agreement.terms)
+    return integer_form.plan_for(asked.agreement, asked.order, asked.asked)
 
 
-def _formed(outgoing: Outgoing, key: bytes, encode: Encode) -> Formed:
+def _formed(outgoing: Outgoing, key: bytes, encode: Encode, encode_integers: EncodeIntegers) -> Formed:
+    step = integer_form.statistic_of(outgoing.agreement)
+    if step is not None:
+        fixed = integer_form.plan(outgoing.agreement, step, blobs.to_bytes(outgoing.asked))
+        return integer_form.form(fixed, blobs.to_bytes(outgoing.result), encode_integers)
     word = word_of(outgoing.order.message_type)
     asked = read_blob(memory.map_blob(outgoing.asked.fd, outgoing.asked.size))
     reply = read_blob(memory.map_blob(outgoing.result.fd, outgoing.result.size))

@@ -8,6 +8,7 @@ without.
 from __future__ import annotations
 
 from comity_crypto.secagg.masked import encoder as masked_encoder
+from comity_node.training.profiles.integer_form import EncodeIntegers
 from comity_node.training.profiles.lead_key import LeadKeyProfile
 from comity_node.training.profiles.masked_lead import MaskedCollector
 from comity_node.training.profiles.masked_part import MaskedPart
@@ -23,9 +24,10 @@ class MaskedProfile(LeadKeyProfile):
     _part: type[Part] = MaskedPart
     _collector: type[SumCollector] = MaskedCollector
     _encode: Encode = staticmethod(masked_encoder.encode)
+    _encode_integers: EncodeIntegers = staticmethod(masked_encoder.encode_integers)
 
     async def _warm(self) -> None:
         """Nothing to start: masks need no worker processes."""
 
     def _size(self, fixed: Plan) -> int:
-        return masked_encoder.words_for(fixed.layout)
+        return fixed.words

@@ -18,8 +18,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv.blobs import BlobKind, file_digest
 from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.blobs import BlobKind, file_digest
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import Event, Output, Send, SumDecoded
 from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
@@ -35,6 +35,7 @@ from comity_crypto.secagg.masked.words import Words
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.base import Delivery
+from comity_node.training.profiles.integer_form import DecodeIntegers
 from comity_node.training.profiles.masked_part import SPARE
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_form import Decode, Plan
@@ -49,6 +50,7 @@ class MaskedCollector(SumCollector):
     """Collects the answers to one question as one masked sum."""
 
     _decode: Decode = staticmethod(masked_encoder.decode)
+    _decode_integers: DecodeIntegers = staticmethod(masked_encoder.decode_integers)
 
     async def keeps(self, org: str) -> bool:
         """After all have committed the sum says whose parts are in: nobody is dropped before that is known."""
@@ -83,7 +85,7 @@ class MaskedCollector(SumCollector):
             key_id=secret.key_id,
             box_key=secret.box_key.public,
             order_digest=self.question.order_digest,
-            words=masked_encoder.words_for(fixed.layout),
+            words=fixed.words,
         )
         state, outputs = masked_recipient.start(offer, secret, now=time.monotonic(), limits=self._limits)
         said = Said(self.exchange, offer)

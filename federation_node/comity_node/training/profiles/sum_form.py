@@ -28,9 +28,11 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.codec import Content, Record, array_entry
 from comity_crypto.secagg.bfv import encoder
 from comity_crypto.secagg.bfv.encoder import Encoded, Layout
+from comity_crypto.secagg.bfv.params import AGG_I32
 from comity_crypto.secagg.frame import replies
 from comity_crypto.secagg.frame.replies import Bounds, Decoded, MetricRange
-from comity_crypto.secagg.masked.encoder import EncodedWords
+from comity_crypto.secagg.masked.encoder import EncodedWords, words_for
+from comity_crypto.secagg.masked.words import CONTENT_START
 from comity_policies.terms import Terms
 
 WEIGHT = "num-examples"
@@ -59,17 +61,23 @@ Decode = Callable[..., Decoded]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What terms and order fix for one sum, the same for every party."""
+    """What terms and order fix for one sum, the same for every party. `integers`: how many, if it is of integers."""
 
     arrays: bool
     bounds: Bounds
     weight_max: int
     layout: Layout
+    integers: int | None = None
 
     @property
     def chunks(self) -> int:
-        """Number of `agg-q16` chunks. Raises `TOO_LARGE`."""
-        return self.layout.chunks
+        """Number of chunks: of `agg-q16`, for integers of `agg-i32`. Raises `TOO_LARGE`."""
+        return self.layout.chunks if self.integers is None else AGG_I32.chunks_for(self.integers)
+
+    @property
+    def words(self) -> int:
+        """Number of words under `masked`. Raises `TOO_LARGE`."""
+        return words_for(self.layout) if self.integers is None else CONTENT_START + self.integers
 
 
 @dataclass(frozen=True, slots=True)

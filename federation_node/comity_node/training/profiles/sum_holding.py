@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError
 from comity_agents import memory
-from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import RoundKey, memory_file
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import EraseKey, Event, Output, Send, SumDecoded
@@ -86,12 +85,14 @@ class Holding:
             os.pwrite(self._fd, chunk, size_bytes)
             size_bytes += len(chunk)
         return DigestReady(
-            await exchange.workers.check_and_digest(AGG_Q16, offer.chunks, job.challenge, job.digest, self._fd)
+            await exchange.workers.check_and_digest(
+                offer.parameter_set, offer.chunks, job.challenge, job.digest, self._fd
+            )
         )
 
     async def _decrypt(self, job: StartDecrypt) -> Event:
         workers = self._exchange.workers
-        sums = await workers.decrypt(AGG_Q16, self._offer.chunks, self._key.secret, self._fd)
+        sums = await workers.decrypt(self._offer.parameter_set, self._offer.chunks, self._key.secret, self._fd)
         self.opened = await self._decode(sums, job.contributors)
         return SumDecoded()
 

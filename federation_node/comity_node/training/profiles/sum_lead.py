@@ -27,20 +27,20 @@ from comity_agents import memory
 from comity_agents.flower.codec import read_blob
 from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.bfv import encoder
-from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import RoundKey
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import Failed, Finished, Limits, Output, WorkFailed
 from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
+from comity_crypto.secagg.frame.transcript import Transcript
 from comity_crypto.secagg.lead_key import holder
 from comity_crypto.secagg.lead_key.messages import Offer
-from comity_crypto.secagg.lead_key.transcript import Transcript
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob, SealedBlob
 from comity_node.training.enforcement import word_of
-from comity_node.training.profiles import sum_form, sum_store
+from comity_node.training.profiles import integer_form, sum_form, sum_store
 from comity_node.training.profiles.base import Delivery, Protected, Question, Sink
+from comity_node.training.profiles.integer_form import DecodeIntegers
 from comity_node.training.profiles.plain import RESULT, reply_context
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_form import Decode, Plan, Shape
@@ -82,6 +82,7 @@ class SumCollector:
     """Collects the answers to one question as one sum."""
 
     _decode: Decode = staticmethod(encoder.decode)
+    _decode_integers: DecodeIntegers = staticmethod(encoder.decode_integers)
 
     def __init__(
         self,
@@ -206,8 +207,9 @@ class SumCollector:
     async def _attempt(self, fixed: Plan, without: frozenset[str]) -> Opened:
         order, node = self.question.order, self._node
         parties, minimum = self.left(without)
+        parameters = integer_form.parameters_of(self.question.agreement)
         counted = node.journal.run(lambda conn: sum_store.next_attempt(conn, order.run, order.seq))
-        key, number = await asyncio.gather(self.exchange.workers.make_key(AGG_Q16), counted)
+        key, number = await asyncio.gather(self.exchange.workers.make_key(parameters), counted)
         try:
             if number > ATTEMPT_MAX:
                 raise ComityError(ErrorCode.RUN_FAILED, "the secure sum did not succeed", attempts=number)
@@ -220,8 +222,8 @@ class SumCollector:
                 lead=order.lead,
                 parties=parties,
                 minimum=minimum,
-                parameters=AGG_Q16.name,
-                parameters_digest=AGG_Q16.digest,
+                parameters=parameters.name,
+                parameters_digest=parameters.digest,
                 key_id=key.key_id,
                 order_digest=self.question.order_digest,
                 chunks=fixed.chunks,
@@ -329,8 +331,7 @@ class SumCollector:
     # -- the sum
 
     def _plan(self, content: Blob) -> Plan:
-        asked = read_blob(memory.map_blob(content.fd, content.size))
-        return sum_form.plan(asked, word_of(self.question.order.message_type), self.question.agreement.terms)
+        return integer_form.plan_for(self.question.agreement, self.question.order, content)
 
     async def opened(self, sums: NDArray[Any], contributors: int, fixed: Plan) -> Blob:
         """Turn decrypted slots into the reply that stands for all. Raises `SUM_MISMATCH`, `REPLY_SHAPE`, `TIMEOUT`."""
@@ -342,6 +343,8 @@ class SumCollector:
         return await asyncio.to_thread(self._unformed, sums, contributors, fixed, shape)
 
     def _unformed(self, sums: NDArray[Any], contributors: int, fixed: Plan, shape: Shape) -> Blob:
+        if fixed.integers is not None:
+            return blobs.from_bytes(integer_form.unform(fixed, sums, contributors, self._decode_integers))
         content, word = self.question.content, word_of(self.question.order.message_type)
         asked = read_blob(memory.map_blob(content.fd, content.size))
         decoded = sum_form.decode(sums, contributors, asked, word, fixed, self._decode)

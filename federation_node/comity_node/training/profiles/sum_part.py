@@ -31,8 +31,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_agents import memory
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg.bfv.blobs import BlobKind
-from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.frame.body import CONTRIBUTORS_MIN
 from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.frame.driver import Driver
@@ -56,6 +55,7 @@ from comity_crypto.secagg.lead_key.messages import Offer
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training import blobs, grants, store
 from comity_node.training.profiles import sum_store
+from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_store import PartRow
 from comity_node.training.profiles.sum_wire import Addressed
@@ -204,7 +204,7 @@ class Part:
         return minimum_of(self._agreement)
 
     def _judge_numbers(self, offer: AnyOffer) -> None:
-        if not isinstance(offer, Offer) or offer.parameters != AGG_Q16.name:
+        if not isinstance(offer, Offer) or offer.parameters != parameters_of(self._agreement).name:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer has other parameters")
 
     async def _take_part(
@@ -262,7 +262,7 @@ class Part:
 
     async def _public_key(self, offer: Offer, sealed: SealedRef | None, public_key: bytes | None) -> bytes:
         """Return the offer's key, fetched unless it is our own. Raises `PAYLOAD_*`, `SEAL_BROKEN`."""
-        node, size = self.node, AGG_Q16.key_bytes
+        node, size = self.node, offer.parameter_set.key_bytes
         if public_key is None:
             if sealed is None:
                 raise ComityError(ErrorCode.PAYLOAD_MISSING, "the offer has no key")
@@ -375,7 +375,9 @@ class Work:
         self._path.unlink(missing_ok=True)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         slots = self._part.slots
-        return await self._part.exchange.workers.encrypt(AGG_Q16, self._key, slots, job.pairs, self._fd)
+        return await self._part.exchange.workers.encrypt(
+            self._offer.parameter_set, self._key, slots, job.pairs, self._fd
+        )
 
     async def _upload(self, upload: StartUpload) -> Event:
         """Send the file until the coordinator says what became of it; this job never ends by itself."""
@@ -387,7 +389,9 @@ class Work:
 
     async def _linear_digest(self, job: StartDigest) -> Event:
         workers = self._part.exchange.workers
-        values = await workers.digest(AGG_Q16, BlobKind.UPLOAD, self._offer.chunks, job.challenge, self._fd)
+        values = await workers.digest(
+            self._offer.parameter_set, BlobKind.UPLOAD, self._offer.chunks, job.challenge, self._fd
+        )
         await self._part.tell_end(job.digest)
         return DigestReady(values)
 

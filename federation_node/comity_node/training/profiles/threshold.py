@@ -12,12 +12,12 @@ import structlog
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers
 from comity_crypto.secagg.threshold.messages import KeyPlan, ShareReady
 from comity_node.context import NodeContext
 from comity_node.training.ports import FINAL, Agreements
 from comity_node.training.profiles import sum_wire
+from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.lead_key import LeadKeyProfile
 from comity_node.training.profiles.sum_lead import SumCollector
 from comity_node.training.profiles.sum_part import Part
@@ -84,6 +84,6 @@ class ThresholdProfile(LeadKeyProfile):
             raise ComityError(ErrorCode.FORBIDDEN, "a ceremony is called by a party of the run that it is for")
         if not set(plan.holders) <= set(agreement.parties) or plan.threshold < quorum_of(agreement):
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the ceremony names strangers, or too small a quorum")
-        if plan.parameters != AGG_Q16.name or self._exchange.me not in plan.holders:
+        if plan.parameters != parameters_of(agreement).name or self._exchange.me not in plan.holders:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the ceremony has other parameters, or is of others")
         self._keys.ceremonies.begin(plan)

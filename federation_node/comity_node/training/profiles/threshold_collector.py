@@ -20,9 +20,9 @@ from typing import Any
 import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv.blobs import BlobKind, check_blob, file_digest
-from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.bfv.blobs import check_blob
 from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.blobs import BlobKind, file_digest
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import Event, Output, Received, Send, SumDecoded, abort_of
 from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
@@ -38,6 +38,7 @@ from comity_node.training.blobs import Blob
 from comity_node.training.enforcement import step_of
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.base import Delivery
+from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_form import Plan
 from comity_node.training.profiles.sum_holding import Decode, refused
@@ -63,6 +64,7 @@ def call_ceremony(
     exchange: ThresholdExchange, agreement: Agreement, run: str, lead: str, parties: tuple[str, ...], keys: int
 ) -> asyncio.Task[KeyBatch]:
     """Call a ceremony of a run that this node leads, for up to `keys` keys; its number tells it from the others."""
+    parameters = parameters_of(agreement)
     plan = KeyPlan(
         agreement=agreement.digest,
         run=run,
@@ -70,8 +72,8 @@ def call_ceremony(
         lead=lead,
         holders=parties,
         threshold=quorum_of(agreement),
-        parameters=AGG_Q16.name,
-        parameters_digest=AGG_Q16.digest,
+        parameters=parameters.name,
+        parameters_digest=parameters.digest,
         keys=min(KEYS_PER_BATCH, max(ORDERS_A_ROUND, keys)),
     )
     return exchange.ceremonies.begin(plan)
@@ -113,6 +115,7 @@ class ThresholdCollector(SumCollector):
         if number > ATTEMPT_MAX:
             raise ComityError(ErrorCode.RUN_FAILED, "the secure sum did not succeed", attempts=number)
         batch, key_id = await self._key(exchange, parties)
+        parameters = batch.plan.parameter_set
         offer = ThresholdOffer(
             agreement=order.agreement,
             run=order.run,
@@ -122,8 +125,8 @@ class ThresholdCollector(SumCollector):
             lead=order.lead,
             parties=parties,
             minimum=minimum,
-            parameters=AGG_Q16.name,
-            parameters_digest=AGG_Q16.digest,
+            parameters=parameters.name,
+            parameters_digest=parameters.digest,
             key_id=key_id,
             order_digest=self.question.order_digest,
             chunks=fixed.chunks,
@@ -176,14 +179,14 @@ class ThresholdCollector(SumCollector):
     def _more(self, exchange: ThresholdExchange, parties: tuple[str, ...], left: int) -> None:
         """Make more keys while rounds go on, if the run may need more than are left."""
         question = self.question
-        asked = ORDERS_A_ROUND * step_of(question.agreement, question.order).rounds - question.order.seq - 1
+        asked = ORDERS_A_ROUND * step_of(question.agreement, question.order).most_rounds - question.order.seq - 1
         if left < KEYS_LEFT_MIN and left < asked and not exchange.ceremonies.under_way(question.order.run):
             self._call(exchange, parties)
 
     def _call(self, exchange: ThresholdExchange, parties: tuple[str, ...]) -> asyncio.Task[KeyBatch]:
         """Call a ceremony among the parties, for what may still be asked in this run."""
         question = self.question
-        left = ORDERS_A_ROUND * step_of(question.agreement, question.order).rounds - question.order.seq
+        left = ORDERS_A_ROUND * step_of(question.agreement, question.order).most_rounds - question.order.seq
         return call_ceremony(exchange, question.agreement, question.order.run, question.order.lead, parties, left)
 
 
@@ -269,7 +272,7 @@ class _Fusing:
             fd = memory_file("aggregate")
             self._aggregate = fd
             await self._exchange.download(Addressed(notice.aggregate, self._offer.upload_bytes), fd)
-        check_blob(self._aggregate, AGG_Q16, BlobKind.AGGREGATE, self._offer.chunks)
+        check_blob(self._aggregate, self._offer.parameter_set, BlobKind.AGGREGATE, self._offer.chunks)
         if (await asyncio.to_thread(file_digest, self._aggregate))[0] != notice.aggregate:
             raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the aggregate is not the one that was announced")
         return self._aggregate
@@ -295,7 +298,7 @@ class _Fusing:
             size_max=self._size,
         )
         try:
-            check_blob(blob.fd, AGG_Q16, BlobKind.SHARE, offer.chunks)
+            check_blob(blob.fd, offer.parameter_set, BlobKind.SHARE, offer.chunks)
             if await blobs.sha256_of(blob) != digest:
                 raise ComityError(ErrorCode.PAYLOAD_DIGEST, "a share is not the one that was named")
         except BaseException:

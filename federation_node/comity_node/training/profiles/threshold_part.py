@@ -16,7 +16,6 @@ import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import memory_file
 from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.frame.driver import Driver
@@ -32,6 +31,7 @@ from comity_crypto.secagg.threshold.workers import KeyWorkers, QuorumOf
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles import sum_store
+from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_part import Part, Work
@@ -69,7 +69,7 @@ class ThresholdPart(Part):
         return max(super()._minimum(), quorum_of(self._agreement))
 
     def _judge_numbers(self, offer: AnyOffer) -> None:
-        if not isinstance(offer, ThresholdOffer) or offer.parameters != AGG_Q16.name:
+        if not isinstance(offer, ThresholdOffer) or offer.parameters != parameters_of(self._agreement).name:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer is of another profile or has other parameters")
 
     async def _session_of(
@@ -159,7 +159,9 @@ class _Sharing:
         offer, exchange = self._offer, self._exchange
         await exchange.download(Addressed(job.digest, offer.upload_bytes), self._fd)
         return DigestReady(
-            await exchange.workers.check_and_digest(AGG_Q16, offer.chunks, job.challenge, job.digest, self._fd)
+            await exchange.workers.check_and_digest(
+                offer.parameter_set, offer.chunks, job.challenge, job.digest, self._fd
+            )
         )
 
     async def _share(self, job: StartShare) -> Event:
