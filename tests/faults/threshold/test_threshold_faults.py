@@ -121,6 +121,7 @@ async def test_messages_may_come_twice_late_and_in_any_order(consortium, dummy, 
     assert np.array_equal(await model(consortium, run), quiet)
 
 
+@pytest.mark.slow
 async def test_one_wrong_share_where_all_are_needed_costs_an_attempt_and_no_sum(consortium, dummy, quiet, monkeypatch):
     """The first share of one holder is of another quorum's weight: nothing opens, and the next attempt does."""
     spoiled = []
