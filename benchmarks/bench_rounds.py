@@ -37,8 +37,9 @@ import raw_stream
 
 from comity.wire.errors import ComityError
 from comity_crypto.sealing import sealed_size
-from comity_crypto.secagg.bfv.blobs import BlobKind, blob_bytes
+from comity_crypto.secagg.bfv.blobs import blob_bytes
 from comity_crypto.secagg.bfv.params import AGG_Q16
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.masked.blobs import blob_bytes as masked_bytes
 
 OUT = Path(__file__).parent / "out"

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from comity_crypto.secagg.bfv import encoder
-from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.digests import sum_digests
 from comity_crypto.secagg.bfv.masks import PairSeed
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.frame.replies import WEIGHT_ONE, Bounds, weight_of
 
 CLIP_NORM = 2.0

@@ -10,7 +10,7 @@ import asyncio
 import time
 
 from comity_coordinator.training.adding import Session
-from comity_crypto.secagg.bfv.blobs import file_digest
+from comity_crypto.secagg.frame.blobs import file_digest
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import BlobReady, Limits
 from comity_crypto.secagg.masked import adder as masked_adder

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.encoder import Layout
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.frame.replies import WEIGHT_ONE, MetricRange, weight_of
 from comity_crypto.secagg.masked import blobs as masked_blobs
 from comity_crypto.secagg.masked import encoder as masked_encoder

@@ -15,6 +15,7 @@ from comity_crypto.secagg.bfv import blobs, digests, params, residues, seal_form
 from comity_crypto.secagg.bfv import scheme as bfv
 from comity_crypto.secagg.bfv.params import AGG_I32, AGG_Q16, Parameters
 from comity_crypto.secagg.bfv.workers import memory_file
+from comity_crypto.secagg.frame.blobs import BlobKind, file_digest
 from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX
 
 SETS = list(params.PARAMETER_SETS.values())
@@ -144,9 +145,9 @@ def test_packing_is_exact_and_tight() -> None:
 
 @pytest.mark.parametrize("place", [0, 16, 48, 52, 63, "longer", "shorter", "other set", "other kind"])
 def test_strangers_blobs_are_refused(fd: int, place: int | str) -> None:
-    blobs.write_header(fd, AGG_Q16, blobs.BlobKind.UPLOAD, 2)
-    blobs.check_blob(fd, AGG_Q16, blobs.BlobKind.UPLOAD, 2)
-    wanted, kind = AGG_Q16, blobs.BlobKind.UPLOAD
+    blobs.write_header(fd, AGG_Q16, BlobKind.UPLOAD, 2)
+    blobs.check_blob(fd, AGG_Q16, BlobKind.UPLOAD, 2)
+    wanted, kind = AGG_Q16, BlobKind.UPLOAD
     if isinstance(place, int):
         os.pwrite(fd, bytes([os.pread(fd, 1, place)[0] ^ 1]), place)
     elif place in ("longer", "shorter"):
@@ -154,21 +155,21 @@ def test_strangers_blobs_are_refused(fd: int, place: int | str) -> None:
     elif place == "other set":
         wanted = AGG_I32
     else:
-        kind = blobs.BlobKind.AGGREGATE
+        kind = BlobKind.AGGREGATE
     with pytest.raises(ComityError) as caught:
         blobs.check_blob(fd, wanted, kind, 2)
     assert caught.value.code is ErrorCode.CIPHERTEXT_INVALID
 
 
 def test_chunks_of_a_blob_are_bounded_and_found_again(fd: int) -> None:
-    blobs.write_header(fd, AGG_Q16, blobs.BlobKind.UPLOAD, 3)
+    blobs.write_header(fd, AGG_Q16, BlobKind.UPLOAD, 3)
     data = os.urandom(AGG_Q16.chunk_bytes)
     blobs.write_chunk(fd, AGG_Q16, 2, data)
     assert blobs.read_chunk(fd, AGG_Q16, 2) == data
     with pytest.raises(ComityError):
         blobs.read_chunk(fd, AGG_Q16, 3)
     whole = os.pread(fd, os.fstat(fd).st_size, 0)
-    assert blobs.file_digest(fd) == (hashlib.sha256(whole).hexdigest(), len(whole))
+    assert file_digest(fd) == (hashlib.sha256(whole).hexdigest(), len(whole))
     for chunks in (0, params.CHUNKS_MAX + 1):
         with pytest.raises(ComityError):
             blobs.blob_bytes(AGG_Q16, chunks)

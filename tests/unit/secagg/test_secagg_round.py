@@ -18,11 +18,11 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv import encoder
-from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers, RoundKey, memory_file
 from comity_crypto.secagg.frame import events
 from comity_crypto.secagg.frame import replies as shared
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor, holder
 from comity_crypto.secagg.lead_key import events as encrypted

@@ -13,10 +13,10 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv import encoder
-from comity_crypto.secagg.bfv.blobs import BlobKind
 from comity_crypto.secagg.bfv.params import AGG_Q16, KEY_LIMBS
 from comity_crypto.secagg.bfv.workers import BfvWorkers, memory_file
 from comity_crypto.secagg.frame import events
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor
 from comity_crypto.secagg.lead_key import events as encrypted

@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv.blobs import BlobKind, check_blob, file_digest, write_header
+from comity_crypto.secagg.bfv.blobs import check_blob, write_header
 from comity_crypto.secagg.bfv.channel import SLOT_BYTES, receive_frame, send_frame
 from comity_crypto.secagg.bfv.digests import Digest, sum_digests
 from comity_crypto.secagg.bfv.masks import PairSeed
 from comity_crypto.secagg.bfv.params import Parameters
+from comity_crypto.secagg.frame.blobs import BlobKind, file_digest
 from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX
 from comity_crypto.secagg.frame.events import BlobReady
 

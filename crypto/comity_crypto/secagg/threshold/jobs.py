@@ -22,10 +22,11 @@ import numpy as np
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv import scheme as bfv
-from comity_crypto.secagg.bfv.blobs import BlobKind, read_chunk, write_chunk
+from comity_crypto.secagg.bfv.blobs import read_chunk, write_chunk
 from comity_crypto.secagg.bfv.params import KEY_LIMBS, LIMBS, Parameters
 from comity_crypto.secagg.bfv.residues import pack_poly, unpack_poly
 from comity_crypto.secagg.bfv.ring import Ints
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.frame.naming import naming
 from comity_crypto.secagg.threshold import keys, shares
 

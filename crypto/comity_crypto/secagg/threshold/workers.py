@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comity_crypto.secagg.bfv.blobs import BlobKind, check_blob, write_header
+from comity_crypto.secagg.bfv.blobs import check_blob, write_header
 from comity_crypto.secagg.bfv.channel import SLOT_BYTES
 from comity_crypto.secagg.bfv.params import LIMBS, Parameters
 from comity_crypto.secagg.bfv.workers import BfvWorkers, SecretKey, memory_file
+from comity_crypto.secagg.frame.blobs import BlobKind
 from comity_crypto.secagg.frame.events import BlobReady
 from comity_crypto.secagg.threshold.shares import SEED_BYTES
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_crypto.sealing import SealedRef
-from comity_crypto.secagg.bfv.blobs import BlobKind, file_digest
+from comity_crypto.secagg.frame.blobs import BlobKind, file_digest
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import (
     BlobReady,
