@@ -104,8 +104,9 @@ def adopt(
     NodeSettings.load(home)  # says so if there is no node
     text = sys.stdin.readline(65_536) if token == "-" else token  # noqa: S105 - a dash
     with locked(home):
-        address = asyncio.run(service.adopt(text, home))
-    _show({"coordinator": address, "home": str(home)}, as_json)
+        address, moved = asyncio.run(service.adopt(text, home))
+    found = {"coordinator": address, "home": str(home), "runs_ended": list(moved.runs)}
+    _show({**found, "proposals_open": list(moved.proposals)}, as_json)
 
 
 def rotate(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:

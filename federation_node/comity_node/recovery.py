@@ -35,6 +35,8 @@ TABLES = (
     "ledger.store",
     "negotiation.store",
     "reviews.store",
+    "training.profiles.sum_store",
+    "training.profiles.threshold_store",
     "training.tables",
     "transport.store",
 )

@@ -4,8 +4,10 @@ Rules (negotiation.md section 6):
 1. nothing is taken that does not verify from the genesis name on, and the new log has the export's very root;
 2. until a charter that the members have certified names the new log, this coordinator takes their votes on that and
    nothing else (`Governance.in_charge`);
-3. what only the former coordinator knew is gone with it: open negotiations, runs under way, payloads, certificates of
-   the transport. Members enrol anew with the keys that the charter names, by tokens that are made here.
+3. what only the former coordinator knew is gone with it: runs under way, payloads, certificates of the transport.
+   Members enrol anew with the keys that the charter names, by tokens that are made here; their nodes submit again what
+   is being negotiated;
+4. an agreement that became final and has not run to its end is told to its parties again: not all may have heard it.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import functools
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.ids import new_id
 from comity_coordinator import setup
 from comity_coordinator.governance import store
 from comity_coordinator.governance.service import charter_in_force
@@ -29,16 +32,19 @@ from comity_coordinator.ledger import store as ledger_store
 from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.settings import CoordinatorSettings
 from comity_coordinator.training import store as training_store
+from comity_coordinator.transport import store as transport_store
+from comity_coordinator.transport.model import from_coordinator
 from comity_crypto.notes import sign_note
 from comity_crypto.statements import Statement
 from comity_crypto.tokens import JoinToken
 from comity_policies.charter import Charter
 from comity_policies.charter_votes import ENDED, PROPOSAL, VOTE, CharterEnded, CharterProposal, CharterVote, Outcome
-from comity_policies.documents import Receipt
+from comity_policies.documents import Agreement, Receipt
 from comity_policies.history import Report, verify_export
 
 PAGE = 256
 HOLDER = "adoption"
+FINALS_MAX = 1_000
 OFFER = "coordinator-change.json"
 
 
@@ -94,14 +100,17 @@ def _fill(settings: CoordinatorSettings, export: Path, report: Report, orgs: tup
         ledger = Ledger(
             settings.consortium, settings.log_name, lambda text: sign_note(text, settings.log_name, keys), _Silence()
         )
+        finals: dict[str, Statement] = {}
         for page in _pages(export):
             database.transact(functools.partial(_take, ledger=ledger, page=page))
+            _note_finals(finals, page)
             while database.transact(functools.partial(ledger.integrate, holder=HOLDER)):
                 pass  # bounded by the page
         database.transact(functools.partial(ledger_store.release_lease, holder=HOLDER))
         size, note = database.transact(ledger.head)
         if size != report.size or base64.b64encode(bytes.fromhex(report.root)).decode() not in note:
             raise ComityError(ErrorCode.LEDGER_INVALID, "the entries do not lead to the export's root", size=size)
+        database.transact(functools.partial(_tell_finals, finals=finals))
         tokens = database.transact(functools.partial(_tokens, settings=settings, orgs=orgs, valid_s=valid_s))
     log_key = base64.b64encode(keys.public.statement).decode()
     return Adoption(report, settings.log_name, log_key, tokens)
@@ -144,6 +153,24 @@ def _take(conn: Connection, ledger: Ledger, page: list[Statement]) -> None:
             receipt = Receipt.from_json(said.body)
             executed = receipt.order if receipt.outcome == "result" else said.digest
             training_store.put_receipt(conn, said.issuer, receipt.journal_seq, receipt.run, executed, said.digest)
+
+
+def _note_finals(finals: dict[str, Statement], page: list[Statement]) -> None:
+    """Keep agreements that are final and neither withdrawn nor used, by digest, the newest `FINALS_MAX`."""
+    for said in page:
+        if said.kind == "agreement":
+            finals[Agreement.from_json(said.body["agreement"]).digest] = said
+        elif said.kind in ("withdrawal", "run-closed"):
+            finals.pop(str(said.body.get("agreement")), None)
+    for digest in list(finals)[:-FINALS_MAX]:
+        del finals[digest]
+
+
+def _tell_finals(conn: Connection, finals: dict[str, Statement]) -> None:
+    for said in finals.values():
+        first = from_coordinator(new_id("msg"), "agreement.final", {"statement": said.to_json()})
+        parties = Agreement.from_json(said.body["agreement"]).parties
+        transport_store.append_all(conn, {org: replace(first, id=new_id("msg")) for org in parties})
 
 
 def _overtake(conn: Connection) -> None:

@@ -27,8 +27,8 @@ from comity_crypto.statements import sign_statement
 from comity_crypto.tokens import INVITATION, JoinToken, enrolment_message, invitation_body, rotation_message
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
+from comity_node.moving import Moved, book, import_tables
 from comity_node.settings import NodeSettings, write_private
-from comity_node.transport import store as link_store
 from comity_node.transport.dial import Dialer, ask, dial_with
 from comity_policies.bundle import write_defaults
 
@@ -84,8 +84,10 @@ async def join(
     return Joined(settings.org, settings.consortium, keys.public.fingerprint())
 
 
-async def adopt(token_text: str, home: Path) -> str:
-    """Point this node to another coordinator; it keeps keys, journal and chain of charters. Returns where it dials.
+async def adopt(token_text: str, home: Path) -> tuple[str, Moved]:
+    """Point this node to another coordinator; it keeps keys, journal and chain of charters.
+
+    Returns where it dials, and what was under way (`moving.py`).
 
     The node must be stopped. Whether the other coordinator counts is the members' decision: until a charter that they
     have certified names its log, this node believes nothing that only a coordinator can say.
@@ -102,6 +104,7 @@ async def adopt(token_text: str, home: Path) -> str:
     token.check_expiry(instants.now())
     if (token.org, token.consortium) != (settings.org, settings.consortium):
         raise ComityError(ErrorCode.FORBIDDEN, "the token is for another organisation or consortium")
+    import_tables()
     journal = Journal.open(settings.journal_file)
     try:
         journal.create_all()
@@ -116,14 +119,14 @@ async def adopt(token_text: str, home: Path) -> str:
             raise ComityError(ErrorCode.CERTIFICATE_INVALID, "the coordinator's authority is not the token's")
         x509.check_set(request.key_pem, response.certificate_pem, authority, spiffe=settings.spiffe_id)
         # Each step may be done again: after a crash the same token goes on from here.
-        journal.transact(link_store.restart)
+        moved = journal.transact(lambda conn: book(conn, settings.org, instants.now_text()))
         keystore.store_tls(request.key_pem, response.certificate_pem, authority)
         log_key = base64.b64encode(response.log_key).decode()
         settings.model_copy(update={"coordinator": token.address, "log_key": log_key}).save()
         (settings.keys_folder / "adopt.pending").unlink(missing_ok=True)
     finally:
         journal.close()
-    return token.address
+    return token.address, moved
 
 
 async def rotate(home: Path) -> str:

@@ -19,7 +19,7 @@ import structlog
 
 from comity.wire import canonical, catalog, instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.statements import Statement
+from comity_crypto.statements import Statement, key_id
 from comity_node.abilities import Abilities
 from comity_node.negotiation import model, store
 from comity_node.negotiation.apps import AppStore
@@ -80,10 +80,20 @@ class Answering:
         self._vouchers = Vouchers(node.settings.home)
 
     async def offer(self, offer: Offer, inline: bytes) -> None:
-        """Answer an offer unless it was answered."""
-        digest = offer.proposal.digest
-        if await self._node.journal.run(lambda conn: store.find_answer(conn, digest)) is None:
+        """Answer an offer; one that was answered comes from another coordinator, which hears the same answer."""
+        if not await self._node.journal.run(lambda conn: self._repeat(conn, offer.proposal.digest)):
             await self._consider(offer, inline, last=False)
+
+    def _repeat(self, conn: Connection, digest: str) -> bool:
+        """Send what was answered once more, as it was signed, unless our key is another one by now."""
+        said = store.find_answer_statement(conn, digest)
+        if said is None:
+            return False
+        if said.key_id != key_id(self._node.keys.public.statement):
+            self._give(conn, Answer.from_json(said.body))
+        else:
+            self._node.link.send(conn, "proposal.answer", said)
+        return True
 
     async def offer_again(self, item: Pending, last: bool) -> None:
         """Judge a pending offer. Raises what makes it no offer any more."""

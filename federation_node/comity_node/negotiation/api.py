@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.access.api import principal
 from comity_node.access.model import LOCAL_USER, Principal
-from comity_node.negotiation import store
+from comity_node.negotiation import model, store
 from comity_node.negotiation.drafting import (
     DEADLINE_S_DEFAULT,
     REPLY_TIMEOUT_S_DEFAULT,
@@ -21,6 +22,7 @@ from comity_node.negotiation.drafting import (
     draft,
     revised,
 )
+from comity_node.negotiation.moved import told
 from comity_node.negotiation.offered import add_routes
 from comity_node.negotiation.service import NegotiationService
 from comity_node.training.datasets import DatasetCatalogue
@@ -141,8 +143,8 @@ def _add_reading(routes: APIRouter, node: NodeContext) -> None:
         """List proposals, newest first, with whose move it is."""
 
         def read(conn: Connection) -> list[dict[str, Any]]:
-            pending = store.list_pending(conn)
-            return [_plain(each, pending.get(each.proposal.digest)) for each in store.list_proposals(conn)]
+            pending, now = store.list_pending(conn), instants.to_text(node.clock())
+            return [_plain(each, pending.get(each.proposal.digest), now) for each in store.list_proposals(conn)]
 
         return await node.journal.run(read)
 
@@ -153,7 +155,8 @@ def _add_reading(routes: APIRouter, node: NodeContext) -> None:
         def read(conn: Connection) -> dict[str, Any]:
             found = store.find_proposal(conn, name)
             counters = store.list_counters(conn, found.proposal.digest)
-            plain = _plain(found, store.list_pending(conn).get(found.proposal.digest))
+            now = instants.to_text(node.clock())
+            plain = _plain(found, store.list_pending(conn).get(found.proposal.digest), now)
             return {**plain, "counters": [_counter(found, each) for each in counters]}
 
         return await node.journal.run(read)
@@ -200,7 +203,7 @@ def _counter(stored: store.StoredProposal, counter: store.Counter) -> dict[str, 
     }
 
 
-def _plain(stored: store.StoredProposal, pending: dict[str, Any] | None) -> dict[str, Any]:
+def _plain(stored: store.StoredProposal, pending: dict[str, Any] | None, now: str) -> dict[str, Any]:
     return {
         "proposal_id": stored.proposal.proposal_id,
         "revision": stored.proposal.revision,
@@ -211,7 +214,7 @@ def _plain(stored: store.StoredProposal, pending: dict[str, Any] | None) -> dict
         "proposer": stored.proposal.proposer,
         "deadline": stored.proposal.deadline,
         "received_at": stored.received_at,
-        "news": stored.news,
+        "news": told(stored, model.signing_ends(stored.proposal.deadline), now),
         "pending": pending,
         "proposal": stored.proposal.to_json(),
     }

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from comity.wire import instants
-from comity.wire.catalog import row
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
 from comity_node.negotiation import store
+from comity_node.negotiation.moved import ended_news
 
 if TYPE_CHECKING:
     from comity_node.context import NodeContext
@@ -54,15 +54,5 @@ class RefusedProposals:
 
     def _news(self, proposal_id: str, revision: int, error: ComityError) -> dict[str, Any]:
         """Return the form of `negotiation.update` for a proposal that never opened."""
-        detail = error.detail or row(error.code).sentence
         at = instants.to_text(self._node.clock())
-        return {
-            "proposal_id": proposal_id,
-            "revision": revision,
-            "state": "TERMINATED",
-            "legs": [],
-            "then": "",
-            "agreement": None,
-            "conflict": None,
-            "ended": {"code": str(error.code), "detail": detail, "move": self._node.settings.org, "at": at},
-        }
+        return ended_news(proposal_id, revision, error, self._node.settings.org, at)

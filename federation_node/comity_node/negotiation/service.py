@@ -7,6 +7,7 @@ another organisation for this one always ends in a message: an answer, a signatu
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from comity_node.attestation.service import AttestationService
 from comity_node.negotiation import model, signing, store
 from comity_node.negotiation.answering import OFFER, Answering
 from comity_node.negotiation.apps import AppStore
+from comity_node.negotiation.moved import MovedProposals
 from comity_node.negotiation.pending import PendingItems
 from comity_node.negotiation.ports import STAGE_AGREEMENT, STAGE_PROPOSAL, Reviews
 from comity_node.negotiation.refused import RefusedProposals
@@ -58,6 +60,7 @@ class NegotiationService:
         link.register("agreement.final", self.on_final)
         link.register("negotiation.update", self.on_update)
         RefusedProposals(self._node).register()
+        MovedProposals(self._node, self._submit_again).register()
         self._node.services.get(AttestationService).on_evidence(self._pending.try_again)
         self._reviews.on_decided(STAGE_PROPOSAL, self._answering.on_verdict)
         self._reviews.on_decided(STAGE_AGREEMENT, self._signing.on_verdict)
@@ -119,6 +122,9 @@ class NegotiationService:
                 raise ComityError(ErrorCode.FORBIDDEN, "a counter-offer goes to the proposer")
             model.check_counter(statement, found.proposal, charter)
             store.add_counter(conn, found.proposal.digest, statement, self._now())
+            known = store.list_counters(conn, found.proposal.digest)
+            if any(each.accepted_at and each.statement.digest == statement.digest for each in known):
+                self._take(conn, found.proposal, statement)  # another coordinator has not heard it yet
 
         await self._node.journal.run(write)
         log.info("counter.offered", org=statement.issuer)
@@ -245,13 +251,20 @@ class NegotiationService:
                 raise ComityError(ErrorCode.NOT_FOUND, f"{org} made no counter-offer to a proposal of ours")
             if offers[-1].accepted_at is not None:
                 raise ComityError(ErrorCode.ILLEGAL_EVENT, "this counter-offer was accepted before")
-            answer = offers[-1].statement.digest
-            taken = CounterAcceptance(proposal.proposal_id, proposal.digest, org, answer)
-            store.accept_counter(conn, answer, self._now())
-            self._node.link.send(conn, "counter.accept", self._sign("counter-acceptance", taken.to_json()))
-            return taken
+            store.accept_counter(conn, offers[-1].statement.digest, self._now())
+            return self._take(conn, proposal, offers[-1].statement)
 
         return await self._node.journal.run(write)
+
+    def _take(self, conn: Connection, proposal: Proposal, offer: Statement) -> CounterAcceptance:
+        taken = CounterAcceptance(proposal.proposal_id, proposal.digest, offer.issuer, offer.digest)
+        self._node.link.send(conn, "counter.accept", self._sign("counter-acceptance", taken.to_json()))
+        return taken
+
+    async def _submit_again(self, proposal: Proposal) -> None:
+        """Put an own proposal to another coordinator, with its app sealed anew."""
+        app = None if proposal.app is None else (await asyncio.to_thread(self.apps.bundle, proposal.app.digest)).data
+        await self.propose(proposal, app)
 
     async def withdraw(self, name: str, reason: str) -> None:
         """Withdraw from a proposal or agreement, named by proposal id or agreement digest. Raises `NOT_FOUND`."""

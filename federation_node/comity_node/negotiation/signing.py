@@ -117,6 +117,8 @@ class Signing:
             self._wait(conn, agreement, answers, stale.detail)
             return "later"
         node.ledger.check(conn)
+        if (final := store.final_of(conn, proposal.digest)) not in (None, agreement.digest):  # F2: it could not be kept
+            raise ComityError(ErrorCode.AGREEMENT_INVALID, f"agreement {final} of this proposal is final here")
         said = store.find_answer_statement(conn, proposal.digest)
         if said is None:
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "this organisation did not answer that proposal")

@@ -92,6 +92,9 @@ CATALOG: dict[E, Row] = {
         "RESOURCE_EXHAUSTED", 403, "Nothing is left of what the agreement grants.", False, Move.PROPOSER
     ),
     E.GRANT_EXPIRED: Row(_PRE, 403, "The agreement has expired.", False, Move.PROPOSER),
+    E.COORDINATOR_CHANGED: Row(
+        _PRE, 409, "The coordinator was changed, and what was under way there has ended.", False, Move.PROPOSER
+    ),
     E.JOURNAL_BEHIND: Row(
         _PRE,
         409,

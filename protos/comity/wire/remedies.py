@@ -51,6 +51,7 @@ REMEDIES: dict[E, str] = {
     E.ORDER_REPLAYED: "Nothing was run twice. The lead gives each order its own number.",
     E.GRANT_EXHAUSTED: "Propose anew: the fact names what is used up.",
     E.GRANT_EXPIRED: "Propose anew.",
+    E.COORDINATOR_CHANGED: "Propose it again at the new coordinator; open proposals are submitted again by themselves.",
     E.JOURNAL_BEHIND: "Run `comity node recover` after restoring a backup.",
     E.JOURNAL_UNWRITABLE: "Free disk space or make the folder writable; the node goes on by itself.",
     E.CHECKPOINT_STALE: "Ask the operator why the ledger stands still.",

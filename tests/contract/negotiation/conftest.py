@@ -8,7 +8,7 @@ import hashlib
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ from comity_node.reviews import service as node_reviews
 from comity_node.reviews.service import ReviewService
 from comity_node.settings import AttestationSettings, NodeSettings
 from comity_node.transport.model import Message
-from comity_policies.charter import Charter, Member, QuorumRule, TrustRoot
+from comity_policies.charter import Adopted, Charter, Member, QuorumRule, TrustRoot
 from comity_policies.decisions import Decision, ReviewNeed
 from comity_policies.documents import AppRef, Proposal, Reason, TrainStep
 from comity_policies.terms import Terms
@@ -122,6 +122,7 @@ class NodeLink:
     handlers: dict[str, Any] = field(default_factory=dict)
     refusing: dict[str, Any] = field(default_factory=dict)
     refusals: list[Any] = field(default_factory=list)
+    opening: list[Any] = field(default_factory=list)
 
     def register(self, kind: str, handler: Any) -> None:
         self.handlers[kind] = handler
@@ -131,6 +132,13 @@ class NodeLink:
 
     def on_refusal(self, callback: Any) -> None:
         self.refusals.append(callback)
+
+    def on_connected(self, callback: Any) -> None:
+        self.opening.append(callback)
+
+    async def connect(self) -> None:
+        for callback in self.opening:
+            await callback()
 
     async def refused(self, kind: str, data: bytes, error: ComityError) -> None:
         if (callback := self.refusing.get(kind)) is not None:
@@ -217,12 +225,18 @@ class World:
         self.alter: Callable[[str, str, dict[str, Any]], dict[str, Any] | None] = lambda org, kind, body: body
         self.count = 0
         self.charter = self._charter()
-        self.db = open_database(f"sqlite:///{folder / 'coordinator.db'}")
-        self.db.create_all()
-        self.ledger = Ledger(
-            CONSORTIUM, "log.demo", lambda text: sign_note(text, "log.demo", keys["coordinator"]), self
-        )
         self.final: list[str] = []
+        self.open()
+        self.genesis = self.final_charter(self.charter)
+        self.db.transact(lambda conn: self.ledger.append(conn, self.genesis, ORGS))
+        self.nodes = {org: NodeRig(self, org) for org in ORGS}
+
+    def open(self) -> None:
+        """Begin with a coordinator that knows nothing yet."""
+        name, keys = self.charter.log_name, self.keys["coordinator"]
+        self.db = open_database(f"sqlite:///{self.folder / name}.db")
+        self.db.create_all()
+        self.ledger = Ledger(CONSORTIUM, name, lambda text: sign_note(text, name, keys), self)
         self.engine = SimpleNamespace(negotiation_opened=lambda *a: None, negotiation_ended=lambda *a: None)
         self.desk = EvidenceDesk(
             charter_of=lambda conn: self.charter,
@@ -244,9 +258,28 @@ class World:
         )
         self.negotiation.register()
         self.desk.register(self.negotiation)
-        self.genesis = self.final_charter(self.charter)
-        self.db.transact(lambda conn: self.ledger.append(conn, self.genesis, ORGS))
-        self.nodes = {org: NodeRig(self, org) for org in ORGS}
+
+    async def move(self) -> None:
+        """Put another coordinator in this one's place: what it knew is gone, and the members have named the other."""
+        self.inbound.clear()
+        for node in self.nodes.values():
+            node.link.out.clear()
+            await node.link.connect()
+        self.keys["coordinator"], before = OrgKeys.generate(), self.charter
+        key = base64.b64encode(self.keys["coordinator"].public.statement).decode()
+        self.charter = replace(
+            before,
+            version=before.version + 1,
+            previous=before.digest,
+            log_name="log.next",
+            log_key=key,
+            adopted=Adopted(before.log_name, 1, "ab" * 32),
+        )
+        self.db.close()
+        self.open()
+        for node in self.nodes.values():
+            await node.context.charters.accept(self.final_charter(self.charter))
+            await node.link.connect()
 
     # the coordinator's hub
 

@@ -11,12 +11,13 @@ from comity_crypto.keys import OrgKeys
 from comity_crypto.statements import sign_statement
 from comity_node.journal import mark
 from comity_node.ledger.store import LedgerStore
+from comity_node.moving import book as move
 from comity_node.negotiation import store as negotiation
 from comity_node.recovery import Recovered, Remembered, book
 from comity_node.reviews import store as reviews
 from comity_node.reviews.model import ReviewAsk, open_review
 from comity_node.training import store
-from comity_node.training.profiles import sum_store
+from comity_node.training.profiles import sum_store, threshold_store
 from comity_node.training.tables import PREPARING, OrderRow, RunRow
 from comity_node.transport import store as transport
 from comity_policies.documents import Agreement, AppRef, Proposal, TrainStep
@@ -25,6 +26,7 @@ from comity_policies.terms import Terms
 ORGS = ("hospital-a", "hospital-b")
 NOW, LATER = "2026-11-22T10:00:00Z", "2026-11-22T10:00:01Z"
 LEDGER = LedgerStore()
+assert threshold_store is not None, "its tables stand in the journal"
 KEYS = OrgKeys.generate()
 
 
@@ -120,3 +122,28 @@ def test_what_was_said_before_a_recovery_is_not_agreed_to_again(lived) -> None:
 
     assert refusal(lived, lambda conn: LEDGER.check_new(conn, said(NOW))) is ErrorCode.JOURNAL_BEHIND
     lived.transact(lambda conn: LEDGER.check_new(conn, said(LATER)))
+
+
+def test_another_coordinator_ends_runs_by_name_and_loses_nothing_else(lived) -> None:
+    def lead(conn):
+        store.put_run(
+            conn, RunRow("run-2", agreement().digest, "hospital-a", "[]", "RUNNING", NOW, None, None, None, False)
+        )
+        proposal = agreement().proposal
+        said = sign_statement(KEYS, kind="proposal", consortium="demo", issuer="hospital-a", body=proposal.to_json())
+        negotiation.add_proposal(conn, proposal, said, "proposer", NOW)
+
+    lived.transact(lead)
+    spent = lived.transact(lambda conn: store.spent(conn, agreement().digest))
+    moved = lived.transact(lambda conn: move(conn, "hospital-a", NOW))
+    assert (sorted(moved.runs), moved.proposals) == (["run-1", "run-2"], ("p-1",))
+    for name in moved.runs:
+        run = lived.transact(lambda conn, name=name: store.find_run(conn, name))
+        assert (run.state, run.closed, json.loads(run.error)["code"]) == ("CANCELLED", True, "COORDINATOR_CHANGED")
+        events = lived.transact(lambda conn, name=name: store.list_events(conn, name, 0, 9))
+        assert [kind for _, _, kind, _ in events] == ["ended", "closed"]
+        assert json.loads(events[0][3])["manifest"] == [], "its lead says who took part"
+    assert lived.transact(lambda conn: store.spent(conn, agreement().digest)) == spent, "what was spent stays spent"
+    assert [each.ask.run for each in lived.transact(lambda conn: reviews.every(conn, open_only=True))] == [""]
+    assert lived.transact(transport.waiting_count) == 1, "what waits is sent to the other coordinator"
+    assert lived.transact(lambda conn: move(conn, "hospital-a", NOW)).runs == ()
