@@ -116,3 +116,54 @@ def test_true_claims_pass_whatever_the_numbers(values, below, above):
 def test_scalars_that_are_zero_crash_nothing():
     refused(claims.verify_at_least, proven().commitment, 20, proven().proof[: POINTS * 48] + bytes(160), HERE)
     refused(independent.verify_at_least, proven().commitment, 20, proven().proof[: POINTS * 48] + bytes(160), HERE)
+
+
+def reads(call, *args):
+    try:
+        call(*args)
+    except ComityError as error:
+        return error.code is not ErrorCode.CLAIM_UNPROVEN  # anything else is a crash in disguise
+    return True
+
+
+def differing_points(count, seed):
+    """Points that only one of the two implementations reads, out of `count` hostile ones."""
+    chance, good = random.Random(seed), group.encode_point(group.hash_to_group("someone"))
+    for _ in range(count):
+        hostile = bytearray(chance.choice((good, chance.randbytes(48), proven().commitment)))
+        for _ in range(chance.randint(0, 3)):
+            hostile[chance.randrange(48)] ^= 1 << chance.randrange(8)
+        hostile[0] = chance.choice((hostile[0], hostile[0] | 0x80, hostile[0] ^ 0x20, 0xC0))
+        point = bytes(hostile[: chance.choice((48, 48, 48, 47))])
+        if reads(group.decode_point, point) != reads(independent._point, point):
+            yield point
+
+
+def test_both_implementations_read_the_same_points():
+    assert list(differing_points(120, 3)) == []
+
+
+@pytest.mark.slow
+def test_both_implementations_read_the_same_of_thousands_of_points():
+    assert list(differing_points(4_000, 4)) == []
+
+
+@pytest.mark.slow
+def test_thousands_of_hostile_comparisons_and_sums_are_refused_by_both():
+    chance = random.Random(8)
+    (one, of_one), (two, of_two) = pedersen.commit(7), pedersen.commit(7)
+    made = schnorr.prove_same(one, two, of_one, of_two, HERE)
+    blinding = of_one.blinding + of_two.blinding
+    pedersen.verify_sum([one, two], 14, blinding)
+    for number in range(2_000):
+        parts = [bytearray(each) for each in (one, two, made)]
+        altered = chance.choice(parts)
+        altered[chance.randrange(len(altered))] ^= chance.randint(1, 255)
+        first, second, proof = (bytes(each) for each in parts)
+        refused(schnorr.verify_same, first, second, proof, HERE)
+        off = chance.choice((1, -1, 1 << 64, group.ORDER))
+        refused(pedersen.verify_sum, [one, two], 14 + off, blinding)
+        refused(pedersen.verify_sum, [one, two], 14, blinding + chance.randrange(1, 1 << 200))
+        if number % 40 == 0:
+            refused(independent.verify_same, first, second, proof, HERE)
+            refused(independent.verify_sum, [one, two], 14 + off, blinding)
