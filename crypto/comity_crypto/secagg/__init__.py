@@ -1,101 +1,28 @@
-"""Secure aggregation, profile `lead-key`: a sum that only the lead can open, of parts that nobody can open.
+"""Secure aggregation: sums of updates that nobody can open alone (secure-aggregation.md).
 
-Design: secure-aggregation.md sections 1 to 4 and 6. Each contribution is masked pairwise modulo t, then encrypted with
-TenSEAL's BFV under a key that the lead makes for one attempt at one round. The coordinator adds ciphertexts and has no
-key. The lead, who can decrypt, sees uniform noise in every single upload; only the sum of the whole roster comes out.
+Five chapters. Each profile's own head tells its sequence, what holds, and what does not.
 
-What holds, and what does not
-    1. Coordinator alone: learns sizes, times and digests. Lead with coordinator and all but two contributors: nothing
-       about either of the two beyond their sum. A roster has 3 to 50 members.
-    2. A wrong sum is refused (linear digests, check slots), not repaired; a contributor that lies about its own values
-       within the range is not noticed (clipping is its own node's duty).
-    3. No dropouts: a missing party voids the key and restarts the session. Before anything has left, with the rest;
-       after that, only with the same roster and the same integers (`Release`), else two sums would differ by one
-       update.
+    frame       what every round has: messages with one strict reader, the transcript, the frame of the machines, blobs,
+                boxes, replies as integers and back
+    lead_key    profile `lead-key`: encrypted uploads, under a key that the lead alone holds
+    masked      profile `masked`: vectors of uint32 under masks alone; parties may drop out
+    threshold   profile `threshold`: the round of `lead_key`, under a key that the parties made; a quorum opens the sum
+    bfv         the arithmetic of encrypted sums: parameter sets, residues, TenSEAL, the pool of worker processes
 
-Modules
-    params      the two pinned parameter sets            residues, blobs   bytes on the wire, strictly read
-    encoder     reply -> slots, summed slots -> mean     seal_format, bfv  TenSEAL (worker processes only)
-    masks       pairwise masks modulo t                  digests           linear digests of ciphertexts
-    messages    bodies of the signed statements          seedbox           boxes for mask seeds (HPKE)
-    events      what goes into the machines and out      transcript        what one machine has seen, and judged
-    contributor, aggregator, holder   pure machines      workers, worker_main   pool of processes
-    body        one strict reader for all messages       shamir            shares of 32-byte secrets
-    masked_*    profile `masked`, over uint32: its protocol and what it holds against stand in `masked_transcript`
-    ceremony, keyholder, threshold_*   profile `threshold`: the round's key is the parties' own (`threshold_keys`,
-                `ring`, `shares`), a quorum of them opens the sum (`threshold_lead`, `threshold_blame`)
+    spoken      all messages on the wire, for who relays them
+    worker_main the worker process: `python -m comity_crypto.secagg.worker_main`
 
-The sequence (`ALL` = all contributors, the lead's holder, the coordinator's aggregator)
+A chapter knows `frame` (and `threshold` the `lead_key` that it builds on), never another profile; `frame` knows none.
 
-    lead                      coordinator                     each contributor (the lead's own, too)
-     | make_key, Offer           |                               |
-     |-- order: Offer + public key, sealed to each party ------->| judges offer against agreement, order, size
-     |-- Offer ----------------->|                               |
-     |                           |<-- (a) Ready ---------------- | to ALL; signed; round key, order digest, box key
-     |                           |--- Roster ------------------->| to ALL; unsigned
-     |                           |<-- (b) RosterSignature ------ | to ALL; signed; at most one per round key
-     |                           |<-- (c) MaskSeed ------------- | to ALL; signed; boxes for those who sort after
-     |                           |                               | masks, encrypts (once its values are there)
-     |                           |<-- (c) Commitment ----------- | to ALL; signed; hash of the upload
-     |                           |<-- (d) CommitmentsSignature - | to ALL; signed; the whole set
-     |                           |<== upload =================== | after the journal holds the Release
-     |<-- (e) AggregateNotice ---|--- AggregateNotice ---------->| to ALL; unsigned; fixes the challenge
-     |<== aggregate =============|                               |
-     |<-- (e) LinearDigest --------------------------------------| to the lead; signed; names the notice it saw
-     | sum of digests = digest of the aggregate -> decrypt, decode, erase the key
-     |-- (Abort: by anyone, at any time, to ALL; signed. Then the Offer of the next attempt, under a fresh key.)
+The machines are pure. `start(...)` returns a state and the first outputs, `step(state, event, now)` the next state and
+outputs; perform these in order; wake up at `state.deadline` with `Tick()`. `now` is any monotonic clock in seconds.
+`step` raises `ComityError` for an event that it refuses: log it, keep the old state. `frame.driver` does all this.
 
     "Signed" is a statement of the sender's organisation with `kind = message.KIND`, `body = message.to_json()`. The
-    caller verifies it and hands over `Received(issuer, parse_message(kind, body))`. The coordinator's two messages
-    have no signature: hand them over as `RosterProposed` and `AggregatePublished`, from the coordinator's stream only.
+    caller verifies it and hands over `Received(issuer, parse_spoken(kind, body))`. The coordinator's two messages have
+    no signature: hand them over as `RosterProposed` and `AggregatePublished`, from the coordinator's stream only.
+    A job that raises goes back as `WorkFailed(error)`. All blobs of a round (uploads, aggregate) have exactly
+    `offer.upload_bytes`: reserve and refuse by that.
 
-Call order for an integrator. A machine is `start(...)` then `state, outputs = step(state, event, now)` for each event;
-perform `outputs` in order; wake up at `state.deadline` with `Tick()`. `now` is any monotonic clock in seconds.
-`step` raises `ComityError` for an event that it refuses: log it, keep the old state.
-
-    lead node
-        key = await workers.make_key(AGG_Q16)                # workers: one BfvWorkers for the whole node
-        offer = Offer(agreement, run, step, round, attempt=0, lead, parties (sorted), minimum, AGG_Q16.name,
-                      AGG_Q16.digest, key.key_id, order_digest, Layout.of(x_arrays, metric_ranges).chunks)
-        state, _ = holder.start(offer, now=now)              # before the order leaves
-        StartDigest  -> download the aggregate into a file
-                        values = await workers.check_and_digest(AGG_Q16, offer.chunks, challenge, digest, fd)
-                        event DigestReady(values)
-        StartDecrypt -> sums = await workers.decrypt(AGG_Q16, offer.chunks, key.secret, fd)
-                        decoded = encoder.decode(sums, contributors, x_arrays, value_range, metric_ranges=...)
-                        event SumDecoded()
-        EraseKey     -> key.secret.erase()
-        Failed       -> offer = holder.next_offer(offer, new_key.key_id, without); start again. `missing` names who was
-                        awaited or gave up; leave somebody out only if it is gone, not if it merely had to begin anew.
-        Every participant's reply to the app is then `decoded.arrays` (one shared buffer) with the same weight, and
-        `decoded.weight * weight_max` is the number of examples of all.
-
-    contributor node
-        # the caller has checked: issuer of the offer = lead of the agreement, parties within the agreement's, attempt
-        contributor.check_public_key(offer, public_key)
-        state, outputs = contributor.start(
-            me, offer, order_digest=own digest of the plaintext order, chunks=own Layout's, box_key=BoxKey(),
-            entropy=os.urandom, now=now, previous=journalled Release of this agreement and order or None,
-            used_keys=key ids of this run so far)
-        after training: encoded = encoder.encode(x, y, weight_of(...), clip, range, rounding_key(...), metrics=...,
-                        metric_ranges=...); event ValuesReady(encoded.digest). It may come at any time after `start`,
-                        so that the rounds of signatures overlap with training.
-        StartEncrypt  -> blob = await workers.encrypt(AGG_Q16, public_key, encoded.slots, pairs, fd of a new file 0600)
-                         fsync; event blob
-        RecordRelease -> journal, synced, before the next output
-        StartUpload   -> send the file, again and again if need be, never another one for this session
-        StartDigest   -> values = await workers.digest(AGG_Q16, BlobKind.UPLOAD, offer.chunks, challenge, fd)
-                         event DigestReady(values)
-        Messages may overtake the order: keep those of an unknown session (bounded) until its offer is here.
-        A node that died during a session lost its box key: it sends `Abort` for the session and awaits the next offer.
-
-    coordinator
-        state, _ = aggregator.start(offer, now=now)          # the lead's signed Offer, without the key
-        relays every statement of the session to its audience, and steps its own machine with it
-        a finished upload (digest and size computed by the spool) -> event UploadStored(org, digest, size)
-        StartAdd -> event await workers.add(parameters, offer.chunks, [fd of each of orgs], fd of a new file)
-        Send     -> Roster, AggregateNotice: to ALL, unsigned. Failed -> tell the parties; `awaited(state)` for status.
-
-A job that raises goes back as `WorkFailed(error)`. All blobs (upload, aggregate) have exactly `offer.upload_bytes`:
-reserve and refuse by that. This package imports TenSEAL in worker processes only; importing it is cheap.
+This package imports TenSEAL in worker processes only; importing it is cheap.
 """

@@ -12,6 +12,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame import events as common
+from comity_crypto.secagg.frame.replies import unshifted
 from comity_crypto.secagg.masked import dealing as masked_dealing
 from comity_crypto.secagg.masked import encoder as masked_encoder
 from comity_crypto.secagg.masked import events as masked_events
@@ -24,6 +25,11 @@ from comity_crypto.secagg.masked.words import CONTENT_START, Mask
 ADDER, BOSS = "(adder)", "(boss)"
 VICTIM = "org-02"
 Make = Callable[..., Any]
+
+
+def levels(words: np.ndarray, contributors: int) -> np.ndarray:
+    """What words without masks say; refused where nobody could have reached it."""
+    return unshifted(words.astype(np.int64), contributors, masked_encoder.LEVELS)
 
 
 def halted(make_network: Make) -> Any:
@@ -56,7 +62,7 @@ def isolate(network: Any, root: bytes, seed: bytes) -> np.ndarray:
             pair = key.open(box, place.info("pair", first, second), 32)
         masks.append(Mask(first != VICTIM, masked_dealing.pair_stream(place, pair, first, second)))
     words = masked_words.apply(upload_of(network, VICTIM).copy(), masks)
-    return masked_encoder._levels(words[CONTENT_START:], 1)
+    return levels(words[CONTENT_START:], 1)
 
 
 def test_who_reveals_both_kinds_of_shares_gives_the_victims_update_away(make_network: Make) -> None:
@@ -103,9 +109,9 @@ def test_a_dropped_partys_late_upload_stays_hidden(make_network: Make) -> None:
     # All but the own mask taken away: what root and round's secret give.
     bare = masked_words.apply(late.copy(), [each.inverse for each in mask.masks[1:]])
     weak = masked_words.apply(bare.copy(), [mask.masks[0].inverse])
-    assert np.array_equal(masked_encoder._levels(weak[CONTENT_START:], 1), network.values[VICTIM])
+    assert np.array_equal(levels(weak[CONTENT_START:], 1), network.values[VICTIM])
     with pytest.raises(ComityError):
-        masked_encoder._levels(bare[CONTENT_START:], 1)
+        levels(bare[CONTENT_START:], 1)
 
 
 def test_opening_a_partys_root_does_not_open_the_shares_that_it_was_dealt(make_network: Make) -> None:
@@ -139,11 +145,11 @@ def test_the_coordinator_learns_nothing_of_the_sum_from_what_passes_it(make_netw
     own = [mask for mask in opening.masks if mask.key in _own_keys(network)]
     weak = masked_words.apply(total.copy(), [mask for mask in opening.masks if mask not in own])
     masked_words.apply(weak, own)
-    assert np.array_equal(masked_encoder._levels(weak[CONTENT_START:], 4), network.sum_of(network.offer.parties))
+    assert np.array_equal(levels(weak[CONTENT_START:], 4), network.sum_of(network.offer.parties))
     # Ours: even with all own masks there is the round's.
     ours = masked_words.apply(total.copy(), own)
     with pytest.raises(ComityError):
-        masked_encoder._levels(ours[CONTENT_START:], 4)
+        levels(ours[CONTENT_START:], 4)
 
 
 def _own_keys(network: Any) -> set[bytes]:

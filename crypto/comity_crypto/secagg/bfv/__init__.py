@@ -1,1 +1,7 @@
-"""Encrypted sums with TenSEAL's BFV: parameters, bytes, arithmetic, worker processes."""
+"""Encrypted sums with TenSEAL's BFV, and the arithmetic under them.
+
+params                 the two pinned parameter sets             residues, blobs   bytes on the wire, strictly read
+encoder                replies as slots                          masks             pairwise masks modulo t
+scheme, seal_format    TenSEAL (worker processes only)           ring              the same ring in numpy
+digests                linear digests of ciphertexts             workers, channel  the pool of processes
+"""

@@ -1,7 +1,7 @@
 """The two parameter sets, pinned (secure-aggregation.md section 2).
 
 1. A set is named by the SHA-256 of its parameter bytes: SEAL 4.3's uncompressed `EncryptionParameters`. TenSEAL's own
-   bytes are these, compressed; `bfv.Bfv.self_test` compares the two at start-up.
+   bytes are these, compressed; `scheme.self_test` compares the two at start-up.
 2. Every message and every blob carries that digest; anything else is refused before arithmetic.
 3. log2 of the key modulus is 150 bits for N = 8192: below the 218 bits of SEAL's 128-bit security table.
 """

@@ -2,7 +2,7 @@
 
 1. Only the output of our own TenSEAL is read here; strangers' bytes go through `residues.py`.
 2. What we write for TenSEAL to load is uncompressed, so that SEAL's decompressor never runs on input.
-3. The layout has no promise of stability: `bfv.Bfv.self_test` checks it at every start.
+3. The layout has no promise of stability: `scheme.self_test` checks it at every start.
 
 Layouts (measured, research/crypto.md 2.1; integers little-endian):
     SEAL object   magic u16, header size u8, major u8, minor u8, compression u8, reserved u16, total size u64, body

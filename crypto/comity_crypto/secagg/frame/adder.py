@@ -47,8 +47,8 @@ class AdderState(State[T]):
     @property
     def good(self) -> tuple[str, ...]:
         """The members whose uploads are what they committed to."""
-        promised = self.seen.commitments
-        return tuple(org for org in promised if org in self.uploads and org not in self.wrong)
+        wrong = self.wrong
+        return tuple(org for org in self.seen.commitments if org in self.uploads and org not in wrong)
 
     @property
     def wrong(self) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ class Finished(Output):
 
 @dataclass(frozen=True)
 class Failed(Output):
-    """The session is over. `missing` are those who were awaited; a retry needs a fresh key (`holder.next_offer`)."""
+    """The session is over. `missing` are those who were awaited; another attempt needs a fresh key."""
 
     error: ComityError
     missing: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """What a contributor to a masked sum makes of its secrets: deals, masks, and what it reveals. Pure.
 
-Rules: `masked_keys` (1 to 4). The caller asks for each of these once per session, and only when the transcript says so.
+Rules: `keys` (1 to 4). The caller asks for each of these once per session, and only when the transcript says so.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def own_stream(place: Place, seed: bytes, org: str) -> bytes:
 
 
 def round_stream(place: Place, round_secret: bytes, org: str) -> bytes:
-    """Return the key of a party's mask from the round's secret; each party's differs (`masked_words` 2)."""
+    """Return the key of a party's mask from the round's secret; each party's differs (`words` 2)."""
     return place.derive(round_secret, "round stream", org)
 
 

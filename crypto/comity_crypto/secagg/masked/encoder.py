@@ -96,7 +96,7 @@ def decode(
     """Decode the opened sum of `contributors` encodings; refusals are those of `bfv.encoder.decode`.
 
     Args:
-        content: what `masked_words.unmask` returns, shape (words,).
+        content: what `words.unmask` returns, shape (words,).
     """
     layout = Content.of(x_arrays, metric_ranges)
     _check_content(content, contributors, _value_start(layout) + layout.values)

@@ -4,35 +4,6 @@ Rules of `frame.transcript`. Besides:
 1. Until the set of commitments is signed by all, anybody's absence or `Abort` ends the session. From then on, up to
    k = len(members) - needed members may be lost (`MaskedOffer.spare`, always fewer than a third).
 2. One list of the dropped per session: a second one is refused, so that nobody reveals two kinds of shares of a party.
-
-The sequence (`ALL` = all contributors, the lead's recipient, the coordinator's adder)
-
-    lead                      coordinator                     each contributor (the lead's own, too)
-     |-- MaskedOffer ----------->|------------------------------>| judges it against agreement, order, size
-     |                           |<-- (a) MaskedReady ---------- | to ALL; round's secret by name, order, keys for boxes
-     |                           |--- Roster ------------------->| to ALL; unsigned
-     |                           |<-- (b) RosterSignature ------ | to ALL; at most one per round's secret
-     |-- (c) RoundBoxes -------->|------------------------------>| to ALL; the round's secret, sealed to each member
-     |                           |<-- (c) MaskedKeys ----------- | to ALL; sealed seeds of pairs, sealed shares
-     |                           |                               | tag and masks over the values, once they are there
-     |                           |<-- (c) Commitment ----------- | to ALL; hash of the upload
-     |                           |<-- (d) CommitmentsSignature - | to ALL; the whole set
-     |                           |<== upload =================== | after the journal holds the Release
-     |<-- (e) MaskedNotice ------|--- MaskedNotice ------------->| to ALL; unsigned: who dropped out, the aggregate
-     |                           |<-- (e) NoticeSignature ------ | to ALL; after the journal holds the Stand
-     |                           |      signed by `needed` members, more than two thirds of the roster:
-     |<-- (e) Reveal --------------------------------------------| to the lead, sealed; after the order's end is on disk
-     |<== aggregate =============|                               |
-     | masks taken away, check words and tag judged, decoded
-
-What holds. With k to spare and n members, of which c are dishonest together with lead and coordinator:
-    - c <= n - k - 1 that follow the protocol learn nothing of the others' updates beyond their sum;
-    - c <= n - 2 k - 1 (at most n - 2) that do anything learn no more either: two lists need 2 (n - k) signatures, the
-      honest sign one each, and so for every party one kind of share at most finds its quorum.
-  So k = 0 holds against any n - 2, and nobody may be lost; each party to spare costs two that may be dishonest. The
-  coordinator alone learns sizes, times and digests, neither updates nor their sum; with a contributor, who knows the
-  round's secret, it still lacks the own masks' seeds, which are sealed to the lead.
-  A contributor that lies about its own values within the range is not noticed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes into the machines of `threshold` and comes out, beside `events.py`. Nothing secret is shown by repr."""
+"""What goes into the machines of `threshold` and comes out, beside `frame.events`. Nothing secret is shown by repr."""
 
 from __future__ import annotations
 

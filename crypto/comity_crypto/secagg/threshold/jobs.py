@@ -1,4 +1,4 @@
-"""Jobs of `threshold` in a worker process: the parts of a ceremony, decryption shares, the fused sum (worker_main.py).
+"""Jobs of `threshold` in a worker process: the parts of a ceremony, decryption shares, the fused sum (`worker_main`).
 
 1. Files are handed over open; each has one exact size, checked before it is read: every other one is refused.
 2. Secrets stay in files that the caller made (memory, or 0600) and in this process for the time of one job.

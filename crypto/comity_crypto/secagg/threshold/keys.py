@@ -11,7 +11,7 @@
 4. What is not shown: that the dealt secret is the one in b_i. A dealer that lies there spoils the key for everybody,
    without a name; nothing leaks.
 
-Polynomials of keys are kept transformed (ring.py), residues in rows: shape (limbs, N).
+Polynomials of keys are kept transformed (`bfv.ring`), residues in rows: shape (limbs, N).
 """
 
 from __future__ import annotations

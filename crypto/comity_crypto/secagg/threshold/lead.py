@@ -3,7 +3,7 @@
 1. Calls only holders that have checked the aggregate, under the notice that this machine saw published itself.
 2. One call at a time, at most `ANSWERS_MAX` a session. Who does not answer is left out of the next one; fewer than a
    quorum left ends the session with the names of who is missing.
-3. Shares that do not open the sum lead to other quorums (threshold_blame.py); at T = n they end the session with
+3. Shares that do not open the sum lead to other quorums (`blame`); at T = n they end the session with
    `BAD_SHARE` and no name. A share that is none names its holder at once.
 4. Holders erase their shares of the key on `Opened`; it is said as soon as nothing more is asked.
 """

@@ -1,4 +1,4 @@
-"""The jobs of `threshold` on the pool of worker processes (workers.py, threshold_jobs.py).
+"""The jobs of `threshold` on the pool of worker processes (`bfv.workers`, `jobs`).
 
 1. A share's noise comes from 32 bytes that are drawn here for each call, and given to no second one.
 2. What a stranger sent is refused by name of its place in the caller's order: `holder`, from 0.
