@@ -30,7 +30,7 @@ class BoxKey:
     """A private key for boxes, made of 96 bytes of randomness: fresh ones, or the caller's."""
 
     def __init__(self, material: bytes | None = None) -> None:
-        material = material or os.urandom(MATERIAL_BYTES)
+        material = os.urandom(MATERIAL_BYTES) if material is None else material
         kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(material[:_MLKEM_SEED_BYTES])
         curve = x25519.X25519PrivateKey.from_private_bytes(material[_MLKEM_SEED_BYTES:])
         self._private = hpke.MLKEM768X25519PrivateKey(kem, curve)
