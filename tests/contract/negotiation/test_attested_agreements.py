@@ -142,7 +142,11 @@ def outdated(maker: Maker) -> Any:
 LIES = {"debug": (debug, 5), "replayed": (old, 8), "measurement": (foreign, 7), "firmware": (outdated, 6)}
 
 
-@pytest.mark.parametrize("lie", sorted(LIES))
+# One in every run of the tests; each obligation by itself is `tests/unit/crypto/test_attestation_judging.py`.
+SLOW = [pytest.param(lie, marks=pytest.mark.slow) for lie in sorted(LIES) if lie != "replayed"]
+
+
+@pytest.mark.parametrize("lie", ["replayed", *SLOW])
 async def test_bad_evidence_is_refused_by_every_other_party(attested: Any, lie: str, monkeypatch: Any) -> None:
     """Also where its own node and the coordinator look away."""
     make, obligation = LIES[lie]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.attestation.service import NOTHING, OrderEvidence
 from comity_node.training import participant, questions
@@ -30,6 +32,7 @@ async def test_a_result_waits_for_fresh_evidence_and_names_it(rig, dummy, monkey
     assert all("evidence" not in body for org in ("hospital-a", "hospital-c") for body in rig.receipts(org))
 
 
+@pytest.mark.slow
 async def test_evidence_that_does_not_hold_ends_the_order(rig, dummy, monkeypatch):
     async def of_order(node, agreement, digest):
         bad = ComityError(ErrorCode.ATTESTATION_INVALID, "the evidence of hospital-c: obligation 7", org="hospital-c")
