@@ -230,9 +230,11 @@ def _print_token(home: Path, org: str, valid_hours: int, as_json: bool) -> None:
 
 
 async def _serve(settings: Any) -> None:
+    from comity.wire import heap
     from comity_coordinator.app import Coordinator
 
     coordinator = Coordinator(settings)
+    heap.settle()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, coordinator.stop)

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from comity.wire import instants
+from comity.wire import heap, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keystore import FileKeyStore
 from comity_node.access.service import AccessService
@@ -193,7 +193,9 @@ def run_node(home: Path, on_ready: Callable[[], None] = lambda: None) -> None:
 
 
 async def _run(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
-    await Node(settings).run(on_ready)
+    node = Node(settings)
+    heap.settle()
+    await node.run(on_ready)
 
 
 def _build(name: str, node: NodeContext) -> Service | None:

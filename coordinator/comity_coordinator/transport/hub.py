@@ -30,7 +30,6 @@ from comity_coordinator.db import Database, after_commit, attempt
 from comity_coordinator.transport import store
 from comity_coordinator.transport.identity import Peer
 from comity_coordinator.transport.model import (
-    DURABLE_WINDOW,
     PRESENCE,
     RELAYED_KINDS,
     Message,
@@ -39,7 +38,8 @@ from comity_coordinator.transport.model import (
     place,
     to_wire,
 )
-from comity_coordinator.transport.session import HubLimits, Session
+from comity_coordinator.transport.session import Errand, HubLimits, Session
+from comity_coordinator.transport.together import Together
 
 Handler = Callable[[Connection, str, Message], None]
 PartiesOf = Callable[[Connection, str], frozenset[str]]
@@ -78,6 +78,8 @@ class Hub:
         self._runs: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._strikes: dict[tuple[str, str], int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._taking = Together(database, self._handle_batch)
+        self._fetching = Together(database, _fetch)
 
     # What capabilities use.
 
@@ -112,9 +114,10 @@ class Hub:
     def enqueue_all(self, conn: Connection, orgs: Iterable[str], kind: str, body: dict[str, Any]) -> None:
         """As `enqueue`, the same body to each of `orgs`; it is encoded once. Raises `MALFORMED`."""
         first = from_coordinator(new_id("msg"), kind, body)
-        for org in orgs:
-            store.append(conn, org, replace(first, id=new_id("msg")))
-            after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, org)))
+        messages = {org: replace(first, id=new_id("msg")) for org in orgs}
+        if messages:
+            store.append_all(conn, messages)
+            after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, *messages)))
 
     def on_presence(self, callback: PresenceCallback) -> None:
         """Call `callback(org, connected)` in the event loop when a stream opens or ends; it must not block."""
@@ -177,7 +180,7 @@ class Hub:
         """Commit durable messages as they come, in batches, and acknowledge them; runs until the stream ends."""
         while True:
             batch = await session.next_batch()
-            outcome = await self._database.run(functools.partial(self._handle_batch, org=session.org, batch=batch))
+            outcome = await self._taking.ask((session.org, batch))
             session.received_seq = outcome.received_seq
             ack = exchange_pb2.Ack(up_to_seq=outcome.received_seq)
             for message_id, error in outcome.refusals:
@@ -192,11 +195,10 @@ class Hub:
             await session.wake.wait()
             session.wake.clear()
             await self._admit(session.peer)
-            acked, after = session.acked_seq, session.sent_seq
-            rows = await self._database.run(
-                functools.partial(_next_messages, org=session.org, acked_seq=acked, after_seq=after)
-            )
-            for message in rows:
+            errand = session.errand()
+            messages = await self._fetching.ask((session.org, errand))
+            session.fetched(errand, len(messages))
+            for message in messages:
                 session.sent_seq = message.seq
                 await session.queue.put(to_wire(message))
 
@@ -244,7 +246,8 @@ class Hub:
                 self._runs.popitem(last=False)
         return parties
 
-    def _handle_batch(self, conn: Connection, *, org: str, batch: Sequence[Message]) -> _Outcome:
+    def _handle_batch(self, conn: Connection, asked: tuple[str, Sequence[Message]]) -> _Outcome:
+        org, batch = asked
         received_seq, _, _ = store.ensure_cursor(conn, org)
         outcome = _Outcome(received_seq)
         for message in batch:
@@ -294,10 +297,11 @@ class Hub:
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(call)
 
-    def _wake(self, org: str) -> None:
-        session = self._sessions.get(org)
-        if session is not None:
-            session.wake.set()
+    def _wake(self, *orgs: str) -> None:
+        for org in orgs:
+            session = self._sessions.get(org)
+            if session is not None:
+                session.enqueued()
 
     def _tell_presence(self, org: str, *, connected: bool) -> None:
         body = {"org": org, "connected": connected}
@@ -318,7 +322,11 @@ def _resume(conn: Connection, *, org: str, received_seq: int) -> int:
     return mine
 
 
-def _next_messages(conn: Connection, *, org: str, acked_seq: int, after_seq: int) -> list[Message]:
-    store.acknowledge(conn, org, acked_seq)
-    rows = store.unsent(conn, org, after_seq, acked_seq + DURABLE_WINDOW)
+def _fetch(conn: Connection, asked: tuple[str, Errand]) -> list[Message]:
+    org, errand = asked
+    if errand.acked_seq is not None:
+        store.acknowledge(conn, org, errand.acked_seq)
+    if not errand.room or errand.room < 0:
+        return []
+    rows = store.unsent(conn, org, errand.after_seq, errand.after_seq + errand.room)
     return [Message(row[1], row[2], "coordinator", (), row[3], row[4], seq=row[0]) for row in rows]

@@ -112,6 +112,7 @@ class ExchangeServicer(exchange_pb2_grpc.ExchangeServiceServicer):
         while True:
             await asyncio.sleep(self._hub.limits.heartbeat_s)
             await self._hub.check(session)
+            session.quiet()
             beat = exchange_pb2.Heartbeat(at=instants.now_text())
             session.send_control(exchange_pb2.ConnectResponse(heartbeat=beat))
 

@@ -18,7 +18,10 @@ from comity.v1 import exchange_pb2
 from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.transport.identity import Peer
-from comity_coordinator.transport.model import Message
+from comity_coordinator.transport.model import DURABLE_WINDOW, Message
+
+# Acks that came with nothing to send are booked this many at a time, or with the next heartbeat.
+ACKS_TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,15 @@ class HubLimits:
     batch_messages: int = 32
     heartbeat_s: float = 10.0
     lease_s: float = 45.0
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What is to be done for a stream: book an ack, if there is one, and fetch at most `room` messages, if wanted."""
+
+    acked_seq: int | None
+    after_seq: int
+    room: int | None
 
 
 class SendQueue:
@@ -122,6 +134,8 @@ class Session:
         self.received_seq = received_seq
         self.acked_seq = acked_seq
         self.sent_seq = acked_seq
+        self._booked_seq = acked_seq
+        self._more = True  # whether the database may hold more for this node
         self.ended: asyncio.Future[ComityError] = asyncio.get_running_loop().create_future()
         self._batch_messages = limits.batch_messages
 
@@ -143,7 +157,7 @@ class Session:
         self.send_control(exchange_pb2.ConnectResponse(refusal=exchange_pb2.Refusal(id=message_id, error=body)))
 
     def acknowledged(self, up_to_seq: int) -> None:
-        """Note the node's ack; the pump books it.
+        """Note the node's ack; it is booked with the next message, or with `ACKS_TOGETHER` others.
 
         Raises:
             ComityError: `MALFORMED` if the node acknowledges what was never sent.
@@ -152,7 +166,30 @@ class Session:
             raise ComityError(ErrorCode.MALFORMED, "an ack for a message that was not sent", up_to_seq=up_to_seq)
         if up_to_seq > self.acked_seq:
             self.acked_seq = up_to_seq
+            if self._more or self.acked_seq - self._booked_seq >= ACKS_TOGETHER:
+                self.wake.set()
+
+    def enqueued(self) -> None:
+        """Note that there is something to fetch."""
+        self._more = True
+        self.wake.set()
+
+    def quiet(self) -> None:
+        """Have acks booked that came with nothing after them."""
+        if self.acked_seq > self._booked_seq:
             self.wake.set()
+
+    def errand(self) -> Errand:
+        """Return what is to be done now, and take it as done."""
+        acked = self.acked_seq if self.acked_seq > self._booked_seq else None
+        room = self.acked_seq + DURABLE_WINDOW - self.sent_seq if self._more else None
+        self._booked_seq, self._more = self.acked_seq, False
+        return Errand(acked, self.sent_seq, room)
+
+    def fetched(self, errand: Errand, count: int) -> None:
+        """Note how many messages there were: what the window keeps back is fetched after an ack."""
+        if errand.room is not None and count == max(0, errand.room):
+            self._more = True
 
     async def next_batch(self) -> Sequence[Message]:
         """Wait for durable messages; return what is there, at most the limit, in order."""

@@ -2,7 +2,8 @@
 
 Rules:
 1. A proof counts only under a checkpoint that carries the signature of the log which the charter names.
-2. Checkpoints are compared in the background, so that no run waits for it; a fork raises an alarm that stops new work.
+2. Checkpoints are compared in the background, a few at a time, so that no run waits for it; a fork raises an alarm that
+   stops new work.
 3. An export is given out only after its root was computed from its entries and found to be the checkpoint's.
 """
 
@@ -36,6 +37,8 @@ NOTE_CHARS_MAX = 16_384
 ASKED_AGAIN_MAX = 256
 PROOFS_AT_ONCE_MAX = 64
 PAUSE_S = 2.0
+# Checkpoints come with every proof; those of a moment are compared together, away from what brought them.
+COMPARE_AFTER_S = 1.0
 log = structlog.get_logger("comity.node.ledger")
 
 
@@ -152,36 +155,37 @@ class LedgerService:
     async def _compare(self) -> None:
         while True:
             await self._wake.wait()
+            await asyncio.sleep(COMPARE_AFTER_S)
             self._wake.clear()
             try:
-                while await self._compare_next():
-                    pass
+                await self._compare_all()
             except ComityError as error:
                 log.info("ledger.compare_later", error=str(error))
                 await asyncio.sleep(PAUSE_S)
                 if self._node.link.connected:
                     self._wake.set()
 
-    async def _compare_next(self) -> bool:
-        """Prove the consistency of one pair of checkpoints; False if none is left."""
+    async def _compare_all(self) -> None:
+        """Prove that all checkpoints seen are of one history, pair by pair; nothing more once an alarm was raised."""
         store, journal = self._node.ledger, self._node.journal
-        if await journal.run(store.alarms):
-            return False
         pair = await journal.run(store.to_check)
-        if pair is None:
-            return False
-        smaller, larger = pair
-        request = ledger_pb2.GetConsistencyProofRequest(old_size=smaller.size, new_size=larger.size)
-        found = await ask(self._node.dialer.ledger().GetConsistencyProof, request)
-        try:
-            merkle.verify_consistency(smaller.size, larger.size, smaller.root, larger.root, read_hashes(found.hashes))
-        except ComityError as error:
-            log.error("ledger.alarm", reason="checkpoints do not extend each other", error=str(error))
-            evidence = f"{smaller.note}\n{larger.note}"
-            await journal.run(lambda conn: store.alarm(conn, "checkpoints do not extend each other", evidence))
-            return False
-        await journal.run(lambda conn: store.consistent(conn, pair))
-        return True
+        while pair is not None:
+            smaller, larger = pair
+            request = ledger_pb2.GetConsistencyProofRequest(old_size=smaller.size, new_size=larger.size)
+            found = await ask(self._node.dialer.ledger().GetConsistencyProof, request)
+            try:
+                hashes = read_hashes(found.hashes)
+                merkle.verify_consistency(smaller.size, larger.size, smaller.root, larger.root, hashes)
+            except ComityError as error:
+                log.error("ledger.alarm", reason="checkpoints do not extend each other", error=str(error))
+                both = f"{smaller.note}\n{larger.note}"
+                await journal.run(partial(store.alarm, reason="checkpoints do not extend each other", evidence=both))
+                return
+            pair = await journal.run(partial(self._proved, pair=pair))
+
+    def _proved(self, conn: Connection, pair: tuple[Seen, Seen]) -> tuple[Seen, Seen] | None:
+        self._node.ledger.consistent(conn, pair)
+        return self._node.ledger.to_check(conn)
 
 
 def _read_proof(value: Any) -> tuple[str, int, list[bytes]]:

@@ -191,7 +191,12 @@ class LedgerStore:
         return not row.consistent
 
     def to_check(self, conn: Connection) -> tuple[Seen, Seen] | None:
-        """Return the next pair (smaller, larger) whose consistency is to be proved, one of them proved already."""
+        """Return the next pair (smaller, larger) whose consistency is to be proved, one of them proved already.
+
+        None if nothing is to be proved, or after an alarm.
+        """
+        if self.alarms(conn):
+            return None
         pending = _one(conn, sa.select(_checkpoints).where(~_checkpoints.c.consistent).order_by(_checkpoints.c.size))
         if pending is None:
             return None

@@ -85,6 +85,7 @@ class DecisionLog:
         with contextlib.suppress(queue.Full):
             self._rows.put_nowait(None)  # wakes the writer
         self._thread.join(CLOSE_TIMEOUT_S)
+        self._store.close()
 
     def _write(self) -> None:
         """Write batches until closed and empty. Runs in the log's own thread."""

@@ -20,7 +20,6 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import insert as sql_insert
 from sqlalchemy import select as sql_select
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.pool import NullPool
 
 from comity.wire.errors import ComityError, ErrorCode
 
@@ -86,7 +85,7 @@ class DecisionStore:
         try:
             path.touch(mode=0o600, exist_ok=True)
             self._engine = create_engine(
-                f"sqlite:///{path}", poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_MS / 1_000}
+                f"sqlite:///{path}", pool_size=1, connect_args={"timeout": BUSY_TIMEOUT_MS / 1_000}
             )
             event.listen(self._engine, "connect", _configure)
             with self._engine.begin() as conn:
@@ -117,6 +116,10 @@ class DecisionStore:
                 self._prune(conn)
         except DatabaseError as error:
             raise ComityError(ErrorCode.JOURNAL_UNWRITABLE, "decisions.db takes no writes") from error
+
+    def close(self) -> None:
+        """Close the file; nothing is asked or written afterwards."""
+        self._engine.dispose()
 
     def forget(self, before: str) -> None:
         """Remove what was decided before an instant. Raises `JOURNAL_UNWRITABLE`."""

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.journal import Journal
@@ -22,6 +21,9 @@ DURABLE_WAITING_MAX = 256
 EVENTS_WAITING_MAX = 4_096
 RELAYED_AT_ONCE_MAX = 64
 ATTEMPTS_MAX = 5
+# Messages come in bursts: those of a moment are journalled as taken in, and acknowledged, together.
+SETTLE_AFTER_S = 0.03
+SETTLED_TOGETHER = 32
 PAUSE_FIRST_S = 0.1
 
 Handler = Callable[[Message], Awaitable[None]]
@@ -40,7 +42,8 @@ class Inbox:
         self._relayed: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(RELAYED_AT_ONCE_MAX)
         self._broken: asyncio.Future[None] | None = None
-        self._received_seq: int | None = None
+        self._known = False  # whether the two numbers are the journal's
+        self._received_seq = self._settled_seq = 0
 
     def register(self, kind: str, handler: Handler) -> None:
         """Hand messages of `kind` to `handler`; one handler a kind."""
@@ -109,28 +112,51 @@ class Inbox:
 
     async def _run_durable(self) -> None:
         while True:
-            message = await self._durable.get()
             try:
+                message = await self._next_durable()
                 await self._take_in(message)
+                if self._received_seq - self._settled_seq >= SETTLED_TOGETHER:
+                    await self._settle()
             except ComityError as error:
                 # The journal takes no writes, or a number is missing: what waits will be sent again, from the gap on.
+                self._known, self._received_seq = False, self._settled_seq
                 while not self._durable.empty():
                     self._durable.get_nowait()
                 if self._broken is not None and not self._broken.done():
                     self._broken.set_exception(error)
 
+    async def _next_durable(self) -> Message:
+        """Wait for a message; what was taken in before it is settled after a moment without one."""
+        if self._settled_seq < self._received_seq:
+            try:
+                async with asyncio.timeout(SETTLE_AFTER_S):
+                    return await self._durable.get()
+            except TimeoutError:
+                await self._settle()
+        return await self._durable.get()
+
     async def _take_in(self, message: Message) -> None:
         # Only this task advances the number, so the journal is asked for it once, and again after any trouble.
-        received_seq, self._received_seq = self._received_seq, None
-        if received_seq is None:
-            received_seq = (await self._journal.run(store.position)).received_seq
-        if message.seq > received_seq + 1:
+        if not self._known:
+            self._received_seq = self._settled_seq = (await self._journal.run(store.position)).received_seq
+            self._known = True
+        if message.seq > self._received_seq + 1:
             raise ComityError(ErrorCode.MALFORMED, "a message is missing before this one", seq=message.seq)
-        if message.seq == received_seq + 1:
-            failure = await self._hand_durable(message)
-            await self._journal.run(lambda conn: _settle(conn, message, failure))
-        self._received_seq = max(message.seq, received_seq)
-        await self._acknowledge(self._received_seq)
+        if message.seq <= self._received_seq:
+            await self._settle()  # its sender has not heard
+            return
+        failure = await self._hand_durable(message)
+        self._received_seq = message.seq
+        if failure:
+            await self._journal.run(lambda conn: store.failed(conn, message, failure))
+
+    async def _settle(self) -> None:
+        """Journal how far messages were taken in, then acknowledge them."""
+        if self._settled_seq < self._received_seq:
+            seq = self._received_seq
+            await self._journal.run(lambda conn: store.received(conn, seq))
+            self._settled_seq = seq
+        await self._acknowledge(self._settled_seq)
 
     async def _hand_durable(self, message: Message) -> str:
         """Return "" if the message was taken, else why no attempt succeeded. Raises `JOURNAL_UNWRITABLE` only."""
@@ -154,9 +180,3 @@ class Inbox:
             if attempt + 1 < ATTEMPTS_MAX:
                 await asyncio.sleep(PAUSE_FIRST_S * 2**attempt)
         return failure
-
-
-def _settle(conn: Connection, message: Message, failure: str) -> None:
-    store.received(conn, message.seq)
-    if failure:
-        store.failed(conn, message, failure)

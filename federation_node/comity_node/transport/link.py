@@ -3,8 +3,9 @@
 Rules:
 1. What `send` was given inside a transaction reaches the coordinator at least once and, by its id, counts once.
 2. A durable message from the coordinator is handed to its handler in order, one at a time, and acknowledged only once
-   the journal says that it was taken in. A crash before that hands it over again: handlers are idempotent, or call
-   `complete` inside their own transaction, which makes the effect and the number one and the same commit.
+   the journal says that it was taken in, together with others of the same moment. A crash before that hands it over
+   again: handlers are idempotent, or call `complete` inside their own transaction, which makes the effect and the
+   number one and the same commit.
 3. A handler's `ComityError` means that the message was judged: it counts as taken. Only a journal that cannot be
    written is no judgement: the connection ends and the message comes again. Anything unexpected is tried
    `ATTEMPTS_MAX` times with pauses and then recorded in `link_failed`, so that one message cannot stop all others.
@@ -37,9 +38,9 @@ from comity_node.transport import store
 from comity_node.transport.dial import dial
 from comity_node.transport.inbox import Handler, Inbox
 from comity_node.transport.model import Message, read_envelope, write_envelope
+from comity_node.transport.outbox import Outbox
 from comity_node.transport.session import Session, open_session
 
-WINDOW = 64  # durable messages of ours under way and not acknowledged
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 BACKOFF_REFUSED_S = 15.0
@@ -108,17 +109,15 @@ class Link:
         self._on_refused = on_refused
         self._on_refused_kind: dict[str, RefusedBody] = {}
         self._inbox = Inbox(journal, self._acknowledge)
+        self._outbox = Outbox(journal, settings.org)
         self._connected_callbacks: list[Callable[[], Awaitable[None]]] = []
         self._presence_callbacks: list[Presence] = []
         self._refused_callbacks: list[Refused] = []
         self._relayed_kinds: OrderedDict[str, str] = OrderedDict()
         self._session: Session | None = None
         self._online: set[str] = set()
-        self._acked_seq = 0
         self._seen_seq = 0
-        self._wake = asyncio.Event()
         self._redial = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._dialled = ""
         self.state = LinkState(False, instants.now_text())
 
@@ -163,10 +162,9 @@ class Link:
         data = body.to_bytes() if isinstance(body, Statement) else canonical.canonical(dict(body))
         message = Message(ids.new_id("m"), 0, ids.name(kind), self._settings.org, (), run, data)
         write_envelope(message)  # refuses what the wire would not carry, while the caller can still be told
-        store.append(conn, message.id, kind, run, data)
+        self._outbox.put(conn, message)
         if isinstance(body, Statement) and self._on_statement is not None:
             self._on_statement(conn, body)
-        self._journal.after_commit(conn, self._wake_from_journal)
         return message.id
 
     async def relay(
@@ -212,7 +210,6 @@ class Link:
 
     async def run(self) -> None:
         """Keep the stream open until cancelled."""
-        self._loop = asyncio.get_running_loop()
         attempts = 0
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._inbox.run())
@@ -267,7 +264,7 @@ class Link:
 
     async def _serve(self, session: Session) -> None:
         self._session = session
-        self._acked_seq = session.greeting.received_seq
+        self._outbox.open(session.greeting.received_seq)
         self._seen_seq = 0
         self.state = LinkState(True, instants.now_text())
         log.info("link.up", received_seq=session.greeting.received_seq)
@@ -275,7 +272,7 @@ class Link:
         self._inbox.tell(self._opened(frozenset(self._online)))
         tasks = [
             asyncio.create_task(work)
-            for work in (self._read(session), self._pump(session), session.keep_warm(), self._inbox.broken())
+            for work in (self._read(session), self._outbox.pump(session), session.keep_warm(), self._inbox.broken())
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -307,34 +304,6 @@ class Link:
 
     # -- outwards
 
-    async def _pump(self, session: Session) -> None:
-        """Send the outbox in order, at most `WINDOW` beyond what is acknowledged; forget what is."""
-        sent_seq = forgotten_seq = session.greeting.received_seq
-        await self._forget(sent_seq)
-        while True:
-            self._wake.clear()
-            if self._acked_seq > forgotten_seq:
-                forgotten_seq = self._acked_seq
-                await self._forget(forgotten_seq)
-            room = WINDOW - (sent_seq - self._acked_seq)
-            batch = await self._waiting(sent_seq, room) if room > 0 else []
-            for message in batch:
-                await session.write(exchange_pb2.ConnectRequest(envelope=write_envelope(message)))
-                sent_seq = message.seq
-            if not batch:
-                await self._wake.wait()
-
-    async def _waiting(self, after_seq: int, limit: int) -> list[Message]:
-        org = self._settings.org
-        return await self._journal.run(lambda conn: store.waiting(conn, after_seq, limit, org))
-
-    async def _forget(self, up_to_seq: int) -> None:
-        await self._journal.run(lambda conn: store.acknowledged(conn, up_to_seq))
-
-    def _wake_from_journal(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._wake.set)
-
     async def _acknowledge(self, up_to_seq: int) -> None:
         """Tell the coordinator what was taken in; a lost acknowledgement is repeated by the next Hello."""
         session = self._session
@@ -357,8 +326,7 @@ class Link:
             if what == "envelope":
                 await self._take(read_envelope(frame.envelope, self._settings.org))
             elif what == "ack":
-                self._acked_seq = max(self._acked_seq, frame.ack.up_to_seq)
-                self._wake.set()
+                self._outbox.acknowledged(frame.ack.up_to_seq)
             elif what == "refusal":
                 await self._refusal(frame.refusal)
             elif what != "heartbeat":

@@ -78,7 +78,7 @@ def test_each_message_is_handled_once_and_in_order(batches: list[list[int]], ref
         for numbers in batches:
             batch = [Message(str(number), "note", "alpha", (), "", b"{}", seq=number) for number in numbers]
             outcome: Any = database.transact(
-                lambda conn, batch=batch: hub._handle_batch(conn, org="alpha", batch=batch)
+                lambda conn, batch=batch: hub._handle_batch(conn, ("alpha", batch))
             )
             for number in numbers:
                 if number > expected + 1:
