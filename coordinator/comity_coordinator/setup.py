@@ -16,6 +16,7 @@ from typing import Any
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import org_id
+from comity_coordinator.attestation import store as _attestation  # noqa: F401 - defines its tables
 from comity_coordinator.db import Database, open_database
 from comity_coordinator.governance import store as _governance  # noqa: F401 - defines its tables
 from comity_coordinator.governance.service import genesis_in_force
