@@ -109,5 +109,7 @@ def _show(outcome: dict[str, Any], as_json: bool) -> None:
         error = cast(dict[str, Any], outcome.get("error") or {})
         if error:
             typer.echo(f"  {error.get('code')}: {error.get('detail')}")
+            if error.get("code") == str(ErrorCode.EGRESS_DENIED):
+                typer.echo("  a policy kept its answer inside: mostly, because too few identifiers are common")
         elif "common" in outcome:
             typer.echo(found_words(outcome["run"], outcome))

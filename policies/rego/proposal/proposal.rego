@@ -285,7 +285,20 @@ fixed_terms := {
 	"min_cohort": {key(ask): data.settings.min_cohort | some ask in input.proposal.datasets; ask.org == input.me},
 	"rounds": data.settings.rounds_max,
 	"uses": data.settings.uses_max,
-	"egress": data.settings.egress.kinds,
+	"egress": kinds,
+}
+
+# Terms bind every party. Where another one tells us which of our records it has too, it decides whether they may leave.
+kinds := data.settings.egress.kinds if not receives_rows
+
+kinds := array.concat(data.settings.egress.kinds, ["record"]) if receives_rows
+
+receives_rows if {
+	not "record" in data.settings.egress.kinds
+	some step in input.proposal.steps
+	step.kind == "intersect"
+	step.mode == "ids"
+	step.lead == input.me
 }
 
 budget := {} if data.settings.privacy == null

@@ -55,6 +55,7 @@ test_good_is_allowed if {
 	answered.decision == "allow"
 	answered.terms.rounds == 50
 	answered.terms.aggregation == "lead-key"
+	answered.terms.egress == ["model"]
 	answered.terms.columns == {"hospital-b/patients": ["age"]}
 	answered.terms.min_cohort == {"hospital-b/patients": 20}
 }
@@ -79,7 +80,9 @@ test_rows_stay_inside_by_default if {
 	rows := object.union(intersect, {"mode": "ids"})
 	rules(answer({"proposal": {"steps": [rows]}, "app": null}, {})) == {"proposal.rows"}
 	ours := object.union(rows, {"lead": "hospital-b", "partner": "hospital-a"})
-	answer({"proposal": {"steps": [ours]}, "app": null}, {}).decision == "allow"
+	received := answer({"proposal": {"steps": [ours]}, "app": null}, {})
+	received.decision == "allow"
+	received.terms.egress == ["model", "record"]
 	open_kinds := {"egress": {"kinds": ["statistic", "record"]}}
 	answer({"proposal": {"steps": [rows]}, "app": null}, open_kinds).decision == "allow"
 }

@@ -5,7 +5,7 @@ import hashlib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -57,6 +57,7 @@ def _run(lead_side, partner, mode):
     return effect
 
 
+@settings(max_examples=15)
 @given(COLUMNS, COLUMNS)
 def test_exact_on_any_sets(cipher_class, mine, theirs):
     ours, others = ({normalised(each, NORMALISATIONS) for each in column} - {""} for column in (mine, theirs))
