@@ -121,6 +121,11 @@ def _intersect(wish: doc.IntersectWish) -> Call[doc.Proposed]:
     return Call("POST", "/v1/intersections", dict(wish), timeout_s=LONG_ANSWER_TIMEOUT_S)
 
 
+def _aggregate(wish: doc.StatisticWish) -> Call[doc.Proposed]:
+    """Ask other organisations, with this one, for a statistic."""
+    return Call("POST", "/v1/statistics", dict(wish), timeout_s=LONG_ANSWER_TIMEOUT_S)
+
+
 def _proposals() -> Call[list[doc.ProposalView]]:
     """Return the proposals that this node knows, newest first."""
     return Call("GET", "/v1/proposals")
@@ -313,6 +318,7 @@ class NodeRoutes:
     invite = Route(_invite)
     propose = Route(_propose)
     intersect = Route(_intersect)
+    aggregate = Route(_aggregate)
     proposals = Route(_proposals)
     proposal = Route(_proposal)
     accept = Route(_accept)

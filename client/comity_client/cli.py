@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from comity_client.commands import access, demo, doctor, intersect, proposals, reviews, runs, status, train
+from comity_client.commands import access, aggregate, demo, doctor, intersect, proposals, reviews, runs, status, train
 
 
 def register(app: typer.Typer) -> None:
     """Add the client's commands to `app`."""
     app.command("train")(train.train)
+    app.command("aggregate")(aggregate.aggregate)
     app.command("intersect")(intersect.intersect)
     runs.register(app)
     proposals.register(app)

@@ -259,6 +259,28 @@ class TrainWish(TypedDict, total=False):
     persons: list[str]
 
 
+class StatisticWish(TypedDict, total=False):
+    """What `aggregate` takes; purpose, query and datasets are needed, the node fills in the rest."""
+
+    purpose: str
+    query: str | dict[str, Any]
+    datasets: list[str]
+    ranges: list[str]
+    title: str
+    partners: list[str]
+    optional: list[str]
+    minimum: int
+    rounds: int
+    aggregation: str
+    terms: dict[str, Any]
+    uses: int
+    deadline_s: int
+    reply_timeout_s: int
+    accepts: str
+    bounds: dict[str, Any]
+    persons: list[str]
+
+
 class IntersectWish(TypedDict, total=False):
     """What `intersect` takes; purpose, both datasets with their columns, and the partner are needed."""
 

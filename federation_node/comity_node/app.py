@@ -41,7 +41,7 @@ from comity_node.transport.payloads import Payloads
 # Built in this order and stopped in the other: `service.build(node)` if there is one, `api.router(node)` likewise.
 CAPABILITIES = (
     *("access", "membership", "governance", "ledger", "policy", "reviews", "attestation", "negotiation", "training"),
-    "intersections",
+    *("intersections", "statistics"),
 )
 READY_TIMEOUT_S = 10.0
 TOKEN_CHARS_MIN = 32
@@ -199,7 +199,7 @@ async def _run(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
 
 
 def _build(name: str, node: NodeContext) -> Service | None:
-    if name in ("access", "membership", "policy", "intersections"):
+    if name in ("access", "membership", "policy", "intersections", "statistics"):
         return None  # they act only when a person, or another capability, asks
     service: Service = import_module(f"comity_node.{name}.service").build(node)
     return service

@@ -81,19 +81,27 @@ def result(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Fetch a run's result, a model as a NumPy archive; of an intersection, show how many identifiers are common.
+    """Fetch a run's result, a model as a NumPy archive; of an intersection or a statistic, show what it found.
 
     \b
     Example:
       comity runs result RUN --output model.npz
     """
     from comity_client import where
+    from comity_client.commands.aggregate import answer_lines, answer_of
     from comity_client.commands.intersect import found, found_words
 
     target = output or Path(f"{run}.npz")
     with where.node(home) as node:
-        common = found(node.card(run))
-        size_bytes = 0 if common else node.fetch_result(run, target)
+        card = node.card(run)
+        common, answer = found(card), answer_of(card)
+        size_bytes = 0 if common or answer else node.fetch_result(run, target)
+    if answer:
+        if as_json:
+            print_json({"run": run, "statistic": answer})
+        else:
+            typer.echo("\n".join(answer_lines(answer)))
+        return
     if common:
         if as_json:
             print_json({"run": run, **common})

@@ -50,6 +50,7 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/apps"): _PROPOSER,
     ("POST", "/v1/proposals"): _PROPOSER,
     ("POST", "/v1/intersections"): _PROPOSER,
+    ("POST", "/v1/statistics"): _PROPOSER,
     ("GET", "/v1/proposals"): ROLES,
     ("GET", "/v1/proposals/{name}"): ROLES,
     ("POST", "/v1/proposals/{name}/accept"): _PROPOSER,

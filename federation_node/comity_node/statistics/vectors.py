@@ -1,7 +1,8 @@
 """Vectors of exact integers as they travel: from a party to its lead under `plain`, and from a sum to the lead.
 
 Rules:
-1. Integers are decimal text (they may pass 2^63); each is below 2^95 in size, so that four limbs of 24 bits carry it.
+1. Integers are decimal text (they may pass 2^63), all of one width: receipts tell the size of what left, and that must
+   say nothing of the numbers. Each is below 2^95 in size, so that four limbs of 24 bits carry it.
 2. For a sum each integer becomes `LIMBS` unsigned limbs, the lowest first, after `OFFSET` was added: a sum of 50 limbs
    stays below 2^30, which every number format of the profiles carries. Adding limbs adds integers.
 """
@@ -19,17 +20,19 @@ from comity_agents.flower.codec import Content, Record, read_blob
 
 VECTOR_BYTES_MAX = 1 << 20
 INTEGERS_MAX = 4_096
+# A sign and 32 digits: sums of 2^10 integers of 95 bits.
+INTEGER_CHARS = 33
 LIMBS, LIMB_BITS = 4, 24
 OFFSET = 1 << (LIMBS * LIMB_BITS - 1)
 _RECORD, _INTEGERS, _PARTIES = "statistic", "integers", "parties"
 _LIMB_MASK = (1 << LIMB_BITS) - 1
-_INTEGER = re.compile(r"-?[0-9]{1,40}")
+_INTEGER = re.compile(r"[+-][0-9]{32}")
 
 
 def write(integers: Sequence[int], parties: int = 1) -> bytes:
     """Return a vector of `parties` contributions as the content of a reply. Raises `TOO_LARGE`."""
     check(integers, parties)
-    items = ((_INTEGERS, " ".join(str(each) for each in integers)), (_PARTIES, parties))
+    items = ((_INTEGERS, " ".join(f"{each:+0{INTEGER_CHARS}d}" for each in integers)), (_PARTIES, parties))
     return b"".join(Content((Record(_RECORD, "config", items),)).parts())
 
 

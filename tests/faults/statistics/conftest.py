@@ -59,8 +59,8 @@ class Statistics:
 
     def data(self, records: int = 120) -> None:
         """Give every organisation records of its own."""
-        for seed, (org, node) in enumerate(sorted(self.rig.nodes.items())):
-            self.put(node, people(seed, records))
+        for seed, org in enumerate(sorted(self.rig.nodes)):
+            self.put(self.rig.nodes[org], people(seed, records))
 
     def put(self, node: Any, rows: list[tuple[str, str, str, str]]) -> None:
         """Give one organisation these records."""
