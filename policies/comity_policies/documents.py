@@ -173,7 +173,9 @@ class Proposal(Document):
             raise malformed("a statistic reads only columns that the proposal asks for")
 
     def _check_keys(self, step: IntersectStep) -> None:
-        """An intersection has exactly two parties, both required, and reads only what is asked for."""
+        """An intersection stands alone, has exactly two parties, both required, and reads only what is asked for."""
+        if len(self.steps) != 1:
+            raise malformed("an intersection is the only step of its proposal")
         columns = {ask.key: ask.columns for ask in self.datasets}
         if self.required != tuple(sorted({step.lead, step.partner})) or self.optional:
             raise malformed("an intersection has two parties, both required")

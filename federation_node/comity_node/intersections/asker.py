@@ -51,15 +51,18 @@ class AskerOfIntersection:
         lead = model.Lead(self._step.mode)
         yield self._ask(model.ASK_SEQ, MASK, (self._step.lead, self._step.partner), Message(Kind.ASK).to_bytes())
         while True:  # bounded: three answers, then a result or a failure
+            event = await self._heard.get()
             try:
-                lead, effect = await asyncio.to_thread(model.step, lead, await self._heard.get())
+                lead, effect = await asyncio.to_thread(model.step, lead, event)
                 if isinstance(effect, model.Double):
                     points = await asyncio.to_thread(ascending_points, await self._side.doubled(effect.points))
                     lead, effect = model.step(lead, model.Doubled(points))
                 if isinstance(effect, model.Finish) and effect.places is not None:
                     await self._keep_rows(effect.places)
             except ComityError as error:
-                effect = model.Fail(error)
+                if error.code is ErrorCode.WORKER_DIED:
+                    raise  # ours: the host begins again from the top
+                effect = model.Fail(self._blamed(error, event))
             if isinstance(effect, model.Compare):
                 yield self._ask(model.COMPARE_SEQ, COMPARE, (self._step.partner,), effect.data)
             elif isinstance(effect, model.Fail):
@@ -78,6 +81,11 @@ class AskerOfIntersection:
             self._heard.put_nowait(self._event(seq, self._led.node_ids[src], fd, size, error))
         except asyncio.QueueFull:
             raise ComityError(ErrorCode.WORKER_DIED, "more answers than questions") from None
+
+    def _blamed(self, error: ComityError, event: model.Event) -> ComityError:
+        """Name the organisation whose answer could not be used."""
+        org = self._step.lead if isinstance(event, model.Masked) and event.own else self._step.partner
+        return ComityError(error.code, f"{org}: {error.detail}", **{**error.facts, "org": org})
 
     def _event(self, seq: int, org: str, fd: int | None, size: int, error: ComityError | None) -> model.Event:
         if error is not None or fd is None:

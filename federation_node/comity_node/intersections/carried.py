@@ -24,11 +24,12 @@ def carried(fd: int, size: int) -> bytes:
     """Return the message in a blob from a stranger. Raises `TOO_LARGE`, `REPLY_SHAPE`."""
     if size > CARRIED_BYTES_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "a message of an intersection", limit_bytes=CARRIED_BYTES_MAX)
+    # A copy: a refusal's traceback would keep views of the mapping alive.
     with memory.mapped(fd, size) as view:
-        content = read_blob(view)
-        shapes = content.shapes()
-        message = bytes(content.entries[0].data) if len(shapes) == 1 else b""
-        del content
+        data = bytes(view)
+    content = read_blob(data)
+    shapes = content.shapes()
+    message = bytes(content.entries[0].data) if len(shapes) == 1 else b""
     if len(shapes) != 1 or shapes[0] != (_RECORD, _KEY, "uint8", (len(message),)):
         raise ComityError(ErrorCode.REPLY_SHAPE, "this is no message of an intersection")
     return message

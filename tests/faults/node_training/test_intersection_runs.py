@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import pytest
 
-from comity.wire.errors import ErrorCode
+from comity.wire.errors import ComityError, ErrorCode
+from comity_agents import memory
+from comity_crypto.psi.messages import Kind, Message
+from comity_node.intersections import model
 from comity_node.intersections import store as intersections
+from comity_node.intersections.carried import carried, carry
+from comity_node.intersections.own import OwnSide
 from comity_policies.decisions import Stage
 from comity_policies.documents import DatasetAsk, IntersectStep, KeyColumn
 
@@ -130,6 +136,50 @@ async def test_a_node_that_dies_in_the_middle_goes_on_where_it_was(rig, agree, v
     known = rig.nodes[PARTNER].read(lambda conn: intersections.party(conn, run))
     assert known.masked == 256
     assert len(known.compared) == 64
+
+
+async def test_a_partner_that_answers_nonsense_is_named(rig, agree, monkeypatch):
+    monkeypatch.setattr(model, "answer", lambda mode, matched, mine: Message(Kind.MATCHED, matched, count=COMMON + 1))
+    run = rig.board.prepare(agree("ids", terms={"egress": ["statistic", "record"]}))
+    finished = await rig.finish(run)
+    assert (finished["state"], finished["error"]["code"]) == ("FAILED", str(ErrorCode.REPLY_SHAPE))
+    assert finished["error"]["facts"]["org"] == PARTNER
+    assert not (rig.result(LEAD, run) / "rows.csv").exists()
+
+
+async def test_a_lead_whose_worker_dies_begins_again(rig, agree, monkeypatch):
+    doubled, calls = OwnSide.doubled, []
+
+    async def dies_once(side, points):
+        calls.append(len(points))
+        if len(calls) == 1:
+            raise ComityError(ErrorCode.WORKER_DIED, "killed")
+        return await doubled(side, points)
+
+    monkeypatch.setattr(OwnSide, "doubled", dies_once)
+    run = rig.board.prepare(agree())
+    assert (await rig.finish(run))["state"] == "COMPLETED"
+    assert len(calls) == 3
+    assert rig.board.durable
+    await rig.until(lambda: len(rig.receipts(PARTNER)) == 2)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"CPSI", b"\x00" * 64, bytes(range(256)) * 8], ids=["nothing", "text", "zeros", "noise"]
+)
+async def test_a_content_that_is_no_message_is_refused(data):
+    whole = memory.write_parts([data])
+    with pytest.raises(ComityError) as caught:
+        carried(*whole)
+    assert caught.value.code is ErrorCode.REPLY_SHAPE
+    os.close(whole[0])
+
+
+async def test_a_message_is_carried_there_and_back():
+    for message in (b"", b"x", bytes(range(256)) * 99):
+        fd, size = carry(message)
+        assert carried(fd, size) == message
+        os.close(fd)
 
 
 async def test_a_node_without_the_library_takes_no_part(rig, agree, monkeypatch):

@@ -67,6 +67,7 @@ def test_a_proposal_of_any_kind_is_read_as_it_was_written(step: Any) -> None:
         ({"datasets": (DatasetAsk("hospital-a", "patients", ("age", "smoker")),)}, "one dataset of each"),
         ({"datasets": tuple(DatasetAsk(f"hospital-{x}", "patients", ("age",)) for x in "ab")}, "reads only columns"),
         ({"steps": (MEET,), "optional": ("hospital-c",)}, "two parties"),
+        ({"steps": (MEET, replace(MEET, id="again"))}, "only step"),
         ({"steps": (replace(MEET, keys=tuple(replace(k, column="name") for k in KEYS)),)}, "reads only columns"),
     ],
 )
