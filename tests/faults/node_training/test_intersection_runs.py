@@ -90,8 +90,8 @@ async def test_rows_stay_at_the_lead(rig, agree):
     ("mode", "terms", "orders"),
     [
         ("cardinality", {"min_cohort": {f"{PARTNER}/people": COMMON + 1}}, 2),
-        ("cardinality", {"min_cohort": {f"{LEAD}/people": 100}}, 1),
-        ("ids", {"egress": ["statistic"]}, 2),
+        pytest.param("cardinality", {"min_cohort": {f"{LEAD}/people": 100}}, 1, marks=pytest.mark.slow),
+        pytest.param("ids", {"egress": ["statistic"]}, 2, marks=pytest.mark.slow),
     ],
     ids=["few-common", "few-own", "records-stay"],
 )
@@ -105,6 +105,7 @@ async def test_the_policy_of_the_data_s_owner_keeps_a_result_inside(rig, agree, 
     assert not rig.result(LEAD, run).exists()
 
 
+@pytest.mark.slow
 async def test_a_second_use_gives_unrelated_bytes_and_is_paid_for(rig, agree):
     agreement = agree(uses=2)
     for use in (1, 2):
@@ -116,7 +117,7 @@ async def test_a_second_use_gives_unrelated_bytes_and_is_paid_for(rig, agree):
     assert refused == run, "there is no third use"
 
 
-@pytest.mark.parametrize("victim", [LEAD, PARTNER])
+@pytest.mark.parametrize("victim", [LEAD, pytest.param(PARTNER, marks=pytest.mark.slow)])
 async def test_a_node_that_dies_in_the_middle_goes_on_where_it_was(rig, agree, victim):
     agreement = agree("ids", terms={"egress": ["statistic", "record"]})
     node = rig.nodes[victim]
@@ -147,6 +148,7 @@ async def test_a_partner_that_answers_nonsense_is_named(rig, agree, monkeypatch)
     assert not (rig.result(LEAD, run) / "rows.csv").exists()
 
 
+@pytest.mark.slow
 async def test_a_lead_whose_worker_dies_begins_again(rig, agree, monkeypatch):
     doubled, calls = OwnSide.doubled, []
 
