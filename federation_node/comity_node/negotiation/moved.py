@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     from comity_policies.documents import Proposal
 
 MARK = "negotiation.log_key"
+# What no other attempt changes: who is asked, the app, the terms. Anything else may be the weather.
+_FINAL = frozenset(
+    {
+        ErrorCode.APP_INVALID,
+        ErrorCode.FORBIDDEN,
+        ErrorCode.ISOLATION_TOO_WEAK,
+        ErrorCode.NOT_A_MEMBER,
+        ErrorCode.PARTICIPANTS_TOO_FEW,
+        ErrorCode.SUSPENDED,
+        ErrorCode.TERMS_CONFLICT,
+        ErrorCode.UNSUPPORTED,
+    }
+)
 log = structlog.get_logger("comity.node.negotiation")
 
 
@@ -67,8 +80,8 @@ class MovedProposals:
         try:
             await self._submit(proposal)
         except ComityError as error:
-            if catalog.row(error.code).retry:
-                raise
+            if error.code not in _FINAL:
+                raise  # looked at again when the stream opens next
             news = ended_news(proposal.proposal_id, proposal.revision, error, self._node.settings.org, self._now())
             write = lambda conn: store.set_news(conn, proposal.proposal_id, proposal.revision, news)  # noqa: E731
             await self._node.journal.run(write)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.e2e
+APP = Path(__file__).resolve().parents[3] / "examples" / "hospitals" / "app"
 A, B, C, D = "hospital-a", "hospital-b", "hospital-c", "hospital-d"
 
 
@@ -147,9 +148,40 @@ def proved(cast: Any, *orgs: str) -> None:
         assert cast.api(org).get("/v1/ledger")["alarms"] == []
 
 
+def asked(cast: Any) -> str:
+    """Let A propose a training, which waits for a person at each; returns its id."""
+    rows = "age,result\n" + "".join(f"{number},{number % 2}\n" for number in range(40))
+    for org in (A, B):
+        file = cast.folder / f"{org}.csv"
+        file.write_text(rows)
+        settings = cast.home(org) / "policy" / "data.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "aggregation": "plain"}))
+        cast.api(org).post("/v1/policy/reload", {})
+        cast.ok(
+            "datasets", "add", "patients", str(file), "--classification", "pseudonymous", "--home", str(cast.home(org))
+        )
+    wish = (
+        "--purpose",
+        "research",
+        "--dataset",
+        "patients",
+        "--aggregation",
+        "plain",
+        "--no-wait",
+        "--home",
+        str(cast.home(A)),
+    )
+    cast.ok("train", str(APP), *wish)
+    found = cast.wait(lambda: cast.api(A).get("/v1/proposals"), "it is proposed")[0]
+    for org in (A, B):
+        cast.wait(lambda org=org: cast.api(org).get("/v1/reviews"), f"{org} has a review")
+    return str(found["proposal_id"])
+
+
 @pytest.mark.slow
 def test_a_dead_coordinator_is_replaced(cast: Any) -> None:
     genesis = cast.found(A, B)
+    waiting = asked(cast)
     name = propose(cast, A, "--set", "max_checkpoint_age_s=300", "--reason", "something to remember")
     carried(cast, name, A, B)
     version(cast, 2, A, B)
@@ -165,7 +197,8 @@ def test_a_dead_coordinator_is_replaced(cast: Any) -> None:
         assert cast.stop(org) == 0
         other = tokens[A if org != A else B]
         assert cast.refused(*adopt, stdin=other)["code"] == "FORBIDDEN"
-        cast.ok(*adopt, stdin=tokens[org])
+        moved = cast.ok(*adopt, stdin=tokens[org])
+        assert (moved["runs_ended"], moved["proposals_open"]) == ([], [waiting])
         cast.start(org)
         cast.connected(org)
 
@@ -179,6 +212,15 @@ def test_a_dead_coordinator_is_replaced(cast: Any) -> None:
     version(cast, 3, A, B)
     for org in (A, B):
         cast.connected(org)
+
+    # What was being negotiated goes on: nobody is asked twice, and people's word reaches the proposer.
+    (item,) = cast.api(B).get("/v1/reviews")
+    cast.ok("review", "deny", item["id"], "--reason", "not this year", "--home", str(cast.home(B)))
+    ended = cast.wait(lambda: cast.api(A).get(f"/v1/proposals/{waiting}")["news"]["ended"], "the denial is known")
+    assert (ended["code"], ended["move"]) == ("POLICY_DENIED", B), (
+        ended,
+        (cast.folder / f"{A}.log").read_text()[-4000:],
+    )
 
     # From here on it is the coordinator: decisions go on, newcomers join, and history is one.
     name = propose(cast, A, "--set", "max_checkpoint_age_s=60", "--reason", "now")
