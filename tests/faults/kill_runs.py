@@ -36,6 +36,8 @@ from harness.consortium import LEAD, ORGS, Consortium, Ended, NotInTime
 from comity.wire.errors import ComityError
 from comity_agents.flower.bundle import build_app
 from comity_client.demo.export import receipts
+from comity_crypto.secagg.bfv.encoder import LEVELS
+from comity_crypto.secagg.masked.encoder import LEVELS as MASKED_LEVELS
 
 APP = Path(__file__).resolve().parent / "tally"
 ROUNDS = 5
@@ -48,8 +50,13 @@ VICTIM_WAIT_S = 20.0
 SETTLE_S = 20.0
 SHORT_LIVED = ("serverapp", "worker")
 PARTS = ("coordinator", "temporal", "serverapp", "lead", "node", "worker")
-# Under lead-key a step must land on the encoder's grid: range = 8 * clip / sqrt(64 values) = 32767 levels of 1.
-LEAD_KEY_TERMS = {"clip_norm": "32767", "weight_max": 4}
+# Under a sum a step must land on the encoder's grid: range = 8 * clip / sqrt(64 values) = its levels, of 1 each.
+TERMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "lead-key": {"clip_norm": str(LEVELS), "weight_max": 4},
+    "masked": {"clip_norm": str(MASKED_LEVELS), "weight_max": 4},
+    "threshold": {"clip_norm": str(LEVELS), "weight_max": 4},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,7 @@ class Proof:
             "rounds": ROUNDS,
             "deadline_s": 600,
             "reply_timeout_s": 60,
-            "terms": LEAD_KEY_TERMS if self._consortium.aggregation == "lead-key" else {},
+            "terms": TERMS[self._consortium.aggregation],
         }
         return self._consortium.propose(wish, RUN_DEADLINE_S)
 
@@ -323,7 +330,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, help="by default drawn, and printed")
-    parser.add_argument("--aggregation", default="plain", choices=("plain", "lead-key"))
+    parser.add_argument("--aggregation", default="plain", choices=tuple(TERMS))
     parser.add_argument("--json", action="store_true", help="print one JSON object before the last line")
     parser.add_argument("--keep", type=Path, help="a folder for the files, kept; by default a temporary one")
     asked = parser.parse_args()

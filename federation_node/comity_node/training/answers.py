@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -33,20 +34,21 @@ class AnswerBook:
         run: str,
         behind: WriteBehind,
         events: RunEvents,
-        own_kept: Callable[[str], Awaitable[None]],
+        own_kept: Callable[[str, str], Awaitable[None]],
     ) -> None:
-        """`own_kept` hears the digest of each order whose own answer is on disk."""
+        """`own_kept` hears the digest of each order whose own answer is on disk, and that answer's outcome."""
         self._own_kept = own_kept
         self._node = node
         self._run = run
         self._behind = behind
         self._events = events
-        self._kept: set[tuple[int, str]] = set()
+        self._kept: dict[tuple[int, str], str] = {}
+        self._heard: set[tuple[int, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def load(self) -> None:
         """Learn what an earlier process recorded."""
-        rows = await self._node.journal.run(lambda conn: store.list_answer_keys(conn, self._run))
+        rows = await self._node.journal.run(lambda conn: store.list_outcomes(conn, self._run))
         self._kept.update(rows)
 
     async def judge(self, delivery: Delivery) -> ComityError | None:
@@ -71,8 +73,18 @@ class AnswerBook:
 
     async def confirm_if_kept(self, run: str, seq: int, org: str, order_digest: str) -> None:
         """Confirm an answer that came again, if it is on disk."""
+        self._heard.add((seq, org))
+        await self.confirm(seq, org, order_digest)
+
+    async def confirm(self, seq: int, org: str, order_digest: str) -> None:
+        """Confirm an answer that is on disk, and say what it is."""
         if (seq, org) in self._kept:
-            await self._confirm(org, order_digest)
+            await self._confirm(org, order_digest, self._kept[seq, org])
+
+    def unheard(self, org: str) -> int | None:
+        """Return the newest question whose sum has an organisation's part, while no answer came from it itself."""
+        found = [seq for (seq, who), outcome in self._kept.items() if who == org and outcome == "result"]
+        return max((seq for seq in found if (seq, org) not in self._heard), default=None)
 
     def closed(self, order: OrderHeader, took_part: list[str], dropped: dict[str, str]) -> None:
         """Record that a question takes no more answers, and tell who is watching."""
@@ -94,21 +106,26 @@ class AnswerBook:
         self._behind.add(write, lambda: self._recorded(row, order_digest))
 
     def _recorded(self, row: AnswerRow, order_digest: str) -> None:
-        self._kept.add((row.seq, row.org))
+        self._kept[row.seq, row.org] = row.outcome
         own = row.org == self._node.settings.org
-        task = asyncio.create_task(self._own_recorded(order_digest) if own else self._confirm(row.org, order_digest))
+        told = self._own_recorded if own else partial(self._confirm, row.org)
+        task = asyncio.create_task(told(order_digest, row.outcome))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _own_recorded(self, order_digest: str) -> None:
+    async def _own_recorded(self, order_digest: str, outcome: str) -> None:
         try:
-            await self._own_kept(order_digest)
+            await self._own_kept(order_digest, outcome)
         except ComityError as error:
             log.warning("own.kept", run=self._run, error=str(error))  # what it holds goes with the run
 
-    async def _confirm(self, org: str, order_digest: str) -> None:
+    def heard(self, seq: int, org: str) -> None:
+        """Note that an organisation has answered a question by itself."""
+        self._heard.add((seq, org))
+
+    async def _confirm(self, org: str, order_digest: str, outcome: str) -> None:
         settings = self._node.settings
-        body = {"run": self._run, "order": order_digest, "receiver": org}
+        body = {"run": self._run, "order": order_digest, "receiver": org, "outcome": outcome}
         statement = sign_statement(
             self._node.keys, kind="reply-ack", consortium=settings.consortium, issuer=settings.org, body=body
         )

@@ -13,9 +13,11 @@ import structlog
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.workers import Ask
+from comity_crypto.sealing import SealedRef
 from comity_crypto.statements import Statement, sign_statement
 from comity_node.context import NodeContext
-from comity_node.training import blobs
+from comity_node.training import blobs, store
+from comity_node.training.answers import AnswerBook
 from comity_node.training.blobs import SALT_BYTES, Blob, SealedBlob, order_context
 from comity_node.training.led import LedRun
 from comity_node.training.room import Room
@@ -101,6 +103,23 @@ class OrderWriter:
             await self._node.link.relay("order", statement, targets, run=self._led.run, inline=sealed.inline or b"")
         except ComityError as error:
             log.warning("order.waiting", run=self._led.run, error=str(error))
+
+    async def remind(self, org: str, book: AnswerBook) -> None:
+        """Send an order again that a sum has answered for an organisation: it may have died after its upload.
+
+        It learns from the order and the confirmation behind it how its own order ended.
+        """
+        run, seq = self._led.run, book.unheard(org)
+        row = None if seq is None else await self._node.journal.run(lambda conn: store.find_question(conn, run, seq))
+        if row is None:
+            return
+        statement = Statement.from_bytes(row.statement)
+        order = OrderHeader.from_json(statement.body)
+        sealed = SealedBlob(SealedRef.from_json(order.payload), row.inline, row.file)
+        await self.relay(statement, sealed, (org,))
+        if sealed.file is not None:
+            await self.upload(sealed, tuple(each for each in order.receivers if each != self._led.me))
+        await book.confirm(row.seq, org, statement.digest)
 
     async def upload(self, sealed: SealedBlob, receivers: tuple[str, ...]) -> None:
         """Put an order's payload into the spool; what fails is repeated with the order."""

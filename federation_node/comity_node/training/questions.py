@@ -41,8 +41,7 @@ from comity_node.training.tables import CLOSED, AnswerRow, QuestionRow
 from comity_node.transport.model import Message
 from comity_policies.documents import OrderHeader, ReplyHeader
 
-RESEND_S = 15.0
-GONE_S = 30.0
+RESEND_S, GONE_S = 15.0, 30.0
 # How long a refusal of a repeated order takes to come.
 REPLY_S = 5.0
 # A question that was open when this node died gets at least this long, however late it is.
@@ -136,6 +135,7 @@ class QuestionDesk:
         key = charter.member(org).keys.statement
         verify_statement(statement, key, kind="reply", consortium=self._node.settings.consortium)
         found = self._open.get(reply.seq)
+        self._book.heard(reply.seq, org)
         if found is None or org not in found.waiting:
             await self._book.confirm_if_kept(reply.run, reply.seq, org, reply.order)
             return
@@ -150,6 +150,8 @@ class QuestionDesk:
         for found in list(self._open.values()):
             targets = tuple(sorted(each for each in found.waiting - found.accepting if org in (None, each)))
             self._repeat(found, targets)
+        if org is not None:
+            self._spawn(self._writer.remind(org, self._book))
 
     def gone(self, org: str) -> None:
         """An organisation's node went away; look again in `GONE_S` seconds."""

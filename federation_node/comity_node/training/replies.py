@@ -33,8 +33,10 @@ log = structlog.get_logger("comity.node.training")
 class Replies:
     """Signs, sends and repeats answers."""
 
-    def __init__(self, node: NodeContext, behind: WriteBehind, confirmed: Callable[[str], Awaitable[None]]) -> None:
-        """`confirmed` hears the digest of each order whose answer its lead keeps."""
+    def __init__(
+        self, node: NodeContext, behind: WriteBehind, confirmed: Callable[[str, str], Awaitable[None]]
+    ) -> None:
+        """`confirmed` hears the digest of each order whose answer its lead keeps, and that answer's outcome."""
         self._node = node
         self._behind = behind
         self._confirmed = confirmed
@@ -64,7 +66,8 @@ class Replies:
         digest, lead = str(statement.body.get("order")), statement.issuer
         self._sent_at.pop(digest, None)
         self._behind.add(lambda conn: store.ack_order(conn, digest, lead))
-        await self._confirmed(digest)
+        # A lead of an earlier version names no outcome: it confirms what was sent to it.
+        await self._confirmed(digest, str(statement.body.get("outcome", "result")))
 
     def statement(
         self,

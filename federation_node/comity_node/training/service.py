@@ -179,9 +179,9 @@ class TrainingService:
                 self._profile_names.pop(next(iter(self._profile_names)))
         return self._profiles.get(name)
 
-    async def _confirmed(self, order_digest: str) -> None:
+    async def _confirmed(self, order_digest: str, outcome: str) -> None:
         for profile in self._profiles.values():
-            await profile.confirmed(order_digest)
+            await profile.confirmed(order_digest, outcome)
 
     def _on_review(self, review: Review, kind: str, facts: dict[str, Any]) -> None:
         """Tell who watches a run what happens to a review in it."""

@@ -263,10 +263,10 @@ def list_answers(conn: Connection, run: str, seq: int | None = None) -> list[Ans
     return [AnswerRow(*row) for row in conn.execute(query)]
 
 
-def list_answer_keys(conn: Connection, run: str) -> set[tuple[int, str]]:
-    """Return (question, organisation) of every recorded answer of a run."""
-    rows = conn.execute(select(answers.c.seq, answers.c.org).where(answers.c.run == run))
-    return {(int(seq), str(org)) for seq, org in rows}
+def list_outcomes(conn: Connection, run: str) -> dict[tuple[int, str], str]:
+    """Return the outcome of every recorded answer of a run, by (question, organisation)."""
+    rows = conn.execute(select(answers.c.seq, answers.c.org, answers.c.outcome).where(answers.c.run == run))
+    return {(int(seq), str(org)): str(outcome) for seq, org, outcome in rows}
 
 
 def put_result(conn: Connection, row: ResultRow, recipients: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import numpy as np
@@ -102,6 +103,33 @@ async def test_a_party_that_drops_out_after_the_commitments_is_done_without(rig,
         assert np.abs(arrays[arrays.files[0]] - ROUNDS).max() < 1e-5
     for org in ("hospital-a", "hospital-b", "hospital-c"):
         assert rig.spent(org, agreement)["rounds"] == ROUNDS
+
+
+async def test_a_party_that_dies_after_its_upload_gets_the_receipt_of_its_sum(rig, dummy):
+    """The others open the sum that its part is in; when it comes back, its order ends with the upload that left."""
+    victim = "hospital-d"
+    rig.board.auto_close = False
+    rig.board.drop = lambda kind, sender, receiver: kind == "secagg.notice" and receiver == victim and noticed()
+
+    def noticed():
+        return ("hospital-b", "secagg.masked.notice") in rig.board.words
+
+    agreement, run = await began(rig, dummy)
+    await rig.until(noticed, 60)
+    await rig.nodes[victim].crash()
+    await rig.until(lambda: said(rig, REVEAL) >= 2, 60)  # of the lead nothing is relayed
+    assert not [each for each in rig.receipts(victim) if each["run"] == run]
+    rig.board.drop = lambda kind, sender, receiver: False
+    await rig.nodes[victim].up()
+    assert await check_end(rig, agreement, run) == set()
+    await rig.until(lambda: receipts_of(rig, victim, run) == dict.fromkeys(range(ROUNDS), "result"), 30)
+    said_of = [json.loads(body) for kind, body in rig.board.seen if kind == "secagg" and b'secagg.commitment"' in body]
+    uploads = {each["content"]["body"]["message"]["body"]["upload"] for each in said_of}
+    assert {each["result"] for each in rig.receipts(victim) if each["run"] == run} <= uploads
+
+
+def receipts_of(rig, org, run):
+    return {each["seq"]: each["outcome"] for each in rig.receipts(org) if each["run"] == run}
 
 
 async def test_whose_sum_a_party_stands_on_is_in_its_journal_before_it_signs(rig, dummy, monkeypatch):

@@ -195,8 +195,8 @@ class AggregationProfile(Protocol):
         """Take note that an order came to no result."""
         ...
 
-    async def confirmed(self, order_digest: str) -> None:
-        """Take note that the lead keeps the answer to an order."""
+    async def confirmed(self, order_digest: str, outcome: str = "result") -> None:
+        """Take note that the lead keeps the answer to an order, and what that answer is."""
         ...
 
     async def forget(self, run: str) -> None:

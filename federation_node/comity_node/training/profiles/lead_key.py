@@ -43,7 +43,7 @@ from comity_node.training.ports import FINAL, Agreements
 from comity_node.training.profiles import integer_form, sum_form, sum_store, sum_wire
 from comity_node.training.profiles.base import Asked, Collector, Kept, Measured, Outgoing, Protected, Question, Sink
 from comity_node.training.profiles.integer_form import EncodeIntegers
-from comity_node.training.profiles.plain import reply_context
+from comity_node.training.profiles.plain import RESULT, reply_context
 from comity_node.training.profiles.sum_exchange import Exchange, limits_for, offer_of
 from comity_node.training.profiles.sum_form import Encode, Formed, Plan
 from comity_node.training.profiles.sum_holding import recalled
@@ -175,7 +175,7 @@ class LeadKeyProfile:
         if part is not None and not catalog.row(error.code).retry:
             part.give_up(error)
 
-    async def confirmed(self, order_digest: str) -> None:
+    async def confirmed(self, order_digest: str, outcome: str = RESULT) -> None:
         """The lead keeps the sum: the part goes, and its file. One of an earlier process goes with its run."""
         part = self._parts.pop(order_digest, None)
         if part is None:

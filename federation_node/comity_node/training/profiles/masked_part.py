@@ -3,6 +3,8 @@
 1. The one list of survivors that this party stands on is journalled before its signature leaves, and bounds every later
    attempt at the same order: shares of the other kind are never revealed (`masked_contributor` 3 and 4).
 2. The session's secrets live in memory only: a node that died reveals nothing any more, and the others do without it.
+3. A party that died after its upload learns from the lead's confirmation that its part is in the sum; then its order
+   ends with the upload that left, receipt included.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from comity_crypto.secagg.frame.events import (
     Failed,
     Output,
     RecordRelease,
+    Release,
     Send,
     StartUpload,
     ValuesReady,
@@ -42,6 +45,7 @@ from comity_crypto.secagg.masked.messages import MaskedOffer
 from comity_crypto.secagg.masked.words import Words
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_node.training.profiles import sum_store
+from comity_node.training.profiles.plain import RESULT
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_part import UPLOAD_PAUSE_S, Part
@@ -98,6 +102,31 @@ class MaskedPart(Part):
     def _read(self, path: Path, size: int) -> NDArray[Any]:
         return np.fromfile(path, np.uint32).reshape(size)
 
+    async def released(self, release: Release, upload: str) -> None:
+        """Journal the release, and which upload leaves now: its digest is what the receipt names in the end."""
+        await self.record(release)
+        row = self.row
+        if row is not None and row.upload != upload:
+            self.row = row.uploading(upload)
+            text = self.row.release
+            await self.node.journal.run(lambda conn: sum_store.set_release(conn, self._digest, text))
+
+    def missed(self, outcome: str) -> bool:
+        """Hear from the lead how the sum ended, if nothing else told it; True if the order's end follows from that.
+
+        With `result` the part that left is in the sum: the order ends so, although this party said no last word.
+        """
+        upload = None if self.row is None else self.row.upload
+        if self._summed.done() or upload is None:
+            return False
+        if outcome == RESULT:
+            self._summed.set_result(upload)
+        else:
+            error = ComityError(ErrorCode.ROSTER_MISMATCH, "the sum was made without this part")
+            self._summed.set_exception(error)
+            self._summed.exception()  # nobody may wait for it any more
+        return True
+
     async def stand(self, stand: Stand) -> None:
         """Journal the list that this party stands on. Raises `ORDER_REPLAYED` if it stood on another."""
         row = self.row
@@ -125,7 +154,9 @@ class _MaskedWork:
         elif isinstance(output, StartMask):
             self.driver.work(self._mask(output))
         elif isinstance(output, RecordRelease):
-            await self._part.record(output.release)
+            upload = self.driver.state.upload
+            assert upload is not None, "what is released was masked"
+            await self._part.released(output.release, upload.digest)
         elif isinstance(output, RecordStand):
             await self._part.stand(output.stand)
         elif isinstance(output, StartUpload):

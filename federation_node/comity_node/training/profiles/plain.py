@@ -62,7 +62,7 @@ class PlainProfile:
     async def end(self, order_digest: str, error: ComityError) -> None:
         """Nothing was begun."""
 
-    async def confirmed(self, order_digest: str) -> None:
+    async def confirmed(self, order_digest: str, outcome: str = RESULT) -> None:
         """Nothing is held."""
 
     async def forget(self, run: str) -> None:

@@ -81,6 +81,21 @@ class PartRow:
         found = json.loads(self.release).get("stand")
         return None if found is None else Stand.from_json(found)
 
+    @property
+    def upload(self) -> str | None:
+        """Digest of the newest upload that left, where the profile keeps it."""
+        found = json.loads(self.release).get("upload")
+        return None if found is None else str(found)
+
+    @property
+    def summed(self) -> bool:
+        """Whether the lead said that it keeps a sum with this part."""
+        return bool(json.loads(self.release).get("summed", False))
+
+    def uploading(self, upload: str) -> PartRow:
+        """Return the row with what is about to leave."""
+        return replace(self, release=json.dumps({**json.loads(self.release), "upload": upload}))
+
     def standing(self, stand: Stand) -> PartRow:
         """Return the row with whose sum this party stands on."""
         return replace(self, release=json.dumps({**json.loads(self.release), "stand": stand.to_json()}))
@@ -100,6 +115,13 @@ def put_part(conn: Connection, row: PartRow) -> None:
 def set_release(conn: Connection, order_digest: str, release: str) -> None:
     """Record what a part's session came to, before it is said."""
     conn.execute(parts.update().where(parts.c.order_digest == order_digest).values(release=release))
+
+
+def set_summed(conn: Connection, order_digest: str) -> None:
+    """Record the lead's word that it keeps a sum with the part of an order, if there is such a part."""
+    row = find_part(conn, order_digest)
+    if row is not None and row.upload is not None and not row.summed:
+        set_release(conn, order_digest, json.dumps({**json.loads(row.release), "summed": True}))
 
 
 def forget_all(conn: Connection) -> None:
