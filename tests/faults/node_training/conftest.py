@@ -71,6 +71,7 @@ class OpenPolicy:
 class Charters:
     def __init__(self, charter: Charter) -> None:
         self.charter: Charter | None = charter
+        self.former: Charter | None = None
 
     def current(self) -> Charter | None:
         return self.charter
@@ -79,7 +80,8 @@ class Charters:
         return set() if self.charter is None else {self.charter.member(org).keys.statement}
 
     def at(self, digest: str) -> Charter | None:
-        return self.charter if self.charter is not None and self.charter.digest == digest else None
+        chain = (self.charter, self.former)
+        return next((each for each in chain if each is not None and each.digest == digest), None)
 
 
 @dataclass
@@ -334,7 +336,7 @@ class RigNode:
         self.journal = Journal.open(settings.journal_file)
         self.link = RigLink(self.rig.board, self.org, self.journal)
         self.charters = Charters(self.rig.charter)
-        context = NodeContext(
+        self.context = context = NodeContext(
             settings=settings, keys=self.keys, keystore=None, journal=self.journal, link=self.link,
             dialer=RigDialer(self.rig.board, self.org),
             payloads=RigPayloads(self.rig.board), charters=self.charters, ledger=LedgerStore(),
