@@ -38,7 +38,7 @@ MEANINGS = {
     "app_signers": "who may vouch for an app: consortium, for those that the members published in the charter",
     "reviewers": "keys of people (ed25519:BASE64, see comity app key) whose signature on an app counts as a review",
     "privacy": 'null, or {"epsilon": "4", "delta": "0.00001"}: the budget asked of every agreement'
-    " (no node adds noise yet: with a budget every agreement is refused)",
+    " (statistics pay from it; with a budget every training is refused)",
     "aggregation": f"the weakest aggregation accepted: {', '.join(AGGREGATION)}",
     "egress": "kinds of results that may leave, names of metrics that may leave, the largest result in bytes",
     "terms": "further terms that this organisation asks of every agreement",

@@ -140,8 +140,8 @@ def _caveats(answer: dict[str, Any]) -> list[str]:
         what = "counts" if answer["measure"] in ("histogram", "table", "quantiles") else "the value"
         lines.append(f"  noise on {what}: standard deviation {_number(answer['noise_std'])}")
         lines.append(f"  privacy budget of the agreement: epsilon {budget['epsilon']}, delta {budget['delta']}")
-    if answer.get("hidden_cells"):
-        lines.append(f"  {answer['hidden_cells']} cells of single organisations were hidden: they count as empty")
+    if answer["measure"] in ("histogram", "table") and not budget:
+        lines.append(f"  an organisation hides its cells of fewer than {answer['minimum']} records")
     if answer.get("rank_error"):
         lines.append(f"  ranks are right to {answer['rank_error']} records: small groups were averaged")
     if answer["measure"] not in ("count", "table"):
@@ -150,19 +150,25 @@ def _caveats(answer: dict[str, Any]) -> list[str]:
 
 
 def _cells(answer: dict[str, Any]) -> list[str]:
-    few = f"<{answer['minimum']}"
     if answer["measure"] == "histogram":
         edges, last = answer["edges"], len(answer["counts"]) - 1
-        return [
-            f"  {edges[place]} to {'' if place == last else 'below '}{edges[place + 1]}: {few if n is None else n}"
-            for place, n in enumerate(answer["counts"])
-        ]
+        names = [f"{edges[n]} to {'' if n == last else 'below '}{edges[n + 1]}" for n in range(last + 1)]
+        return [f"  {name}: {_count(answer, place)}" for place, name in enumerate(names)]
     rows, columns = answer["rows"], answer["columns"]
     return [
-        f"  {rows['column']} {row}, {columns['column']} {column}: {few if n is None else n}"
-        for row, counts in zip(rows["values"], answer["counts"], strict=True)
-        for column, n in zip(columns["values"], counts, strict=True)
+        f"  {rows['column']} {row}, {columns['column']} {column}: {_count(answer, down, across)}"
+        for down, row in enumerate(rows["values"])
+        for across, column in enumerate(columns["values"])
     ]
+
+
+def _count(answer: dict[str, Any], *place: int) -> str:
+    count, at_least, hidden = answer["counts"], answer["at_least"], answer["hidden_by"]
+    for each in place:
+        count, at_least, hidden = count[each], at_least[each], hidden[each]
+    if hidden:
+        return f"at least {at_least}, hidden by {hidden} of {answer['parties']}"
+    return f"fewer than {answer['minimum']}" if count is None else str(count)
 
 
 def _quantile(row: dict[str, Any]) -> str:

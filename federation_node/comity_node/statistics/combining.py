@@ -142,28 +142,36 @@ class Combiner:
         }
 
     def _histogram(self) -> dict[str, Any]:
-        edges = self.step.query.edges
-        return {"edges": list(edges), "counts": self._shown(self._sums[: len(edges) - 1]), **self._about_cells()}
+        return {"edges": list(self.step.query.edges), **self._cells(self.step.query.cells)}
 
     def _table(self) -> dict[str, Any]:
         rows, columns = self.step.query.columns
-        width = len(columns.values or ())
-        cells = self._shown(self._sums[: self.step.query.cells])
         return {
             "rows": {"column": rows.name, "values": list(rows.values or ())},
             "columns": {"column": columns.name, "values": list(columns.values or ())},
-            "counts": [cells[start : start + width] for start in range(0, len(cells), width)],
-            **self._about_cells(),
+            **self._cells(len(columns.values or ())),
         }
 
-    def _shown(self, cells: Sequence[int]) -> list[int | None]:
-        if self._private:
-            return [each if each >= self._least else None for each in cells]
-        return [each if each == 0 or each >= self._least else None for each in cells]
+    def _cells(self, width: int) -> dict[str, Any]:
+        """Return counts in rows of `width` (a histogram is one row, and is given as such).
 
-    def _about_cells(self) -> dict[str, Any]:
-        hidden = None if self._private else self._sums[-1]
-        return {"hidden_cells": hidden, "minimum": self._least, "noise_std": self._std(0)}
+        A cell that a party has hidden has no count but an `at_least`, and so has one below the minimum.
+        """
+        cells = self.step.query.cells
+        sums, hidden = self._sums[:cells], self._sums[cells:] or [0] * cells
+        # Under a budget an empty cell is as noisy as a small one, and is not told from it.
+        exact_none = not self._private
+        counts = [
+            n if not by and (n >= self._least or (n == 0 and exact_none)) else None
+            for n, by in zip(sums, hidden, strict=True)
+        ]
+        at_least = [max(0, n) if by else 0 for n, by in zip(sums, hidden, strict=True)]
+        found: dict[str, list[Any]] = {"counts": counts, "at_least": at_least, "hidden_by": hidden}
+        made: dict[str, Any] = {}
+        for name, row in found.items():
+            rows = [row[start : start + width] for start in range(0, cells, width)]
+            made[name] = row if self.step.query.measure == "histogram" else rows
+        return {**made, "minimum": self._least, "noise_std": self._std(0)}
 
     def _quantiles(self) -> dict[str, Any]:
         rows = []

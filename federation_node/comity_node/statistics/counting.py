@@ -4,8 +4,8 @@ Rules (the field's best practice of disclosure control; Hundepool et al., "Stati
 1. Fewer than `least` records behind the whole statistic, or fewer than `least` but not none left out by its condition:
    nothing leaves. The first is judged as every result's cohort is, the second here.
 2. A cell of a histogram or table with fewer than `least` records counts as empty. Where that hides one cell alone, the
-   smallest other one is hidden with it, so that a known total does not give it away. How many cells were hidden is
-   added to the vector.
+   smallest other one is hidden with it, so that a known total does not give it away. Which cells were hidden is added
+   to the vector, so that nobody takes them for empty.
 3. Quantiles are taken of microaggregated records: sorted, cut into blocks of `least` or more, each record standing for
    the mean of its block. So every cell of every window, in every round, holds none or `least` records (Domingo-Ferrer
    and Mateo-Sanz, 2002); a rank is wrong by less than `least` records a party.
@@ -44,7 +44,7 @@ def vector_of(query: Query, question: Question, selection: Selection, least: int
         if private:
             return cells
         shown, hidden = hide(cells, least)
-        return [*shown, hidden]
+        return [*shown, *hidden]
     numbers = selection.columns[0]
     if query.measure == "quantiles":
         if not private:
@@ -58,13 +58,14 @@ def vector_of(query: Query, question: Question, selection: Selection, least: int
     return first if query.measure == "mean" else [*first, exact_squares(deviations)]
 
 
-def hide(cells: list[int], least: int) -> tuple[list[int], int]:
-    """Return the cells with small ones emptied, and how many were."""
+def hide(cells: list[int], least: int) -> tuple[list[int], list[int]]:
+    """Return the cells with small ones emptied, and 1 for each that was, else 0."""
     hidden = {place for place, count in enumerate(cells) if 0 < count < least}
     if len(hidden) == 1:
         others = [(count, place) for place, count in enumerate(cells) if count >= least]
         hidden |= {min(others)[1]} if others else set()
-    return [0 if place in hidden else count for place, count in enumerate(cells)], len(hidden)
+    shown = [0 if place in hidden else count for place, count in enumerate(cells)]
+    return shown, [int(place in hidden) for place in range(len(cells))]
 
 
 def microaggregate(numbers: NDArray[np.int64], least: int) -> NDArray[np.int64]:

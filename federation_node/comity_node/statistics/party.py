@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.noise.discrete import Below, discrete_gaussian
 from comity_node.statistics import counting, privacy, vectors
-from comity_node.statistics.questions import CELLS, WINDOW, Question, parts_of
-from comity_node.statistics.records import Selection, select
+from comity_node.statistics.questions import CELLS, Question, parts_of
+from comity_node.statistics.records import select
 from comity_node.training.datasets import Copy
 from comity_policies import cohorts
 from comity_policies.documents import AggregateStep, Agreement
@@ -52,17 +52,11 @@ def count(
     places = [share.variance for share in privacy.shares_of(agreement, parts) for _ in range(share.group.size)]
     if private:
         vector = [each + discrete_gaussian(variance, below) for each, variance in zip(vector, places, strict=True)]
-    return Counted(vectors.write(vector), _cohort(parts[0].name, selection, vector, private), private)
+    # Of a histogram or table, the records in cells that are shown.
+    behind = sum(vector[: query.cells]) if parts[0].name == CELLS and not private else selection.count
+    return Counted(vectors.write(vector), behind, private)
 
 
 def least_of(agreement: Agreement, org: str) -> int:
     """Return the fewest records that may stand behind a number of `org`."""
     return max(counting.CELL_MIN, cohorts.minimum_of(agreement, org))
-
-
-def _cohort(first: str, selection: Selection, vector: list[int], private: bool) -> int:
-    """Return the records that are counted: of a histogram, those between its edges and in cells that are shown."""
-    if first == CELLS and not private:
-        return sum(vector[:-1])
-    assert first != WINDOW or selection.columns, "quantiles are of a column"
-    return selection.count

@@ -117,8 +117,8 @@ def parts_of(query: Query, question: Question, private: bool) -> tuple[Part, ...
         return (count,)
     if query.measure in ("histogram", "table"):
         cells = Part(CELLS, Group(query.cells, 1))
-        # Without a budget small cells are hidden by each party; how many were is part of the answer.
-        return (cells,) if private else (cells, Part(HIDDEN, Group(1, 1)))
+        # Without a budget small cells are hidden by each party; by how many parties each was is part of the answer.
+        return (cells,) if private else (cells, Part(HIDDEN, Group(query.cells, 1)))
     if query.measure == "quantiles":
         # Below, the cells, and from the window's end on: every record is in exactly one.
         return tuple(Part(WINDOW, Group(each.cells + 2, 1)) for each in question.windows)

@@ -37,7 +37,12 @@ async def test_every_other_measure_is_exact(ask, rows):
         [sum(r[2] == g and r[3] in s for r in rows()) for s in (("0",), ("1", "1.0"))]
         for g in ("north", "south", "east")
     ]
-    assert (got["counts"], got["hidden_cells"]) == (wanted, 0)
+    assert (got["counts"], got["hidden_by"]) == (wanted, [[0, 0]] * 3)
+    got = await ask.answer("histogram(age: -5, -4, 30, 60, 130)")
+    wanted = np.histogram(numbers(rows), [-5, -4, 30, 60, 130])[0].tolist()
+    assert any(got["hidden_by"]), "a party has one or two records of one year"
+    for count, least, by, exact in zip(got["counts"], got["at_least"], got["hidden_by"], wanted, strict=True):
+        assert (count is None and least <= exact) if by else count == exact
 
 
 async def test_quantiles_are_found_by_rounds_within_the_stated_ranks(ask, rows):

@@ -159,3 +159,17 @@ def test_a_step_of_a_kind_that_this_node_cannot_run_is_refused_by_name() -> None
     with pytest.raises(ComityError, match="kind aggregate") as caught:
         Abilities(frozenset({"plain"}), "process", frozenset({"train"})).check_steps((step,))
     assert caught.value.code == ErrorCode.UNSUPPORTED
+
+
+@pytest.mark.parametrize("field", ["privacy", "clip_norm", "range", "weight_max"])
+def test_terms_follow_the_kind_of_step(field: str) -> None:
+    """Noise is added to statistics alone, and updates alone are bounded."""
+    ask = AggregateStep("ask", "clinic-a", Query("count"), 1, 60)
+    able = Abilities(frozenset({"lead-key"}), "process", frozenset({"train", "aggregate"}))
+    value = {"privacy": {"epsilon": "1", "delta": "0.00001"}, "weight_max": 10}.get(field, "1")
+    terms = Terms.parse({"aggregation": "lead-key", field: value})
+    steps, others = ((), (ask,)) if field != "privacy" else ((ask,), ())
+    able.check(terms, steps)
+    with pytest.raises(ComityError, match=field) as caught:
+        able.check(terms, others)
+    assert caught.value.code == ErrorCode.UNSUPPORTED

@@ -74,8 +74,8 @@ def test_no_group_of_microaggregated_records_is_small(numbers: list[int], least:
 def test_hidden_cells_cannot_be_found_by_subtraction(cells: list[int], least: int) -> None:
     shown, hidden = counting.hide(cells, least)
     assert all(each == 0 or each >= least for each in shown)
-    assert hidden != 1 or sum(1 for each in cells if each) == 1
-    assert [a for a, b in zip(cells, shown, strict=True) if a and not b].__len__() == hidden
+    assert sum(hidden) != 1 or sum(1 for each in cells if each) == 1
+    assert [int(a != b) for a, b in zip(cells, shown, strict=True)] == hidden
 
 
 def test_sums_of_squares_do_not_overflow() -> None:
