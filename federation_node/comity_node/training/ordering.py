@@ -24,6 +24,9 @@ from comity_node.training.room import Room
 from comity_node.training.tables import OPEN, QuestionRow
 from comity_policies.documents import OrderHeader
 
+# By then an answer that was on its way to the disk, or to this node, is there.
+SETTLED_S = 0.5
+
 log = structlog.get_logger("comity.node.training")
 
 
@@ -109,8 +112,14 @@ class OrderWriter:
 
         It learns from the order and the confirmation behind it how its own order ended.
         """
+        await asyncio.sleep(SETTLED_S)
         run, seq = self._led.run, book.unheard(org)
-        row = None if seq is None else await self._node.journal.run(lambda conn: store.find_question(conn, run, seq))
+        here = org in self._node.link.connected_orgs
+        row = (
+            None
+            if seq is None or not here
+            else await self._node.journal.run(lambda conn: store.find_question(conn, run, seq))
+        )
         if row is None:
             return
         statement = Statement.from_bytes(row.statement)

@@ -150,8 +150,8 @@ class QuestionDesk:
         for found in list(self._open.values()):
             targets = tuple(sorted(each for each in found.waiting - found.accepting if org in (None, each)))
             self._repeat(found, targets)
-        if org is not None:
-            self._spawn(self._writer.remind(org, self._book))
+        for each in self._led.agreement.parties if org is None else (org,):
+            self._spawn(self._writer.remind(each, self._book))
 
     def gone(self, org: str) -> None:
         """An organisation's node went away; look again in `GONE_S` seconds."""
