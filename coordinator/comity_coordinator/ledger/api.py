@@ -42,7 +42,7 @@ def router(db: Database, ledger: Ledger) -> APIRouter:
     @routes.get("/consistency")
     async def consistency(old_size: Size, new_size: Size) -> dict[str, Any]:
         """Prove that the log of `new_size` extends that of `old_size`."""
-        hashes = await db.run(partial(ledger.consistency, old_size=old_size, new_size=new_size))
+        hashes, *_ = await db.run(partial(ledger.consistency, sizes=(old_size, new_size)))
         return {"hashes": [base64.b64encode(each).decode() for each in hashes]}
 
     @routes.get("/export")

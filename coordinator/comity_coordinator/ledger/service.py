@@ -38,6 +38,7 @@ PAGE_MAX = 256
 PAGE_BYTES_MAX = 3 << 20
 LEASE_S = 3
 PROOFS_AT_ONCE_MAX = 64
+STEPS_MAX = 64
 EXPORT_FORMAT = "comity-ledger-export/1"
 
 
@@ -165,12 +166,19 @@ class Ledger:
         hashes = Tree(Tiles(conn).read, head.size).inclusion_proof(index)
         return InclusionProof(digest, index, tuple(hashes), head.note)
 
-    def consistency(self, conn: Connection, old_size: int, new_size: int) -> list[bytes]:
-        """Prove that the log of `new_size` extends that of `old_size`. Raises `PROOF_INVALID` out of range."""
+    def consistency(self, conn: Connection, sizes: Sequence[int]) -> list[list[bytes]]:
+        """Prove that the log of each of two or more sizes extends that of the size before it.
+
+        Raises:
+            ComityError: `PROOF_INVALID` out of range; `TOO_LARGE` beyond `STEPS_MAX` steps.
+        """
+        if len(sizes) - 1 > STEPS_MAX:
+            raise ComityError(ErrorCode.TOO_LARGE, "too many proofs at once", limit=STEPS_MAX)
         head = self._head(conn)
-        if new_size > head.size:
+        if max(sizes) > head.size:
             raise ComityError(ErrorCode.PROOF_INVALID, "the log is not that large", size=head.size)
-        return Tree(Tiles(conn).read, head.size).consistency_proof(old_size, new_size)
+        tree = Tree(Tiles(conn).read, head.size)
+        return [tree.consistency_proof(old, new) for old, new in itertools.pairwise(sizes)]
 
     def export(self, conn: Connection) -> Iterator[bytes]:
         """Yield the lines of an export of the newest checkpoint: a header, then one entry each.

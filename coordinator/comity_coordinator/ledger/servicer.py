@@ -54,11 +54,11 @@ class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
     async def GetConsistencyProof(  # noqa: N802 - gRPC's name
         self, request: ledger_pb2.GetConsistencyProofRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> ledger_pb2.GetConsistencyProofResponse:
-        """Prove that one checkpoint extends another."""
-        hashes = await self._read(
-            context, partial(self._ledger.consistency, old_size=request.old_size, new_size=request.new_size)
-        )
-        return ledger_pb2.GetConsistencyProofResponse(hashes=hashes)
+        """Prove that checkpoints extend each other, step by step."""
+        sizes = (request.old_size, request.new_size, *request.further_sizes)
+        first, *further = await self._read(context, partial(self._ledger.consistency, sizes=sizes))
+        steps = [ledger_pb2.ConsistencyStep(hashes=hashes) for hashes in further]
+        return ledger_pb2.GetConsistencyProofResponse(hashes=first, further=steps)
 
     async def GetStanding(  # noqa: N802 - gRPC's name
         self, request: ledger_pb2.GetStandingRequest, context: grpc.aio.ServicerContext[Any, Any]

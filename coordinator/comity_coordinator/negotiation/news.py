@@ -1,4 +1,4 @@
-"""Telling nodes how their negotiations stand, once a second at most.
+"""Telling nodes how their negotiations stand, once a second at most; less often where there are many to tell.
 
 Answers and signatures come in a rush, and every state makes the one before it old news: only ends are told at once, in
 the transaction that makes them; anything else is told as it stands a moment later. What is untold stands in the
@@ -19,7 +19,8 @@ from comity.wire.errors import ComityError
 from comity_coordinator.db import Database
 
 # News to fifty nodes cost more than what they tell of; an agreement that policies make by themselves is there sooner.
-TELL_AFTER_S = 1.0
+TELL_AFTER_S, TELL_AFTER_MAX_S = 1.0, 5.0
+TOLD_PER_S = 10
 AT_ONCE_MAX = 64
 
 _log = structlog.get_logger("comity.negotiation")
@@ -31,8 +32,8 @@ class Newsroom(Protocol):
     def on_news(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from any thread, after a commit that left something to tell."""
 
-    def tell_news(self, conn: Connection, limit: int) -> int:
-        """Send what is untold; return how many negotiations that were."""
+    def tell_news(self, conn: Connection, limit: int) -> list[int]:
+        """Send what is untold; return, for each negotiation, how many organisations were told."""
 
 
 class Teller:
@@ -51,19 +52,23 @@ class Teller:
         try:
             while True:
                 self._wake.clear()
-                while await self._tell() == AT_ONCE_MAX:
-                    pass  # bounded by what is untold
+                messages = await self._tell()
                 await self._wake.wait()
-                await asyncio.sleep(TELL_AFTER_S)
+                await asyncio.sleep(min(TELL_AFTER_MAX_S, max(TELL_AFTER_S, messages / TOLD_PER_S)))
         finally:
             self._loop = None
 
     async def _tell(self) -> int:
+        """Tell everything that is untold; return how many messages it took."""
+        messages = 0
         try:
-            return await self._db.run(lambda conn: self._room.tell_news(conn, AT_ONCE_MAX))
+            while counts := await self._db.run(lambda conn: self._room.tell_news(conn, AT_ONCE_MAX)):
+                messages += sum(counts)  # bounded by what is untold
+                if len(counts) < AT_ONCE_MAX:
+                    break
         except (ComityError, SQLAlchemyError) as error:
             _log.error("news.failed", error=type(error).__name__)
-            return 0
+        return messages
 
     def _wake_from_any_thread(self) -> None:
         loop = self._loop

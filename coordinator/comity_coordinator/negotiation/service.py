@@ -92,11 +92,9 @@ class NegotiationService:
         """Have `wake` called, from any thread, after a commit that left something to tell (`news.py`)."""
         self._news = wake
 
-    def tell_news(self, conn: Connection, limit: int) -> int:
-        """Send the states that were not sent yet; return how many negotiations that were."""
-        for negotiation in (untold := store.untold(conn, limit)):
-            self._send(conn, negotiation)
-        return len(untold)
+    def tell_news(self, conn: Connection, limit: int) -> list[int]:
+        """Send the states that were not sent yet; return how many organisations were told of each."""
+        return [self._send(conn, negotiation) for negotiation in store.untold(conn, limit)]
 
     def register(self) -> None:
         """Take the message kinds of negotiation."""
@@ -388,10 +386,11 @@ class NegotiationService:
         event = {"kind": "negotiation", "id": negotiation.proposal_id, "state": view.state(negotiation, ended)}
         after_commit(conn, partial(self._feed.publish, event))
 
-    def _send(self, conn: Connection, negotiation: Negotiation, ended: model.Ended | None = None) -> None:
+    def _send(self, conn: Connection, negotiation: Negotiation, ended: model.Ended | None = None) -> int:
         concerned = sorted({negotiation.proposer, *negotiation.legs})
         self._outbox.enqueue_all(conn, concerned, "negotiation.update", view.update(negotiation, ended))
         store.set_told(conn, negotiation.proposal_id, negotiation.revision)
+        return len(concerned)
 
 
 def _check_receivers(payload: SealedRef, proposal: Proposal) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,8 @@ ASKED_AGAIN_MAX = 256
 PROOFS_AT_ONCE_MAX = 64
 PAUSE_S = 2.0
 # Checkpoints come with every proof; those of a moment are compared together, away from what brought them.
-COMPARE_AFTER_S = 1.0
+COMPARE_AFTER_S = 5.0
+FORK = "checkpoints do not extend each other"
 log = structlog.get_logger("comity.node.ledger")
 
 
@@ -166,26 +168,32 @@ class LedgerService:
                     self._wake.set()
 
     async def _compare_all(self) -> None:
-        """Prove that all checkpoints seen are of one history, pair by pair; nothing more once an alarm was raised."""
+        """Prove that all checkpoints seen are of one history, step by step; nothing more once an alarm was raised."""
         store, journal = self._node.ledger, self._node.journal
-        pair = await journal.run(store.to_check)
-        while pair is not None:
-            smaller, larger = pair
-            request = ledger_pb2.GetConsistencyProofRequest(old_size=smaller.size, new_size=larger.size)
+        while compared := await journal.run(store.to_compare):
+            oldest, newer, *further = compared
+            request = ledger_pb2.GetConsistencyProofRequest(
+                old_size=oldest.size, new_size=newer.size, further_sizes=[seen.size for seen in further]
+            )
             found = await ask(self._node.dialer.ledger().GetConsistencyProof, request)
-            try:
-                hashes = read_hashes(found.hashes)
-                merkle.verify_consistency(smaller.size, larger.size, smaller.root, larger.root, hashes)
-            except ComityError as error:
-                log.error("ledger.alarm", reason="checkpoints do not extend each other", error=str(error))
-                both = f"{smaller.note}\n{larger.note}"
-                await journal.run(partial(store.alarm, reason="checkpoints do not extend each other", evidence=both))
-                return
-            pair = await journal.run(partial(self._proved, pair=pair))
+            proofs = [found.hashes, *(step.hashes for step in found.further)]
+            for (smaller, larger), hashes in zip(itertools.pairwise(compared), proofs, strict=False):
+                if not _extends(smaller, larger, hashes):
+                    log.error("ledger.alarm", reason=FORK, sizes=[smaller.size, larger.size])
+                    both = f"{smaller.note}\n{larger.note}"
+                    await journal.run(partial(store.alarm, reason=FORK, evidence=both))
+                    return
+            if len(proofs) != len(compared) - 1:
+                raise ComityError(ErrorCode.PROOF_INVALID, "the coordinator did not prove every step")
+            await journal.run(partial(store.consistent, compared=compared))
 
-    def _proved(self, conn: Connection, pair: tuple[Seen, Seen]) -> tuple[Seen, Seen] | None:
-        self._node.ledger.consistent(conn, pair)
-        return self._node.ledger.to_check(conn)
+
+def _extends(smaller: Seen, larger: Seen, hashes: Sequence[bytes]) -> bool:
+    try:
+        merkle.verify_consistency(smaller.size, larger.size, smaller.root, larger.root, read_hashes(hashes))
+    except ComityError:
+        return False
+    return True
 
 
 def _read_proof(value: Any) -> tuple[str, int, list[bytes]]:

@@ -27,6 +27,7 @@ from comity_node.journal import metadata
 HASH_BYTES = 32
 PROOF_HASHES_MAX = 64
 CHECKPOINTS_KEPT = 256
+COMPARED_AT_ONCE = 64
 _AT_ONCE = 500
 # Proofs of what this node does not expect yet; one that was pushed out is asked for again.
 UNCLAIMED_KEPT = 4_096
@@ -190,29 +191,30 @@ class LedgerStore:
             self.alarm(conn, "two checkpoints of one size", row.note + "\n" + seen.note)
         return not row.consistent
 
-    def to_check(self, conn: Connection) -> tuple[Seen, Seen] | None:
-        """Return the next pair (smaller, larger) whose consistency is to be proved, one of them proved already.
+    def to_compare(self, conn: Connection) -> list[Seen]:
+        """Return checkpoints of ascending size, one of them proved already, whose steps are to be proved now.
 
-        None if nothing is to be proved, or after an alarm.
+        Whatever lies between two of them is among them: a fork could not hide. At most `COMPARED_AT_ONCE`; none if
+        nothing is to be proved, or after an alarm.
         """
-        if self.alarms(conn):
-            return None
         pending = _one(conn, sa.select(_checkpoints).where(~_checkpoints.c.consistent).order_by(_checkpoints.c.size))
-        if pending is None:
-            return None
+        if pending is None or self.alarms(conn):
+            return []
         proved = sa.select(_checkpoints).where(_checkpoints.c.consistent)
-        above = _one(conn, proved.where(_checkpoints.c.size > pending.size).order_by(_checkpoints.c.size))
-        if above is not None:
-            return pending, above
         below = _one(conn, proved.where(_checkpoints.c.size < pending.size).order_by(_checkpoints.c.size.desc()))
-        return None if below is None else (below, pending)
+        above = _one(conn, proved.where(_checkpoints.c.size > pending.size).order_by(_checkpoints.c.size))
+        if below is None:
+            return [] if above is None else [pending, above]
+        query = sa.select(_checkpoints).where(_checkpoints.c.size >= below.size).order_by(_checkpoints.c.size)
+        rows = conn.execute(query.limit(COMPARED_AT_ONCE)).all()
+        return [Seen(row.size, row.root, row.note) for row in rows]
 
-    def consistent(self, conn: Connection, pair: tuple[Seen, Seen]) -> None:
-        """Note that the larger of `pair` was proved to extend the smaller; forget checkpoints beyond what is kept."""
-        sizes = [seen.size for seen in pair]
+    def consistent(self, conn: Connection, compared: Sequence[Seen]) -> None:
+        """Note that each of `compared` was proved to extend the one before; forget more than is kept."""
+        sizes = [seen.size for seen in compared]
         conn.execute(_checkpoints.update().where(_checkpoints.c.size.in_(sizes)).values(consistent=True))
-        proved = sa.select(_checkpoints.c.size).where(_checkpoints.c.consistent)
-        kept = proved.order_by(_checkpoints.c.size.desc()).limit(CHECKPOINTS_KEPT)
+        kept = sa.select(_checkpoints.c.size).where(_checkpoints.c.consistent)
+        kept = kept.order_by(_checkpoints.c.size.desc()).limit(CHECKPOINTS_KEPT)
         conn.execute(_checkpoints.delete().where(_checkpoints.c.consistent, _checkpoints.c.size.not_in(kept)))
 
     def newest(self, conn: Connection) -> Seen | None:

@@ -44,7 +44,7 @@ def test_many_entries_have_proofs_and_the_tree_only_grows(world, names):
         assert proof.index == index
         verify_inclusion(leaves[index], index, head.size, proof.hashes, head.root)
     for old in sizes[:-1]:
-        hashes = world.read(lambda conn, old=old: world.ledger.consistency(conn, old.size, head.size))
+        hashes = world.read(lambda conn, old=old: world.ledger.consistency(conn, [old.size, head.size])[0])
         verify_consistency(old.size, head.size, old.root, head.root, hashes)
     assert world.read(lambda conn: world.ledger.entries(conn, 255, 3)) == [each.to_bytes() for each in said[254:257]]
     assert world.read(lambda conn: fsck.check(conn, world.ledger, world.log_keys.public.statement)) == []
@@ -90,7 +90,7 @@ def test_reading_out_of_range_is_refused(world):
         with pytest.raises(ComityError):
             world.read(lambda conn, start=start, limit=limit: world.ledger.entries(conn, start, limit))
     with pytest.raises(ComityError):
-        world.read(lambda conn: world.ledger.consistency(conn, 1, 2))
+        world.read(lambda conn: world.ledger.consistency(conn, [1, 2]))
     assert world.read(lambda conn: world.ledger.entries(conn, 99, 0)) == []
 
 

@@ -80,18 +80,27 @@ def test_checkpoints_are_compared_in_a_chain(journal, store) -> None:
     assert journal.transact(lambda conn: store.see(conn, seen(5)))
     assert journal.transact(lambda conn: store.see(conn, seen(7)))
     assert journal.transact(store.newest).size == 2
-    pairs = []
-    for _ in range(5):
-        pair = journal.transact(store.to_check)
-        if pair is None:
-            break
-        pairs.append((pair[0].size, pair[1].size))
-        journal.transact(lambda conn, pair=pair: store.consistent(conn, pair))
-    assert pairs == [(2, 5), (5, 7)]
+    assert compared(journal, store) == [2, 5, 7]
     assert journal.transact(store.newest).size == 7
-    assert journal.transact(lambda conn: store.see(conn, seen(3)))  # late, and smaller
-    pair = journal.transact(store.to_check)
-    assert (pair[0].size, pair[1].size) == (3, 5)
+    assert journal.transact(lambda conn: store.see(conn, seen(1)))  # late, and smaller than all
+    assert compared(journal, store) == [1, 2]
+    assert journal.transact(lambda conn: store.see(conn, seen(9)))
+    assert journal.transact(lambda conn: store.see(conn, seen(3)))
+    assert compared(journal, store) == [2, 3, 5, 7, 9]  # all between, or a fork could hide there
+    assert compared(journal, store) == []
+
+
+def test_many_checkpoints_are_compared_some_at_a_time(journal, store, monkeypatch) -> None:
+    monkeypatch.setattr("comity_node.ledger.store.COMPARED_AT_ONCE", 4)
+    for size in range(1, 9):
+        journal.transact(lambda conn, size=size: store.see(conn, seen(size)))
+    assert [compared(journal, store) for _ in range(4)] == [[1, 2, 3, 4], [4, 5, 6, 7], [7, 8], []]
+
+
+def compared(journal, store) -> list[int]:
+    found = journal.transact(store.to_compare)
+    journal.transact(lambda conn: store.consistent(conn, found))
+    return [each.size for each in found]
 
 
 def test_two_roots_of_one_size_are_a_fork(journal, store) -> None:
@@ -106,8 +115,7 @@ def test_old_checkpoints_are_forgotten(journal, store, monkeypatch) -> None:
     monkeypatch.setattr("comity_node.ledger.store.CHECKPOINTS_KEPT", 3)
     for size in range(1, 8):
         journal.transact(lambda conn, size=size: store.see(conn, seen(size)))
-    while pair := journal.transact(store.to_check):
-        journal.transact(lambda conn, pair=pair: store.consistent(conn, pair))
+    assert compared(journal, store) == [1, 2, 3, 4, 5, 6, 7]
     assert journal.transact(store.newest).size == 7
     assert journal.transact(lambda conn: conn.exec_driver_sql("SELECT count(*) FROM ledger_checkpoints").scalar()) == 3
 
