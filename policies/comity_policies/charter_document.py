@@ -185,8 +185,9 @@ class Charter(Document):
             choice_of(kind, DECISION_KINDS)
             if not rule.names <= set(self.organisations) or not rule.met(voters, self.organisations, self.suspended):
                 raise malformed(f"the members that may vote cannot meet the quorum rule of {kind}")
-        if not {name for named in self.roles.values() for name in named} <= set(self.organisations):
-            raise malformed("a role is held by members")
+        strangers = sorted({name for named in self.roles.values() for name in named} - set(self.organisations))
+        if strangers:
+            raise malformed(f"a role is held by members, and {strangers[0]} is none")
 
     @classmethod
     def from_json(cls, value: Any) -> Charter:

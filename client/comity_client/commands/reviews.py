@@ -208,7 +208,10 @@ def instant_of(text: str) -> str:
     """Return an instant, or the one that a span from now ends at. Raises `MALFORMED`."""
     span = _SPAN.fullmatch(text)
     if span is None:
-        return instants.to_text(instants.parse(text))
+        try:
+            return instants.to_text(instants.parse(text))
+        except ComityError as error:
+            raise ComityError(ErrorCode.MALFORMED, f"{error.detail}, or is a span such as 14d, 12h, 30m") from error
     return instants.to_text(instants.now() + timedelta(**{_UNITS[span[2]]: int(span[1])}))
 
 

@@ -57,6 +57,8 @@ class ProposeRequest(BaseModel):
     agents: list[dict[str, str]] = Field(default_factory=list, max_length=16)
     trust_roots: list[dict[str, str]] = Field(default_factory=list, max_length=16)
     coordinator: LogRequest | None = None
+    withdraw_agents: list[str] = Field(default_factory=list, max_length=16)
+    distrust: list[str] = Field(default_factory=list, max_length=16)
     reason: str = Field(min_length=1, max_length=REASON_CHARS_MAX)
     deadline_s: int = Field(default=DEADLINE_S_DEFAULT, ge=DEADLINE_S_MIN, le=OPEN_DAYS_MAX * 86_400)
 
@@ -142,5 +144,7 @@ def _wish(request: ProposeRequest, service: GovernanceService) -> Wish:
         policy=None if request.policy is None else PolicyRef.from_json(request.policy),
         agents=tuple(AgentRef.from_json(each) for each in request.agents),
         trust_roots=tuple(TrustRoot.from_json(each) for each in request.trust_roots),
+        withdraw_agents=tuple(request.withdraw_agents),
+        distrust=tuple(request.distrust),
         coordinator=None if log is None else (log.log_name, log.log_key, service.adopted(log.size, log.root)),
     )

@@ -14,6 +14,8 @@ import typer
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Orgs = Annotated[list[str] | None, typer.Option(metavar="ORG", help="May be given several times.")]
+Withdrawn = typer.Option(metavar="APP", help="A published app, by digest or NAME@VERSION, is taken off.")
+Distrusted = typer.Option(metavar="KIND:NAME", help="A root of attestation is trusted no more.")
 DEFAULT_HOME = Path.home() / ".comity"
 FILE_BYTES_MAX = 16 << 20
 UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -53,6 +55,7 @@ def show(
         lines.append(f"  {member['org']:<24} {member['fingerprint']}  {member['title']}, {member['owner']}{mark}")
     lines += [f"  to {kind}: {rule}" for kind, rule in found["quorum"].items()]
     lines.append("  everything else: all members")
+    lines += _constitution_lines(found["charter"])
     for waiting in found["candidates"]:
         lines.append(f"  waits to be admitted: {waiting['org']} {waiting['fingerprint']}")
     for each in found["proposals"]:
@@ -75,9 +78,11 @@ def propose(
         typer.Option(help="The consortium's policy bundle: a folder, or what `policy build` wrote.", exists=True),
     ] = None,
     publish_agent: Annotated[Path | None, typer.Option(help="An app's folder, to be published.", exists=True)] = None,
+    withdraw_agent: Annotated[list[str] | None, Withdrawn] = None,
     trust_root: Annotated[
         str, typer.Option(metavar="KIND:FILE", help="A root of attestation, such as sev-snp:amd-milan.pem.")
     ] = "",
+    distrust: Annotated[list[str] | None, Distrusted] = None,
     coordinator: Annotated[
         Path | None, typer.Option(help="What `comity coordinator adopt` wrote for the members.", exists=True)
     ] = None,
@@ -93,6 +98,7 @@ def propose(
       comity charter propose --admit hospital-d --reason "joined the study; fingerprint compared"
       comity charter propose --set quorum.admit-member=3/4 --reason "as decided on Monday"
       comity charter propose --suspend hospital-c --reason "keys may be stolen" --deadline 24h
+      comity charter propose --withdraw-agent tumours@1.0.0 --reason "it leaks"
     """
     wish: dict[str, Any] = {
         "admit": admit or [],
@@ -101,6 +107,8 @@ def propose(
         "remove": remove or [],
         "rotate": rotate,
         "settings": dict(_pair(each) for each in set_ or []),
+        "withdraw_agents": withdraw_agent or [],
+        "distrust": distrust or [],
         "reason": reason or "no reason was given",
         "deadline_s": _seconds(deadline),
     }
@@ -152,6 +160,17 @@ def list_all(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
         for each in found["proposals"]
     ]
     _print(found, as_json, lines or ["nothing was proposed since the genesis"])
+
+
+def _constitution_lines(charter: dict[str, Any]) -> list[str]:
+    """Return what else the members have agreed on; nothing where there is none."""
+    lines = [f"  role {role}: {', '.join(orgs)}" for role, orgs in charter["roles"].items()]
+    lines += [f"  every proposal asks for {term}: {json.dumps(value)}" for term, value in charter["defaults"].items()]
+    if charter["policy"] is not None:
+        lines.append(f"  policy of all: {charter['policy']['name']} {charter['policy']['digest']}")
+    lines += [f"  published: {app['name']}@{app['version']} {app['digest']}" for app in charter["agents"]]
+    lines += [f"  trusted root: {each['kind']}:{each['name']} {each['digest']}" for each in charter["trust_roots"]]
+    return lines
 
 
 def _proposal_lines(found: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ class Wish:
     """What the next charter shall differ in. `settings` are KEY=VALUE pairs as people write them (`apply_setting`).
 
     `keys` are this organisation's new ones, `coordinator` is (log name, base64 of the log key, where the former ended).
+    `withdraw_agents` are digests or NAME@VERSION, `distrust` roots by KIND:NAME.
     """
 
     admit: tuple[str, ...] = ()
@@ -42,6 +43,8 @@ class Wish:
     agents: tuple[AgentRef, ...] = ()
     trust_roots: tuple[TrustRoot, ...] = ()
     coordinator: tuple[str, str, Adopted] | None = None
+    withdraw_agents: tuple[str, ...] = ()
+    distrust: tuple[str, ...] = ()
 
 
 def next_charter(current: Charter, wish: Wish, candidates: Mapping[str, Member]) -> Charter:
@@ -49,7 +52,7 @@ def next_charter(current: Charter, wish: Wish, candidates: Mapping[str, Member])
 
     Raises:
         ComityError: `NOT_FOUND` for a candidate that has not enrolled; `NOT_A_MEMBER`, `ALREADY_A_MEMBER`;
-            `CHARTER_INVALID` if nothing changes; `MALFORMED`.
+            `ILLEGAL_EVENT` if nothing changes; `CHARTER_INVALID`, `MALFORMED`.
     """
     values: dict[str, Any] = {
         "version": current.version + 1,
@@ -60,12 +63,8 @@ def next_charter(current: Charter, wish: Wish, candidates: Mapping[str, Member])
     }
     if wish.policy is not None:
         values["policy"] = wish.policy
-    if wish.agents:
-        named = {(each.name, each.version) for each in wish.agents}
-        values["agents"] = (*(e for e in current.agents if (e.name, e.version) not in named), *wish.agents)
-    if wish.trust_roots:
-        roots = {(each.kind, each.name) for each in wish.trust_roots}
-        values["trust_roots"] = (*(e for e in current.trust_roots if (e.kind, e.name) not in roots), *wish.trust_roots)
+    values["agents"] = _agents(current, wish)
+    values["trust_roots"] = _roots(current, wish)
     if wish.coordinator is not None:
         values["log_name"], values["log_key"], values["adopted"] = wish.coordinator
     settings = wish.settings or {}
@@ -74,8 +73,32 @@ def next_charter(current: Charter, wish: Wish, candidates: Mapping[str, Member])
     for key, text in settings.items():
         apply_setting(current, values, key, text)
     following = replace(current, **values)
+    if following == replace(current, version=following.version, previous=following.previous, attempt=1):
+        raise ComityError(ErrorCode.ILLEGAL_EVENT, "this is how it is already: name what the next charter shall change")
     changes(current, following)
     return following
+
+
+def _agents(current: Charter, wish: Wish) -> tuple[AgentRef, ...]:
+    """Return the published apps: the same name and version replaces an entry, what is withdrawn goes."""
+    gone = {(each.name, each.version) for each in wish.agents}
+    for typed in wish.withdraw_agents:
+        found = [each for each in current.agents if typed in (each.digest, f"{each.name}@{each.version}")]
+        if not found:
+            raise ComityError(
+                ErrorCode.NOT_FOUND, "no published app has this digest or NAME@VERSION", agent=typed[:200]
+            )
+        gone |= {(each.name, each.version) for each in found}
+    return (*(each for each in current.agents if (each.name, each.version) not in gone), *wish.agents)
+
+
+def _roots(current: Charter, wish: Wish) -> tuple[TrustRoot, ...]:
+    gone = {f"{each.kind}:{each.name}" for each in wish.trust_roots}
+    for typed in wish.distrust:
+        if all(typed != f"{each.kind}:{each.name}" for each in current.trust_roots):
+            raise ComityError(ErrorCode.NOT_FOUND, "the charter trusts no root of this KIND:NAME", root=typed[:200])
+        gone.add(typed)
+    return (*(each for each in current.trust_roots if f"{each.kind}:{each.name}" not in gone), *wish.trust_roots)
 
 
 def apply_setting(current: Charter, values: dict[str, Any], key: str, text: str) -> None:

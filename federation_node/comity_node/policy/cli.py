@@ -24,6 +24,8 @@ Stage = Annotated[str, typer.Option(help="Only this stage: membership, proposal,
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="The newest so many decisions.")]
 DEFAULT_HOME = Path.home() / ".comity"
 PAGE = 500
+STAGES = ("membership", "proposal", "dispatch", "egress")
+DECISIONS = ("allow", "deny", "review")
 
 
 def register(policy: typer.Typer) -> None:
@@ -277,6 +279,9 @@ def _questions(home: Path, stage: str, limit: int) -> Iterator[Recorded]:
 
 def _recorded(home: Path, *, stage: str, decision: str, limit: int, inputs: bool) -> Iterator[dict[str, Any]]:
     """Yield recorded decisions, the newest first, page by page."""
+    for value, known, option in ((stage, STAGES, "--stage"), (decision, DECISIONS, "--decision")):
+        if value and value not in known:
+            raise typer.BadParameter(f"one of {', '.join(known)}", param_hint=option)
     api, left = _api(home), limit
     before: dict[str, str] = {}
     while left > 0:

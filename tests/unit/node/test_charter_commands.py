@@ -40,6 +40,13 @@ CHARTER: dict[str, Any] = {
     "name": "bbbb-cccc",
     "genesis": "aaaa-bbbb",
     "version": 1,
+    "charter": {
+        "roles": {"steward": ["hospital-a"]},
+        "defaults": {"rounds": 5},
+        "policy": {"name": "rules", "digest": "0b" * 32},
+        "agents": [{"name": "tumours", "version": "1.0.0", "digest": "0c" * 32, "publisher": "hospital-a"}],
+        "trust_roots": [{"kind": "sev-snp", "name": "milan", "digest": "0e" * 32}],
+    },
     "members": [
         {"org": "hospital-a", "title": "A", "owner": "A gGmbH", "fingerprint": "ffff", "suspended": False},
         {"org": "hospital-d", "title": "D", "owner": "D gGmbH", "fingerprint": "eeee", "suspended": True},
@@ -103,7 +110,11 @@ def test_show_names_everything_that_a_voter_has_to_see(node: Node) -> None:
     ):
         assert words in text
     whole = run("show")
-    for words in ("genesis: aaaa-bbbb", "hospital-d", "suspended", "to admit-member: 2/3", "admitted: hospital-e dddd"):
+    named = ("role steward: hospital-a", "asks for rounds: 5", "policy of all: rules", "published: tumours@1.0.0 0c0c")
+    for words in (
+        *("genesis: aaaa-bbbb", "hospital-d", "suspended", "to admit-member: 2/3", "admitted: hospital-e dddd"),
+        *(*named, "trusted root: sev-snp:milan"),
+    ):
         assert words in whole
     assert json.loads(run("show", "--json"))["version"] == 1
     assert run("list").startswith(f"{VIEW['name']}  OPEN")
@@ -119,6 +130,7 @@ def test_members_and_settings(node: Node) -> None:
         *("propose", "--admit", "hospital-e", "--suspend", "hospital-c", "--reinstate", "hospital-d", "--rotate"),
         *("--remove", "hospital-f", "--set", "quorum.admit-member=3/4", "--set", "roles.witnesses=a,b"),
         *("--reason", "because", "--deadline", "36h"),
+        *("--withdraw-agent", "tumours@1.0.0", "--distrust", "sev-snp:milan"),
     )
     ((path, wish),) = node.posted
     assert path == "/v1/charter/proposals"
@@ -128,6 +140,8 @@ def test_members_and_settings(node: Node) -> None:
         "reinstate": ["hospital-d"],
         "remove": ["hospital-f"],
         "rotate": True,
+        "withdraw_agents": ["tumours@1.0.0"],
+        "distrust": ["sev-snp:milan"],
         "settings": {"quorum.admit-member": "3/4", "roles.witnesses": "a,b"},
         "reason": "because",
         "deadline_s": 36 * 3600,

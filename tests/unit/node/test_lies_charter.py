@@ -26,7 +26,7 @@ from comity_node.settings import NodeSettings
 from comity_node.training.standing import read_receipt
 from comity_node.transport import store as link_store
 from comity_node.transport.model import Message
-from comity_policies.charter import Adopted, Charter, Member, QuorumRule
+from comity_policies.charter import Adopted, AgentRef, Charter, Member, QuorumRule, TrustRoot
 from comity_policies.charter_votes import CharterEnded, CharterProposal, CharterVote
 from comity_policies.decisions import Decision
 from comity_policies.documents import Reason
@@ -415,7 +415,9 @@ def test_wishes_become_charters(consortium: Any) -> None:
     with pytest.raises(ComityError, match="MALFORMED"):
         apply_setting(before, {}, "quorum.admit-member", "a" * 20_000)
     for wish, code in (
-        (Wish(), ErrorCode.CHARTER_INVALID),
+        (Wish(), ErrorCode.ILLEGAL_EVENT),
+        (Wish(withdraw_agents=("tumours@1.0.0",)), ErrorCode.NOT_FOUND),
+        (Wish(distrust=("sev-snp:milan",)), ErrorCode.NOT_FOUND),
         (Wish(admit=("hospital-z",)), ErrorCode.NOT_FOUND),
         (Wish(admit=("hospital-a",)), ErrorCode.ALREADY_A_MEMBER),
         (Wish(suspend=("hospital-z",)), ErrorCode.NOT_A_MEMBER),
@@ -500,3 +502,14 @@ async def test_receipts_from_before_a_rotation_are_still_ours(rig: Rig) -> None:
     assert read_receipt(rig.node, receipt(rig.node.keys)) is not None
     with pytest.raises(ComityError, match="SIGNATURE_INVALID"):
         read_receipt(rig.node, strange)
+
+
+@pytest.mark.parametrize("named", ["0c" * 32, "tumours@1.0.0"])
+def test_what_was_published_or_trusted_is_taken_off(rig: Rig, named: str) -> None:
+    app, other = AgentRef("0c" * 32, "tumours", "1.0.0", A), AgentRef("0d" * 32, "tumours", "1.1.0", A)
+    root = TrustRoot("sev-snp", "milan", "0e" * 32)
+    before = rig.charters.in_force()
+    listed = next_charter(before, Wish(agents=(app, other), trust_roots=(root,)), {})
+    assert (listed.agents, listed.trust_roots) == ((app, other), (root,))
+    assert next_charter(listed, Wish(withdraw_agents=(named,)), {}).agents == (other,)
+    assert next_charter(listed, Wish(distrust=("sev-snp:milan",)), {}).trust_roots == ()
