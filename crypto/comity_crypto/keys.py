@@ -15,6 +15,7 @@ import base64
 import hashlib
 import secrets
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -99,10 +100,7 @@ class MemberKeys:
     sealing: bytes
 
     def __post_init__(self) -> None:
-        check_statement_key(self.statement)
-        bls.public_point(self.certificate)
-        bls.signature_point(self.possession)
-        sealing_public(self.sealing)
+        _check_public(self.statement, self.certificate, self.possession, self.sealing)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document form: four base64 fields."""
@@ -254,6 +252,19 @@ def sealing_public(data: bytes) -> MLKEM768X25519PublicKey:
         )
     except ValueError as error:
         raise ComityError(ErrorCode.MALFORMED, "not a sealing key") from error
+
+
+@lru_cache(maxsize=4096)
+def _check_public(statement: bytes, certificate: bytes, possession: bytes, sealing: bytes) -> None:
+    """Check the four parts of `MemberKeys`. Raises `MALFORMED`.
+
+    Cached, being pure: every read of a charter brings the same keys again, and subgroup checks are half of its cost.
+    What is refused is not cached, so hostile keys do not push out good ones. Public bytes only.
+    """
+    check_statement_key(statement)
+    bls.public_point(certificate)
+    bls.signature_point(possession)
+    sealing_public(sealing)
 
 
 def check_statement_key(data: bytes) -> None:
