@@ -178,16 +178,22 @@ class ThresholdCollector(SumCollector):
 
     def _more(self, exchange: ThresholdExchange, parties: tuple[str, ...], left: int) -> None:
         """Make more keys while rounds go on, if the run may need more than are left."""
-        question = self.question
-        asked = ORDERS_A_ROUND * step_of(question.agreement, question.order).most_rounds - question.order.seq - 1
-        if left < KEYS_LEFT_MIN and left < asked and not exchange.ceremonies.under_way(question.order.run):
+        run = self.question.order.run
+        if left < KEYS_LEFT_MIN and left < self._coming() and not exchange.ceremonies.under_way(run):
             self._call(exchange, parties)
 
     def _call(self, exchange: ThresholdExchange, parties: tuple[str, ...]) -> asyncio.Task[KeyBatch]:
         """Call a ceremony among the parties, for what may still be asked in this run."""
         question = self.question
-        left = ORDERS_A_ROUND * step_of(question.agreement, question.order).most_rounds - question.order.seq
-        return call_ceremony(exchange, question.agreement, question.order.run, question.order.lead, parties, left)
+        order = question.order
+        return call_ceremony(exchange, question.agreement, order.run, order.lead, parties, self._coming() + 1)
+
+    def _coming(self) -> int:
+        """Return how many orders will follow this one, if every round asks as often as those before."""
+        order = self.question.order
+        rounds = step_of(self.question.agreement, order).most_rounds
+        each = -(-(order.seq + 1) // max(1, order.round))
+        return each * (rounds - order.round) + each - 1
 
 
 class _Fusing:
