@@ -92,9 +92,7 @@ def key_name(key: Ed25519PrivateKey) -> str:
 def public_bytes(name: str) -> bytes:
     """Return the public key that a policy names. Raises `MALFORMED`."""
     if not isinstance(name, str) or not name.startswith(KEY_PREFIX):
-        raise ComityError(
-            ErrorCode.MALFORMED, f"a key reads {KEY_PREFIX}BASE64, as `comity app key` prints it"
-        )
+        raise ComityError(ErrorCode.MALFORMED, f"a key reads {KEY_PREFIX}BASE64, as `comity app key` prints it")
     raw = from_base64(name.removeprefix(KEY_PREFIX), what="a reviewer's key", size_bytes=STATEMENT_BYTES)
     check_statement_key(raw)
     return raw

@@ -28,7 +28,9 @@ REMEDIES: dict[E, str] = {
     E.CHARTER_INVALID: "Sign nothing. Compare `comity genesis show` with the other members.",
     E.QUORUM_MISSING: "Wait until every party has signed; `comity status` names who is awaited.",
     E.KEY_UNREADABLE: "Run `comity doctor`: it names the file, and the mode or owner that it needs.",
-    E.NOT_FOUND: "List what there is: `comity proposals list`, `comity runs list`, `comity review list`, `comity charter list`.",
+    E.NOT_FOUND: (
+        "List what there is: `comity proposals list`, `comity runs list`, `comity review list`, `comity charter list`."
+    ),
     E.ILLEGAL_EVENT: "Look at the present state: `comity status`, `comity proposals show PROPOSAL`.",
     E.TERMS_CONFLICT: "Propose anew without the clash that the detail names, or leave that organisation out.",
     E.TERMS_TOO_WEAK: "Propose anew with the stricter term that the detail names.",

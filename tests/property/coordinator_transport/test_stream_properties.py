@@ -77,9 +77,7 @@ def test_each_message_is_handled_once_and_in_order(batches: list[list[int]], ref
         expected = 0
         for numbers in batches:
             batch = [Message(str(number), "note", "alpha", (), "", b"{}", seq=number) for number in numbers]
-            outcome: Any = database.transact(
-                lambda conn, batch=batch: hub._handle_batch(conn, ("alpha", batch))
-            )
+            outcome: Any = database.transact(lambda conn, batch=batch: hub._handle_batch(conn, ("alpha", batch)))
             for number in numbers:
                 if number > expected + 1:
                     break

@@ -35,7 +35,8 @@ def commands(group: click.Command, name: str = "") -> Iterator[tuple[str, click.
 def test_every_command_has_json_and_says_what_it_does(app: typer.Typer) -> None:
     found = dict(commands(typer.main.get_command(app)))
     assert set(found) == {
-        *("train", "intersect", "runs list", "runs watch", "runs result", "proposals list", "proposals show", "withdraw"),
+        *("train", "aggregate", "intersect", "runs list", "runs watch", "runs result", "withdraw"),
+        *("proposals list", "proposals show"),
         *("proposals accept", "proposals revise"),
         *("login", "access me", "access token issue", "access token list", "access token revoke"),
         *("review list", "review show", "review approve", "review deny", "review delegate", "review delegations"),
