@@ -107,13 +107,13 @@ class NegotiationService:
 
     async def on_offer(self, message: Message) -> None:
         """Answer an offer by our own policy. Raises what `check_offer` raises: such an offer deserves no answer."""
-        statement = Statement.from_json(_document(message.body).get("proposal"))
+        statement = Statement.from_json(_wrapper(message.body).get("proposal"))
         me, charter = self._node.settings.org, self._node.charters.in_force()
         await self._answering.offer(model.check_offer(statement, charter, me, self._now()), message.inline)
 
     async def on_counter(self, message: Message) -> None:
         """Keep a counter-offer to our own proposal for whoever proposed it."""
-        statement = Statement.from_json(_document(message.body).get("answer"))
+        statement = Statement.from_json(_wrapper(message.body).get("answer"))
         charter = self._node.charters.in_force()
 
         def write(conn: Connection) -> None:
@@ -131,12 +131,12 @@ class NegotiationService:
 
     async def on_sign(self, message: Message) -> None:
         """Sign an agreement that holds; otherwise withdraw with the reason, so that nobody waits for us."""
-        agreement, answers = signing.read(_document(message.body))
+        agreement, answers = signing.read(_wrapper(message.body))
         await self._signing.agreement(agreement, answers)
 
     async def on_final(self, message: Message) -> None:
         """Check the certificate of all parties and put the agreement in force here."""
-        body = _document(message.body)
+        body = _wrapper(message.body)
         statement = Statement.from_json(body.get("statement"))
         named = statement.body.get("agreement")
         charter = self._node.charters.at(str(named.get("charter_digest"))) if isinstance(named, dict) else None
@@ -156,7 +156,7 @@ class NegotiationService:
 
     async def on_update(self, message: Message) -> None:
         """Keep the coordinator's news for people; a withdrawal by anybody ends the agreement here."""
-        body = _document(message.body)
+        body = _wrapper(message.body)
         proposal_id, revision = body.get("proposal_id"), body.get("revision")
         if not isinstance(proposal_id, str) or not isinstance(revision, int):
             raise ComityError(ErrorCode.MALFORMED, "an update names its proposal")
@@ -312,8 +312,9 @@ class NegotiationService:
         return instants.to_text(self._node.clock())
 
 
-def _document(body: bytes) -> dict[str, Any]:
-    value = canonical.parse(body)
+def _wrapper(body: bytes) -> dict[str, Any]:
+    """Return the coordinator's words about documents that others signed, or that are canonical where they are kept."""
+    value = canonical.read(body)
     if not isinstance(value, dict):
         raise ComityError(ErrorCode.MALFORMED, "an object expected")
     return value

@@ -51,15 +51,24 @@ def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
     Raises:
         ComityError: `TOO_LARGE` above `max_bytes`; `MALFORMED` if the bytes are not canonical JSON.
     """
-    if len(data) > max_bytes:
-        raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=max_bytes)
-    try:
-        value = orjson.loads(data)  # bounds its own nesting, at 1,024
-    except ValueError as error:
-        raise ComityError(ErrorCode.MALFORMED, "not JSON") from error
+    value = read(data, max_bytes=max_bytes)
     if canonical(value) != data:  # refuses what is nested too deeply
         raise ComityError(ErrorCode.MALFORMED, "not RFC 8785 canonical JSON")
     return value
+
+
+def read(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
+    """Parse JSON in any spelling: an unsigned wrapper of documents, each of which is checked by itself.
+
+    Raises:
+        ComityError: `TOO_LARGE` above `max_bytes`; `MALFORMED` if the bytes are not JSON.
+    """
+    if len(data) > max_bytes:
+        raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=max_bytes)
+    try:
+        return orjson.loads(data)  # bounds its own nesting, at 1,024
+    except ValueError as error:
+        raise ComityError(ErrorCode.MALFORMED, "not JSON") from error
 
 
 def digest(value: Any) -> str:
