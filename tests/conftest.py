@@ -8,6 +8,9 @@ Logs go through the processors of the product: the pretty tracebacks that struct
 Hypothesis repeats the same few examples at every `make test`; with `COMITY_TEST_THOROUGH=1` (`make test-slow`) it looks
 for new ones, many more of them. A test that sets `max_examples` itself keeps its number in both.
 
+Compiled modules are kept, even where the environment says otherwise: the tests start hundreds of processes, and each
+would compile the product again; so would each of the processes that share the tests, with every test.
+
 Where several processes share the tests, a file at a time, those with the longest ones come first; else units do.
 """
 
@@ -15,11 +18,14 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import structlog
-from hypothesis import settings
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-import comity as comity
+import pytest  # noqa: E402
+import structlog  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+import comity as comity  # noqa: E402
 
 _LIMIT = sys.getrecursionlimit()
 
