@@ -7,6 +7,7 @@ so that the journal is read only for what an earlier process or connection left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from comity.v1 import exchange_pb2
+from comity.wire.errors import ComityError
 from comity_node.journal import Journal
 from comity_node.transport import store
 from comity_node.transport.model import Message, write_envelope
@@ -55,6 +57,14 @@ class Outbox:
 
     async def pump(self, session: Session) -> None:
         """Send in order, at most `WINDOW` beyond what is acknowledged; forget what is. Runs until cancelled."""
+        try:
+            await self._send(session)
+        finally:
+            # Another coordinator may come next, and would be sent what this one has committed.
+            with contextlib.suppress(ComityError):
+                await self._turn(self._acked_seq, 0, 0)
+
+    async def _send(self, session: Session) -> None:
         sent_seq = forgotten_seq = session.greeting.received_seq
         more, read_seq = True, 0
         while True:

@@ -96,6 +96,16 @@ async def test_another_connection_and_another_process_go_on(journal, outbox) -> 
     await _end(task)
 
 
+async def test_what_is_acknowledged_is_forgotten_with_the_connection(journal, outbox) -> None:
+    wire = Wire()
+    task = await _pumped(outbox, wire)
+    put(journal, outbox, 3)
+    await wire.until(3)
+    outbox.acknowledged(2)
+    await _end(task)
+    assert journal.transact(store.waiting_count) == 1  # another coordinator is not sent what this one has
+
+
 async def test_what_is_acknowledged_is_forgotten_when_nothing_happens(journal, outbox, monkeypatch) -> None:
     monkeypatch.setattr("comity_node.transport.outbox.QUIET_S", 0.02)
     wire = Wire()
