@@ -9,6 +9,7 @@ Writes `benchmarks/out/secagg.json`, a list of rows; prints each as it comes. Ev
 * `upload_mb`, `share_mb`: 10^6 bytes of one party's upload, and of one share.
 * `peak_rss_mb`: highest sum of PSS of process and workers over the row: one process plays every role here, so a node
   is below it. Files in memory that nobody maps are not in it; uploads lie in files on disk.
+* Left out: messages, signatures, boxes for seeds and shares of secrets, and the network. `plain` is the cipher alone.
 * `contributors_real`: 1 where one party's upload stands for all others' (the arithmetic does the same work; nothing
   can be decoded then), else all parties' are made, summed, opened, and compared with the mean in the clear.
 * `round_wall_s`: median of rounds over the whole stack as in `bench_rounds`, three parties only, and not under

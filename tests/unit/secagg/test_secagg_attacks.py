@@ -101,6 +101,28 @@ def test_two_sums_that_differ_by_one_party_give_that_partys_update(key: tuple[by
     assert np.array_equal((four - three) % np.uint64(T), slots[3])
 
 
+def test_dead_models_for_all_but_one_make_the_sum_that_ones_update() -> None:
+    """Why all sign one order's digest: the weak variant; ours refuses in the session tests, masked's and this one's."""
+    live, dead = np.random.default_rng(5).standard_normal(1_000), np.zeros(1_000)
+    x, seeds = {"w": np.zeros(1_000)}, {(a, b): os.urandom(32) for b in range(3) for a in range(b)}
+    total = np.zeros(N, np.uint64)
+    for me, step in enumerate((live, dead, dead)):
+        encoded = encoder.encode(x, {"w": step}, 60_000, 100.0, 8.0, bytes([me]) * 32)
+        total = (total + masked(me, encoded.slots[0], seeds)) % np.uint64(T)
+    decoded = encoder.decode(total[None], 3, x, 8.0).arrays["w"]
+    assert np.abs(decoded * 3 - live).max() < 0.01, "masks cancel, and the sum is the victim's"
+
+
+def test_a_replayed_roster_with_its_seeds_shows_how_an_update_changed() -> None:
+    """The weak variant masks two rounds by the same seeds; ours draws them after each roster, for one session."""
+    first, second, seeds = update(0), update(1), {(a, b): os.urandom(32) for b in range(3) for a in range(b)}
+    fresh = {pair: os.urandom(32) for pair in seeds}
+    change = (second + np.uint64(T) - first) % np.uint64(T)
+    for again, learnt in ((seeds, 1.0), (fresh, 0.0)):
+        seen = (masked(0, second, again) + np.uint64(T) - masked(0, first, seeds)) % np.uint64(T)
+        assert abs(float(np.mean(seen == change)) - learnt) < 0.001
+
+
 def test_nobody_learns_a_value_from_a_malformed_chunk_when_masks_are_on(key: tuple[bytes, bytes]) -> None:
     """(0, floor(q/t)) in a chunk turns the decryption into the secret key's; the masked slots stay uniform."""
     seeds = {(a, b): os.urandom(32) for b in range(3) for a in range(b)}
