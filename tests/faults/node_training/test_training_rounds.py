@@ -78,7 +78,7 @@ async def test_policies_see_measured_facts(rig, dummy):
     stages = dict(rig.nodes["hospital-c"].policy.asked)
     dispatch, egress = stages["dispatch"], stages["egress"]
     assert dispatch["grants"] == {
-        "uses_left": 1, "rounds_left": 1, "releases_left": None, "egress_bytes_left": None,
+        "uses_left": 1, "rounds_left": 1, "releases_left": None, "egress_bytes_left": None, "privacy_left": None,
     }  # fmt: skip
     assert dispatch["dataset"]["columns"] == ["age", "outcome"]
     result = egress["result"]
