@@ -6,6 +6,8 @@ Rules:
 2. A term that only some profiles of aggregation enforce is refused under the others.
 3. A step of a kind that this node cannot run is refused by name, at the same places.
 4. Who takes part is judged by legal owner: members of one owner count once, and nobody is its own peer.
+5. `round_recipients` permits: whoever takes part sees each round's model, so it has to be named. The term lets nobody
+   open more than that; under `threshold` shares are sealed to the lead, whomever it names.
 
 Source: negotiation.md sections 3 and 5, secure-aggregation.md section 1.
 """
@@ -99,6 +101,23 @@ def check_purpose(terms: Terms, purpose: str) -> None:
     """Refuse a purpose outside what the terms permit. Raises `TERMS_CONFLICT`."""
     if "purposes" in terms and purpose not in terms["purposes"]:
         raise ComityError(ErrorCode.TERMS_CONFLICT, f"the terms do not permit the purpose {purpose}", field="purposes")
+
+
+def check_sight(terms: Terms, orgs: Collection[str]) -> None:
+    """Refuse a round in which somebody would see a model that the terms do not let it see.
+
+    Args:
+        terms: of an agreement, or of one about to be.
+        orgs: the lead and all who take part.
+
+    Raises:
+        ComityError: `TERMS_CONFLICT`, naming the term and who is left out.
+    """
+    outside = sorted(set(orgs) - terms["round_recipients"]) if "round_recipients" in terms else []
+    if outside:
+        named = ",".join(outside)
+        detail = f"round_recipients leaves out {named}: the lead and all who take part see each round's model"
+        raise ComityError(ErrorCode.TERMS_CONFLICT, detail, field="round_recipients", organisations=named)
 
 
 def check_company(terms: Terms, orgs: Collection[str], charter: Charter) -> None:

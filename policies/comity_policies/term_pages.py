@@ -171,7 +171,7 @@ EXPLAINED: dict[str, Explained] = {
     ),
     "round_recipients": Explained(
         "Who may see the global model of each round. Training shows it to the lead and all participants, so they have "
-        "to be among them.",
+        "to be among them. It permits and does not deliver: under `threshold` too, the lead alone opens a round's sum.",
         ["hospital-a", "hospital-b", "hospital-c"],
         ["hospital-a", "hospital-b"],
         _ORGS,

@@ -30,7 +30,7 @@ from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.quorum import QuorumCertificate, message_for, verify_certificate
 from comity_crypto.statements import Statement, verify_statement
-from comity_node.abilities import Abilities, check_company, check_purpose
+from comity_node.abilities import Abilities, check_company, check_purpose, check_sight
 from comity_policies.charter import Charter
 from comity_policies.documents import SIGNING_S, SIGNING_S_MAX, Agreement, Answer, Proposal
 from comity_policies.evidence import check_attestable
@@ -94,6 +94,7 @@ def check_promises(
     """
     check_purpose(terms, proposal.purpose)
     check_company(terms, parties, charter)
+    check_sight(terms, proposal.required)  # an optional party may still be left out; A4 looks at those who stay
     check_attestable(terms, charter)
     abilities.check(terms, proposal.steps)
 

@@ -23,7 +23,7 @@ from typing import Any
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.quorum import message_for, verify_certificate
 from comity_crypto.statements import Statement, verify_statement
-from comity_node.abilities import Abilities, check_company, check_purpose
+from comity_node.abilities import Abilities, check_company, check_purpose, check_sight
 from comity_node.training import grants
 from comity_node.training.needs import ONE_REVIEWER, Need, need_of
 from comity_node.training.ports import FINAL, WITHDRAWN, Stored
@@ -236,8 +236,8 @@ def check_3_conforms(case: Case) -> None:
         raise case.attested
     check_purpose(agreement.terms, agreement.proposal.purpose)
     # Both parties of an intersection take part in it, also where an order goes to one of them.
-    company = agreement.parties if step.kind == INTERSECT else order.receivers
-    check_company(agreement.terms, company, case.charter)
+    check_company(agreement.terms, agreement.parties if step.kind == INTERSECT else order.receivers, case.charter)
+    check_sight(agreement.terms, (order.lead, *order.receivers))
 
 
 def check_4_grant(case: Case) -> None:

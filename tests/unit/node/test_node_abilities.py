@@ -9,7 +9,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keys import OrgKeys
-from comity_node.abilities import Abilities, check_company, check_purpose
+from comity_node.abilities import Abilities, check_company, check_purpose, check_sight
 from comity_policies.charter import Charter, Member
 from comity_policies.documents import AggregateStep, Query
 from comity_policies.terms import TABLE, Terms
@@ -117,6 +117,16 @@ def test_a_purpose_outside_the_terms_is_a_conflict() -> None:
     check_purpose(Terms.parse({"purposes": ["research", "marketing"]}), "marketing")
     error = refusal(check_purpose, Terms.parse({"purposes": ["research"]}), "marketing")
     assert (error.code, error.facts["field"]) == (ErrorCode.TERMS_CONFLICT, "purposes")
+
+
+def test_who_takes_part_sees_each_round_so_the_terms_have_to_let_it() -> None:
+    """The term permits: whoever else it names is no matter; whoever takes part and is left out is named."""
+    check_sight(Terms(), tuple(OWNERS))
+    seen = Terms.parse({"round_recipients": ["clinic-a", "clinic-b", "clinic-z"], "aggregation": "threshold"})
+    check_sight(seen, ("clinic-a", "clinic-b", "clinic-a"))
+    error = refusal(check_sight, seen, tuple(OWNERS))
+    assert (error.code, error.facts["field"]) == (ErrorCode.TERMS_CONFLICT, "round_recipients")
+    assert error.facts["organisations"] == "clinic-c,clinic-d"
 
 
 def test_too_few_participants() -> None:

@@ -201,3 +201,15 @@ def test_b1_terms_that_cannot_be_kept_are_not_promised() -> None:
     assert refusal(promise, {"isolation": "sandbox"}) is ErrorCode.ISOLATION_TOO_WEAK
     assert refusal(promise, {"purposes": ["research"]}, "marketing") is ErrorCode.TERMS_CONFLICT
     assert refusal(promise, {"min_participants": 4}) is ErrorCode.PARTICIPANTS_TOO_FEW
+    promise({"round_recipients": list(ORGS)})
+    assert refusal(promise, {"round_recipients": [*ORGS[1:], "stranger"]}) is ErrorCode.TERMS_CONFLICT  # not the lead
+
+
+def test_b1_who_need_not_take_part_need_not_see_rounds() -> None:
+    """An optional party that the terms leave out is left out of the agreement, by A4; the proposal stands."""
+    asked = proposal(required=ORGS[:2], optional=ORGS[2:], minimum=2)
+    terms = Terms.parse({"round_recipients": ORGS[:2]})
+    model.check_promises(asked, terms, asked.asked, charter(), ABLE)
+    with pytest.raises(ComityError, match=f"leaves out {ORGS[1]}:") as caught:
+        model.check_promises(asked, Terms.parse({"round_recipients": ORGS[:1]}), asked.asked, charter(), ABLE)
+    assert caught.value.facts["field"] == "round_recipients"

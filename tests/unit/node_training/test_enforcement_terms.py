@@ -107,6 +107,7 @@ def test_an_order_that_conforms_passes() -> None:
         ({"isolation": "container"}, ErrorCode.ISOLATION_TOO_WEAK),
         ({"isolation": "sandbox"}, ErrorCode.ISOLATION_TOO_WEAK),
         ({"purposes": ["statistics"]}, ErrorCode.TERMS_CONFLICT),
+        ({"round_recipients": [ME]}, ErrorCode.TERMS_CONFLICT),
         ({"min_participants": 4}, ErrorCode.PARTICIPANTS_TOO_FEW),
         ({"independent_peers": {ME: {"count": 2, "among": ["hospital-a"]}}}, ErrorCode.PARTICIPANTS_TOO_FEW),
         ({"columns": {f"{ME}/patients": ["height"]}}, ErrorCode.MALFORMED),
