@@ -51,6 +51,34 @@ def test_products_at_the_edges_are_exact() -> None:
         assert bool((grid.astype(object) == wanted).all())
 
 
+@settings(max_examples=60)
+@given(data=st.data(), prime=st.sampled_from([*PRIMES, 97]))
+def test_whatever_lies_within_some_thousand_primes_is_reduced_exactly(data: st.DataObject, prime: int) -> None:
+    near = st.builds(
+        lambda factor, half, beside: factor * prime + half * (prime // 2) + beside,
+        st.integers(-4000, 4000),
+        st.integers(0, 1),
+        st.integers(-3, 3),
+    )
+    given_ = data.draw(st.lists(near | st.integers(-4000 * prime, 4000 * prime), min_size=1, max_size=200))
+    values = np.array(given_, np.int64)
+    ring.reduce(values, prime)
+    assert values.tolist() == [value % prime for value in given_]
+
+
+@pytest.mark.parametrize("prime", PRIMES)
+def test_the_transforms_are_exact_at_the_edges(prime: int) -> None:
+    turn = ring.transform(N, prime)
+    top: ring.Ints = np.full((3, N), prime - 1, np.int64)
+    top[1, ::2], top[2, N // 2 :] = 0, 1
+    transformed = turn.forward(top)
+    assert np.array_equal(turn.inverse(transformed), top)
+    assert 0 <= int(transformed.min()) <= int(transformed.max()) < prime
+    found = turn.inverse(top)
+    assert 0 <= int(found.min()) <= int(found.max()) < prime
+    assert np.array_equal(turn.forward(found), top)
+
+
 @pytest.mark.parametrize("prime", PRIMES)
 @pytest.mark.parametrize("count", [1, 2, 16, 17])
 def test_one_polynomial_is_copied_as_many_are(prime: int, count: int) -> None:

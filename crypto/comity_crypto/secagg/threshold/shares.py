@@ -70,7 +70,10 @@ class Sharer:
         for limb, prime in enumerate(parameters.data_primes):
             turn = ring.transform(parameters.ring_degree, prime)
             product = ring.multiply(turn.forward(second[:, limb]), self._keys[limb], prime, self._ratios[limb])
-            out[:, limb] = ring.add(turn.inverse(product), noise % prime, prime)
+            made = turn.inverse(product)
+            made += noise  # below 2^56, which is 2^6 primes
+            ring.reduce(made, prime)
+            out[:, limb] = made
         return [pack_poly(item) for item in out]
 
 
