@@ -271,17 +271,24 @@ class _Fusing:
         return SumDecoded()
 
     async def _total(self) -> int:
-        """Return the aggregate's file, fetched once. Raises `PAYLOAD_DIGEST`."""
+        """Return the aggregate's file: what this node checked as a holder, or fetched once. Raises `PAYLOAD_DIGEST`."""
         notice = self.driver.state.seen.notice
         assert notice is not None, "shares are of what was published"
-        if self._aggregate < 0:
-            fd = memory_file("aggregate")
-            self._aggregate = fd
-            await self._exchange.download(Addressed(notice.aggregate, self._offer.upload_bytes), fd)
-        check_blob(self._aggregate, self._offer.parameter_set, BlobKind.AGGREGATE, self._offer.chunks)
-        if (await asyncio.to_thread(file_digest, self._aggregate))[0] != notice.aggregate:
-            raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the aggregate is not the one that was announced")
-        return self._aggregate
+        if self._aggregate >= 0:
+            return self._aggregate
+        checked = self._exchange.checked.get(notice.aggregate)
+        fd = memory_file("aggregate") if checked is None else os.dup(checked)
+        try:
+            if checked is None:
+                await self._exchange.download(Addressed(notice.aggregate, self._offer.upload_bytes), fd)
+                if (await asyncio.to_thread(file_digest, fd))[0] != notice.aggregate:
+                    raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the aggregate is not the one that was announced")
+            check_blob(fd, self._offer.parameter_set, BlobKind.AGGREGATE, self._offer.chunks)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._aggregate = fd
+        return fd
 
     async def _share(self, org: str, call: str, digest: str) -> Blob:
         """Return a holder's share for a call. Raises why it is none."""

@@ -32,6 +32,8 @@ class ThresholdExchange(Exchange):
         self._addresses: OrderedDict[tuple[str, str], SealedRef] = OrderedDict()
         self._own: OrderedDict[str, Blob] = OrderedDict()
         self._reserved: set[str] = set()
+        # By digest, open files of aggregates that this node has checked as a holder; whose session it is closes them.
+        self.checked: dict[str, int] = {}
 
     async def close(self) -> None:
         """End ceremonies and workers."""

@@ -153,16 +153,18 @@ class _Sharing:
 
     def close(self) -> None:
         """Let go of the aggregate."""
+        for digest in [digest for digest, fd in self._exchange.checked.items() if fd == self._fd]:
+            del self._exchange.checked[digest]
         os.close(self._fd)
 
     async def _check(self, job: StartDigest) -> Event:
         offer, exchange = self._offer, self._exchange
         await exchange.download(Addressed(job.digest, offer.upload_bytes), self._fd)
-        return DigestReady(
-            await exchange.workers.check_and_digest(
-                offer.parameter_set, offer.chunks, job.challenge, job.digest, self._fd
-            )
+        values = await exchange.workers.check_and_digest(
+            offer.parameter_set, offer.chunks, job.challenge, job.digest, self._fd
         )
+        exchange.checked[job.digest] = self._fd
+        return DigestReady(values)
 
     async def _share(self, job: StartShare) -> Event:
         offer, exchange = self._offer, self._exchange
