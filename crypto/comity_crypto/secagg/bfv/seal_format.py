@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.params import POLYS, SEAL_HEADER_BYTES, SEAL_MAGIC, SEAL_VERSION, Parameters
@@ -47,14 +48,14 @@ def wrap(body: bytes) -> bytes:
     return _HEADER.pack(SEAL_MAGIC, SEAL_HEADER_BYTES, *SEAL_VERSION, _COMPRESSION_NONE, 0, size_bytes) + body
 
 
-def unwrap(data: bytes, body_bytes: int) -> bytes:
+def unwrap(data: bytes, body_bytes: int) -> bytes | memoryview:
     """Return the body of a SEAL object, which must be `body_bytes` long. Raises `UNSUPPORTED`."""
     magic, header_bytes, major, minor, compression, _, size_bytes = _HEADER.unpack_from(data)
     if (magic, header_bytes, (major, minor)) != (SEAL_MAGIC, SEAL_HEADER_BYTES, SEAL_VERSION):
         raise layout_error("objects")
-    body = data[SEAL_HEADER_BYTES:size_bytes]
+    body: bytes | memoryview = data[SEAL_HEADER_BYTES:size_bytes]
     if compression == _COMPRESSION_ZSTD:
-        body = _inflate(body, body_bytes)
+        body = _inflate(bytes(body), body_bytes)
     elif compression != _COMPRESSION_NONE:
         raise layout_error("compression")
     if len(body) != body_bytes:
@@ -69,17 +70,17 @@ def _extension() -> ctypes.CDLL:
     return ctypes.CDLL(tenseal._ts_cpp.__file__)
 
 
-def _inflate(body: bytes, body_bytes: int) -> bytes:
+def _inflate(body: bytes, body_bytes: int) -> memoryview:
     """Decompress with the zstd that SEAL itself is linked with; the extension module exports it."""
     function = _extension().ZSTD_decompress
     function.restype = ctypes.c_size_t
-    function.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t)
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t)
     # SEAL may pad its stream's last block, so a little more room than the exact size.
-    room = ctypes.create_string_buffer(body_bytes + 64)
-    size_bytes = function(room, len(room), body, len(body))
+    room: NDArray[np.uint8] = np.empty(body_bytes + 64, np.uint8)
+    size_bytes = function(room.ctypes.data, len(room), body, len(body))
     if size_bytes != body_bytes:
         raise layout_error("compressed objects")
-    return room.raw[:body_bytes]
+    return memoryview(room)[:body_bytes]
 
 
 def has_zstd() -> bool:

@@ -38,6 +38,12 @@ MEMORY_BYTES = 1 << 30
 JOB_TIMEOUT_S = 300.0
 # Below this many chunks a second process costs more than it saves.
 _CHUNKS_PER_PART_MIN = 8
+# Arrays of one chunk come and go by the thousand: kept in the process, they are not given back and cleared again.
+_ALLOCATION = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
 
 
@@ -84,6 +90,7 @@ class _Worker:
         mine, theirs = socket.socketpair()
         environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
         # One process is one core: the pool decides how many.
+        environment |= _ALLOCATION
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         # Nothing is imported from the folder that the node was started in, nor from its user's own packages.
         module = ["-P", "-s", "-m", "comity_crypto.secagg.worker_main"]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv import scheme as bfv
@@ -121,17 +122,22 @@ def fuse(
     """Add the shares to the aggregate and write the slots. A share that is none: `holder` is its place, from 0."""
     aggregate, *sources, target = fds
     for index in indices(request):
-        given = [read_chunk(fd, parameters, index, BlobKind.SHARE) for fd in sources]
-        for place, data in enumerate(given):
-            _poly(parameters, data, LIMBS, place)
-        slots = decrypter.decrypt(shares.fuse(parameters, read_chunk(aggregate, parameters, index), given))
+        given = [
+            _residues(parameters, read_chunk(fd, parameters, index, BlobKind.SHARE), LIMBS, place)
+            for place, fd in enumerate(sources)
+        ]
+        slots = decrypter.open(shares.fuse_residues(parameters, read_chunk(aggregate, parameters, index), given))
         os.pwrite(target, slots.tobytes(), index * parameters.ring_degree * slot_bytes)
     return {}
 
 
 def _poly(parameters: Parameters, data: bytes, limbs: int, place: int) -> Ints:
+    return _residues(parameters, data, limbs, place).astype(np.int64)
+
+
+def _residues(parameters: Parameters, data: bytes, limbs: int, place: int) -> NDArray[np.uint64]:
     with naming(holder=place):
-        return unpack_poly(data, parameters, limbs).astype(np.int64)
+        return unpack_poly(data, parameters, limbs)
 
 
 def _dealt(parameters: Parameters, data: bytes, place: int) -> keys.Dealt:

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv import ring
 from comity_crypto.secagg.bfv.params import LIMBS, Parameters
-from comity_crypto.secagg.bfv.residues import pack, pack_poly, unpack_chunk, unpack_poly
+from comity_crypto.secagg.bfv.residues import Residues, pack, pack_poly, unpack_chunk, unpack_poly
 from comity_crypto.secagg.bfv.ring import Ints
 from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX
 
@@ -83,14 +84,25 @@ def fuse(parameters: Parameters, chunk: bytes, shares: Sequence[bytes]) -> bytes
     Raises:
         ComityError: `CIPHERTEXT_INVALID` for a chunk or share of another length or with a residue that is too large.
     """
+    return pack(fuse_residues(parameters, chunk, [unpack_poly(share, parameters, LIMBS) for share in shares]))
+
+
+def fuse_residues(parameters: Parameters, chunk: bytes, shares: Sequence[NDArray[np.uint64]]) -> Residues:
+    """Return the residues of (c0 + all shares, 0), shape (2, 2, N); a share is what `unpack_poly` read.
+
+    Raises:
+        ComityError: `CIPHERTEXT_INVALID` for a chunk of another length or with a residue that is too large.
+    """
     if not 1 <= len(shares) <= CONTRIBUTORS_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "too many shares", count=len(shares))
-    total = unpack_chunk(chunk, parameters)[0].copy()
+    fused = unpack_chunk(chunk, parameters)
+    total = fused[0]
     for share in shares:  # at most 51 values below 2^50: no overflow before the one reduction
-        total += unpack_poly(share, parameters, LIMBS)
+        total += share
     for limb, prime in enumerate(parameters.data_primes):
         total[limb] %= np.uint64(prime)
-    return pack(np.stack([total, np.zeros_like(total)]))
+    fused[1] = 0
+    return fused
 
 
 def share_bytes(parameters: Parameters) -> int:
