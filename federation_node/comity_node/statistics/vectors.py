@@ -2,13 +2,17 @@
 
 Rules:
 1. Integers are decimal text (they may pass 2^63), all of one width: receipts tell the size of what left, and that must
-   say nothing of the numbers. Each is below 2^95 in size, so that four limbs of 24 bits carry it.
-2. For a sum each integer becomes `LIMBS` unsigned limbs, the lowest first, after `OFFSET` was added: a sum of 50 limbs
-   stays below 2^30, which every number format of the profiles carries. Adding limbs adds integers.
+   say nothing of the numbers. Each is below 2^95 in size.
+2. For a sum each integer becomes `LIMBS` unsigned limbs of two bits, the lowest first, after `OFFSET` was added. Adding
+   limbs adds integers, but whoever adds them would also see what was carried, and so how many numbers are small or
+   negative. Therefore each contribution moves a random amount below 2^`CARRY_BITS` from each limb into the one below:
+   of n contributions, n carries hide in it, within about 1.25 n 2^-22 a limb. Limbs stay below 2^25.
+3. What is moved follows from a secret of the node and the order: a repeated computation gives the same limbs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -22,10 +26,14 @@ VECTOR_BYTES_MAX = 1 << 20
 INTEGERS_MAX = 4_096
 # A sign and 32 digits: sums of 2^10 integers of 95 bits.
 INTEGER_CHARS = 33
-LIMBS, LIMB_BITS = 4, 24
+LIMBS, LIMB_BITS, CARRY_BITS = 48, 2, 22
 OFFSET = 1 << (LIMBS * LIMB_BITS - 1)
+LIMB_MAX = (5 << CARRY_BITS) - 2
 _RECORD, _INTEGERS, _PARTIES = "statistic", "integers", "parties"
 _LIMB_MASK = (1 << LIMB_BITS) - 1
+_DOMAIN = b"comity/statistic-limbs/v1\x00"
+# What `CARRY_BITS` adds to every limb but the lowest, so that none is negative.
+_LIFTED = sum((1 << CARRY_BITS) << (LIMB_BITS * place) for place in range(1, LIMBS))
 _INTEGER = re.compile(r"[+-][0-9]{32}")
 
 
@@ -59,20 +67,34 @@ def check(integers: Sequence[int], parties: int = 1) -> None:
         raise ComityError(ErrorCode.TOO_LARGE, "the integers of a statistic", limit=INTEGERS_MAX)
 
 
-def to_limbs(integers: Sequence[int]) -> NDArray[np.int64]:
-    """Return one contribution as limbs, shape (integers * LIMBS,). Raises `TOO_LARGE`."""
+def to_limbs(integers: Sequence[int], key: bytes) -> NDArray[np.int64]:
+    """Return one contribution as limbs, shape (integers * LIMBS,); `key` is secret, and of this order alone.
+
+    Raises:
+        ComityError: `TOO_LARGE`.
+    """
     check(integers)
     shifted = [each + OFFSET for each in integers]
-    limbs = [(each >> (LIMB_BITS * place)) & _LIMB_MASK for each in shifted for place in range(LIMBS)]
-    return np.array(limbs, np.int64)
+    limbs = np.array(
+        [(each >> (LIMB_BITS * place)) & _LIMB_MASK for each in shifted for place in range(LIMBS)], np.int64
+    )
+    rows = limbs.reshape(-1, LIMBS)
+    stream = hashlib.shake_256(_DOMAIN + key).digest(4 * len(integers) * (LIMBS - 1))
+    moved = (np.frombuffer(stream, "<u4") >> (32 - CARRY_BITS)).astype(np.int64).reshape(-1, LIMBS - 1)
+    rows[:, :-1] += moved << LIMB_BITS
+    rows[:, 1:] += (1 << CARRY_BITS) - moved
+    return limbs
 
 
 def from_limbs(sums: NDArray[np.int64], parties: int) -> list[int]:
     """Return the sums of the integers of `parties` contributions. Raises `SUM_MISMATCH`."""
-    if sums.size % LIMBS or (sums.size and not 0 <= int(sums.min()) <= int(sums.max()) <= parties * _LIMB_MASK):
+    if sums.size % LIMBS or (sums.size and not 0 <= int(sums.min()) <= int(sums.max()) <= parties * LIMB_MAX):
         raise ComityError(ErrorCode.SUM_MISMATCH, "a sum of limbs is impossible")
-    rows = sums.reshape(-1, LIMBS).tolist()
-    return [sum(limb << (LIMB_BITS * place) for place, limb in enumerate(row)) - parties * OFFSET for row in rows]
+    rows, lifted = sums.reshape(-1, LIMBS).tolist(), parties * (OFFSET + _LIFTED)
+    totals = [sum(limb << (LIMB_BITS * place) for place, limb in enumerate(row)) - lifted for row in rows]
+    if any(abs(each) > parties * OFFSET for each in totals):
+        raise ComityError(ErrorCode.SUM_MISMATCH, "a sum of limbs is impossible")
+    return totals
 
 
 def _shapeless() -> ComityError:

@@ -32,12 +32,28 @@ def selection(numbers: list[int]) -> Selection:
 @settings(max_examples=60)
 @given(st.lists(st.integers(-(2**94), 2**94), min_size=1, max_size=5), st.integers(1, 50))
 def test_limbs_add_up_to_the_sums_of_integers(integers: list[int], parties: int) -> None:
-    total = vectors.to_limbs(integers) * parties
-    assert vectors.from_limbs(total, parties) == [each * parties for each in integers]
-    assert int(vectors.to_limbs(integers).max()) < 1 << 24
+    keys = [bytes([party]) * 32 for party in range(parties)]
+    contributions = [vectors.to_limbs(integers, key) for key in keys]
+    assert vectors.from_limbs(np.sum(contributions, axis=0), parties) == [each * parties for each in integers]
+    assert all(0 <= int(each.min()) <= int(each.max()) <= vectors.LIMB_MAX < 1 << 25 for each in contributions)
+    assert np.array_equal(contributions[0], vectors.to_limbs(integers, keys[0])), "the same again for the same order"
     data = vectors.write(integers)
     assert vectors.read(data, len(integers)) == (integers, 1)
     assert len(data) == len(vectors.write([0] * len(integers))), "the size says nothing of the numbers"
+
+
+def test_sums_of_limbs_do_not_tell_what_was_carried() -> None:
+    """-5 and +5 against 0 and 0: without random carries each place but the lowest would tell them apart at once."""
+
+    def sums(one: int, other: int, salt: int) -> np.ndarray:
+        keys = [bytes([salt, party]) * 16 for party in range(2)]
+        return vectors.to_limbs([one], keys[0]) + vectors.to_limbs([other], keys[1])
+
+    apart, alike = (np.array([sums(*pair, salt) for salt in range(200)]) for pair in ((-5, 5), (0, 0)))
+    assert vectors.from_limbs(apart[0], 2) == vectors.from_limbs(alike[0], 2) == [0]
+    spread = 5 * float(1 << vectors.CARRY_BITS) / 12**0.5 * 2**0.5 / 200**0.5
+    assert np.abs(apart.mean(axis=0) - alike.mean(axis=0)).max() < 6 * spread
+    assert (apart.std(axis=0) > (1 << vectors.CARRY_BITS) / 4).all()
 
 
 @settings(max_examples=60)

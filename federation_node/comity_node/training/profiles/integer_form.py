@@ -66,12 +66,12 @@ def plan(agreement: Agreement, step: AggregateStep, asked: bytes) -> Plan:
     return Plan(False, Bounds(1.0, 1.0), 1, Layout(0), length * vectors.LIMBS)
 
 
-def form(fixed: Plan, reply: bytes, encode: EncodeIntegers) -> Formed:
-    """Encode one vector. Raises `REPLY_SHAPE`, `TOO_LARGE`."""
+def form(fixed: Plan, reply: bytes, key: bytes, encode: EncodeIntegers) -> Formed:
+    """Encode one vector; `key` is a secret for this order. Raises `REPLY_SHAPE`, `TOO_LARGE`."""
     integers, parties = vectors.read(reply, (fixed.integers or 0) // vectors.LIMBS)
     if parties != 1:
         raise ComityError(ErrorCode.REPLY_SHAPE, "a contribution is of one party")
-    return Formed(encode(vectors.to_limbs(integers)), NO_NAMES, 0, ())
+    return Formed(encode(vectors.to_limbs(integers, key)), NO_NAMES, 0, ())
 
 
 def unform(fixed: Plan, sums: NDArray[Any], contributors: int, decode: DecodeIntegers) -> bytes:

@@ -331,7 +331,7 @@ def _formed(outgoing: Outgoing, key: bytes, encode: Encode, encode_integers: Enc
     step = integer_form.statistic_of(outgoing.agreement)
     if step is not None:
         fixed = integer_form.plan(outgoing.agreement, step, blobs.to_bytes(outgoing.asked))
-        return integer_form.form(fixed, blobs.to_bytes(outgoing.result), encode_integers)
+        return integer_form.form(fixed, blobs.to_bytes(outgoing.result), key, encode_integers)
     word = word_of(outgoing.order.message_type)
     asked = read_blob(memory.map_blob(outgoing.asked.fd, outgoing.asked.size))
     reply = read_blob(memory.map_blob(outgoing.result.fd, outgoing.result.size))
