@@ -205,3 +205,14 @@ def test_a_digest_is_the_inner_product_that_the_module_says() -> None:
     for bad in (tuple(wanted[1:]), (AGG_Q16.primes[0], *wanted[1:]), (-1, *wanted[1:])):
         with pytest.raises(ComityError):
             digests.check_digest(AGG_Q16, bad)
+
+
+def test_a_linear_digest_is_exact_where_residues_are_largest() -> None:
+    tops = np.array([prime - 1 for prime in AGG_Q16.data_primes], np.uint64)
+    rows = np.broadcast_to(tops[None, :, None], (2, 2, AGG_Q16.ring_degree)).copy()
+    rows[1, :, ::3] = 0
+    found = digests.linear_digest(AGG_Q16, bytes(32), [residues.pack(rows)], 6)
+    weights = digests._coefficients(bytes(32), 6, AGG_Q16).astype(np.int64).astype(object)
+    products = [rows[poly, limb].astype(object) @ weights for poly in range(2) for limb in range(2)]
+    primes = [prime for _ in range(2) for prime in AGG_Q16.data_primes]
+    assert list(found) == [int(value) % prime for row, prime in zip(products, primes, strict=True) for value in row]

@@ -4,7 +4,7 @@
    challenge (research/crypto.md 2.7).
 2. A digest is, for each polynomial and each prime, seven inner products with 16-bit coefficients. A wrong aggregate
    passes with probability 2^-112 for each one that is tried; grinding over aggregates stays out of reach.
-3. All arithmetic is exact: 17-bit limbs x 16-bit coefficients x 2^13 terms stay below the 2^53 of a double.
+3. All arithmetic is exact: 25-bit parts x 16-bit coefficients x 2^12 terms stay below the 2^53 of a double.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from comity_crypto.secagg.bfv.residues import unpack_chunk
 
 COLUMNS = 7
 DIGEST_VALUES = POLYS * LIMBS * COLUMNS
-_PART_BITS = 17
-_PARTS = 3
+_PART_BITS = 25
+_PARTS = 2
+_TERMS_MAX = 1 << 12
 
 Digest = tuple[int, ...]  # DIGEST_VALUES residues: [polynomial][limb][column], each below its limb's prime
 
@@ -44,12 +45,13 @@ def linear_digest(parameters: Parameters, challenge: bytes, chunks: Iterable[byt
     mask = np.uint64((1 << _PART_BITS) - 1)
     for index, data in enumerate(chunks, first):
         coefficients = _coefficients(challenge, index, parameters)
-        rows = unpack_chunk(data, parameters).reshape(POLYS * LIMBS, parameters.ring_degree)
+        pieces = -(-parameters.ring_degree // _TERMS_MAX)
+        rows = unpack_chunk(data, parameters).reshape(POLYS * LIMBS, pieces, -1).transpose(1, 0, 2)
         for part in range(_PARTS):
             limb = ((rows >> np.uint64(_PART_BITS * part)) & mask).astype(np.float64)
-            products = (limb @ coefficients).ravel().tolist()
-            for place, product in enumerate(products):
-                totals[place] += int(product) << (_PART_BITS * part)
+            products = (limb @ coefficients.reshape(pieces, -1, COLUMNS)).astype(np.int64).sum(axis=0)
+            for place, product in enumerate(products.ravel().tolist()):
+                totals[place] += product << (_PART_BITS * part)
     return tuple(total % prime for total, prime in zip(totals, _primes(parameters), strict=True))
 
 
