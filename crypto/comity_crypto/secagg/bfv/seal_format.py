@@ -44,8 +44,12 @@ def layout_error(what: str) -> ComityError:
 
 def wrap(body: bytes) -> bytes:
     """Return `body` as an uncompressed SEAL object."""
-    size_bytes = SEAL_HEADER_BYTES + len(body)
-    return _HEADER.pack(SEAL_MAGIC, SEAL_HEADER_BYTES, *SEAL_VERSION, _COMPRESSION_NONE, 0, size_bytes) + body
+    return _header(len(body)) + body
+
+
+def _header(body_bytes: int) -> bytes:
+    size_bytes = SEAL_HEADER_BYTES + body_bytes
+    return _HEADER.pack(SEAL_MAGIC, SEAL_HEADER_BYTES, *SEAL_VERSION, _COMPRESSION_NONE, 0, size_bytes)
 
 
 def unwrap(data: bytes, body_bytes: int) -> bytes | memoryview:
@@ -96,9 +100,17 @@ def _ciphertext_head(parameters: Parameters, limbs: int, *, key: bool) -> bytes:
 
 def build_ciphertext(parameters: Parameters, residues: Residues, *, key: bool = False) -> bytes:
     """Return residues of shape (2, limbs, N) as a SEAL ciphertext object (a public key's body if `key`)."""
+    return b"".join(_ciphertext_parts(parameters, residues, key=key))
+
+
+def _ciphertext_parts(parameters: Parameters, residues: Residues, *, key: bool = False) -> list[bytes | memoryview]:
+    """Return the object in pieces: its content is a quarter of a megabyte, and is to be copied once."""
     values = np.ascontiguousarray(residues, dtype="<u8")
-    inner = wrap(struct.pack("<Q", values.size) + values.tobytes())
-    return wrap(_ciphertext_head(parameters, values.shape[1], key=key) + inner)
+    head = _ciphertext_head(parameters, values.shape[1], key=key)
+    count = struct.pack("<Q", values.size)
+    inner = _header(len(count) + values.nbytes)
+    outer = _header(len(head) + len(inner) + len(count) + values.nbytes)
+    return [outer, head, inner, count, values.reshape(-1).data.cast("B")]
 
 
 def parse_ciphertext(parameters: Parameters, data: bytes, limbs: int, *, key: bool = False) -> Residues:
@@ -123,7 +135,11 @@ def _varint(value: int) -> bytes:
 
 
 def _field(number: int, data: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
+    return _field_head(number, len(data)) + data
+
+
+def _field_head(number: int, size_bytes: int) -> bytes:
+    return _varint(number << 3 | 2) + _varint(size_bytes)
 
 
 def fields(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -161,7 +177,9 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 def build_vector(parameters: Parameters, residues: Residues) -> bytes:
     """Return one chunk as TenSEAL's BFVVector message."""
-    return _field(1, _varint(parameters.ring_degree)) + _field(2, build_ciphertext(parameters, residues))
+    parts = _ciphertext_parts(parameters, residues)
+    size_bytes = sum(len(part) for part in parts)
+    return b"".join([_field(1, _varint(parameters.ring_degree)), _field_head(2, size_bytes), *parts])
 
 
 def vector_ciphertext(data: bytes) -> bytes:
