@@ -35,7 +35,8 @@ def folder() -> Iterator[Path]:
 def told(folder: Path) -> dict[str, Any]:
     """The summary of one run."""
     done = subprocess.run(
-        [str(COMITY), "demo", "--json", "--folder", str(folder)],
+        # `make demo` runs the default, `threshold`; the story is the same, and the ceremony is not told here.
+        [str(COMITY), "demo", "--json", "--folder", str(folder), "--aggregation", "lead-key"],
         capture_output=True,
         text=True,
         timeout=DEMO_TIMEOUT_S,

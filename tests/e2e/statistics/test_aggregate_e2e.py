@@ -39,6 +39,7 @@ def hospitals() -> Iterator[tuple[Consortium, list[tuple[int, int]]]]:
         assert left == []
 
 
+@pytest.mark.slow
 def test_a_question_gets_its_answer_and_says_what_is_not_exact(
     hospitals: tuple[Consortium, list[tuple[int, int]]],
 ) -> None:
