@@ -62,7 +62,7 @@ class Step(Document):
         if cls is not Step:
             return super()._read(value)
         kind = value.get("kind") if isinstance(value, dict) else None
-        if kind not in _CLASSES:
+        if not isinstance(kind, str) or kind not in _CLASSES:
             raise malformed(f"a step's kind is one of {', '.join(KINDS)}")
         return cast("Self", _CLASSES[str(kind)]._read(value))
 
