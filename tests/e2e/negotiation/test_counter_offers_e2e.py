@@ -43,6 +43,7 @@ def offered(hospitals: Consortium, proposal: str, revision: int) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_counter_offers_wait_for_the_proposer_through_a_revision_to_an_agreement(hospitals: Consortium) -> None:
     home = ("--home", str(hospitals.home(LEAD)))
     made = hospitals.ok(
