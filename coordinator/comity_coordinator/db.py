@@ -53,7 +53,7 @@ def attempt(conn: Connection, fn: Callable[[], T]) -> T:
     try:
         with conn.begin_nested():
             return fn()
-    except BaseException:
+    except BaseException:  # whatever it was, its hooks must not run
         del hooks[before:]
         raise
 

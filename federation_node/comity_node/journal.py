@@ -70,7 +70,7 @@ class Journal:
         self._closed = False
         try:
             self._thread.submit(self._open).result()
-        except BaseException:
+        except BaseException:  # the thread must not outlive a journal that did not open
             self._thread.shutdown()
             raise
 
@@ -151,7 +151,7 @@ class Journal:
         except DatabaseError as error:
             self._callbacks = []
             raise _translated(error) from error
-        except BaseException:
+        except BaseException:  # whatever it was, its callbacks must not run
             self._callbacks = []
             raise
         callbacks, self._callbacks = self._callbacks, []

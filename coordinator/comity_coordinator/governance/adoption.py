@@ -88,7 +88,7 @@ def adopt(settings: CoordinatorSettings, export: Path, genesis: str, orgs: tuple
     setup.create(settings)
     try:
         return _fill(settings, export, report, orgs, valid_s)
-    except BaseException:
+    except BaseException:  # also Ctrl-C leaves no half a coordinator
         if fresh:  # half a coordinator is none; a folder that was there before is not ours to remove
             shutil.rmtree(settings.home, ignore_errors=True)
         raise

@@ -32,7 +32,7 @@ def router(node: NodeContext) -> APIRouter:
         path = node.settings.home / f"{ids.new_id('export')}.jsonl"
         try:
             await service.export(path)
-        except BaseException:
+        except BaseException:  # also a caller that went away leaves no file
             path.unlink(missing_ok=True)
             raise
         return FileResponse(path, media_type="application/jsonl", background=BackgroundTask(path.unlink, True))

@@ -326,7 +326,7 @@ def _read_file(path: Path, size: int) -> Blob:
         if taken != size:
             raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "a payload of this node's journal is incomplete")
         memory.seal(fd)
-    except BaseException as error:
+    except BaseException as error:  # also a cancelled caller leaves no descriptor
         os.close(fd)
         if isinstance(error, FileNotFoundError):
             raise ComityError(ErrorCode.PAYLOAD_MISSING, "a payload of this node's journal is gone") from error

@@ -106,7 +106,7 @@ class Execution:
                 await self._ask_people(job, result, facts, need)
             job.released_bytes, job.cohort = int(facts["size_bytes"]), int(facts["cohort"])
             return result, await profile.protect(outgoing, measured)
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no blob
             result.close()
             raise
 

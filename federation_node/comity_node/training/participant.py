@@ -171,7 +171,7 @@ class Participant:
         fetching = asyncio.create_task(self._content(order, agreement))
         try:
             await self._start(order, verdict, agreement)
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no task
             await discard(fetching)
             raise
         asked: Blob | None = None
@@ -192,7 +192,7 @@ class Participant:
         outcome = Outcome("result", None, protected.receipt_digest, size, _since(began), claim, verdict.evidence)
         try:
             await self._finish(order, verdict, outcome, protected, None)
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no blob
             result.close()
             raise
         return protected, result

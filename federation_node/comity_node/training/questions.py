@@ -121,7 +121,7 @@ class QuestionDesk:
                 await self._again(ask, receivers, content)
             else:
                 await self._anew(ask, receivers, number, content)
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no blob
             content.close()
             raise
 

@@ -236,7 +236,7 @@ class Runs:
     async def _after(self, before: asyncio.Task[None], work: Any) -> None:
         try:
             await asyncio.wait({before})
-        except BaseException:
+        except BaseException:  # a coroutine that never began has to be closed
             work.close()
             raise
         await self._guarded("", work)

@@ -80,7 +80,7 @@ class Workshop:
             self._stations[run] = station
             try:
                 await station.worker.start()
-            except BaseException:
+            except BaseException:  # also a cancelled start leaves no station
                 del self._stations[run]
                 raise
             return station

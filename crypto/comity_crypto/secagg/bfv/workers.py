@@ -184,7 +184,7 @@ class BfvWorkers:
         try:
             await self.run(parameters, {"job": "key"}, [public_fd, secret.fd])
             public = os.pread(public_fd, parameters.key_bytes, 0)
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no secret key
             secret.erase()
             raise
         finally:

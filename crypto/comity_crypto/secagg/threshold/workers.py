@@ -53,7 +53,7 @@ class KeyWorkers:
         drawn = Drawn(SecretKey(), memory_file("public"))
         try:
             await self._run({"job": "draw", "crs": crs.hex(), "keys": keys}, [drawn.public, drawn.secret.fd])
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no secret part
             drawn.secret.erase()
             os.close(drawn.public)
             raise

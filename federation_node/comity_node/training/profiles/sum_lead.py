@@ -283,7 +283,7 @@ class SumCollector:
             if offer.lead in offer.parties:
                 await self._offered(offer, key[1])
             ended = await driver.run(outputs)
-        except BaseException:
+        except BaseException:  # also a cancelled round leaves nothing behind
             work.discard()
             raise
         finally:

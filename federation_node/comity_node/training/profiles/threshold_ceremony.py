@@ -146,7 +146,7 @@ class _Ceremony:
                 self._ended.pop(0).end()
             asyncio.get_running_loop().call_later(2 * STEP_S, self._said.end)
             return KeyBatch.of(self._driver.state)
-        except BaseException:
+        except BaseException:  # also a cancelled ceremony ends its subscriptions
             self._said.end()
             raise
         finally:

@@ -284,7 +284,7 @@ class _Fusing:
                 if (await asyncio.to_thread(file_digest, fd))[0] != notice.aggregate:
                     raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the aggregate is not the one that was announced")
             check_blob(fd, self._offer.parameter_set, BlobKind.AGGREGATE, self._offer.chunks)
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no descriptor
             os.close(fd)
             raise
         self._aggregate = fd
@@ -314,7 +314,7 @@ class _Fusing:
             check_blob(blob.fd, offer.parameter_set, BlobKind.SHARE, offer.chunks)
             if await blobs.sha256_of(blob) != digest:
                 raise ComityError(ErrorCode.PAYLOAD_DIGEST, "a share is not the one that was named")
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no blob
             blob.close()
             raise
         return blob

@@ -59,7 +59,7 @@ class KeyKeeping:
         await asyncio.to_thread(self._write, names, contents)
         try:
             await self._journal.run(lambda conn: threshold_store.put_batch(conn, batch, names))
-        except BaseException:
+        except BaseException:  # also a cancelled caller leaves no key files
             await asyncio.to_thread(self._erase, names)
             raise
 
