@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.commands.train import EXIT_NOT_DONE, follow, read_terms, read_values, seconds
-from comity_client.output import DEFAULT_HOME, Home, Json, print_json
+from comity_client.commands.train import EXIT_NOT_DONE, follow, read_terms, read_values, seconds, show
+from comity_client.output import DEFAULT_HOME, Home, Json
 
 if TYPE_CHECKING:
     from comity_client.documents import StatisticWish
@@ -85,7 +85,7 @@ def aggregate(
         done = follow(node, outcome, deadline_s) if wait else True
         if wait and done:
             outcome["statistic"] = answer_of(node.card(outcome["run"]))
-    _show(outcome, as_json)
+    show(outcome, as_json, _words)
     if not done:
         raise typer.Exit(EXIT_NOT_DONE)
 
@@ -180,17 +180,5 @@ def _number(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _show(outcome: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(outcome)
-    elif "reason" in outcome:
-        typer.echo(f"no agreement, {outcome['reason']}")
-    elif "run" not in outcome:
-        typer.echo(f"proposed {outcome['proposal_id']}; follow it with: comity status")
-    else:
-        typer.echo(f"run {outcome['run']}: {str(outcome.get('state', 'open')).lower()}")
-        error = cast(dict[str, Any], outcome.get("error") or {})
-        if error:
-            typer.echo(f"  {error.get('code')}: {error.get('detail')}")
-        for line in answer_lines(outcome["statistic"]) if outcome.get("statistic") else []:
-            typer.echo(line)
+def _words(outcome: dict[str, Any]) -> list[str]:
+    return answer_lines(outcome["statistic"]) if outcome.get("statistic") else []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.commands.train import EXIT_NOT_DONE, follow, read_terms, read_values, seconds
-from comity_client.output import DEFAULT_HOME, Home, Json, print_json
+from comity_client.commands.train import EXIT_NOT_DONE, follow, read_terms, read_values, seconds, show
+from comity_client.output import DEFAULT_HOME, Home, Json
 
 if TYPE_CHECKING:
     from comity_client.documents import IntersectWish
@@ -64,7 +64,7 @@ def intersect(
         done = follow(node, outcome, deadline_s) if wait else True
         if wait and done:
             outcome.update(found(node.card(outcome["run"])))
-    _show(outcome, as_json)
+    show(outcome, as_json, _words)
     if not done:
         raise typer.Exit(EXIT_NOT_DONE)
 
@@ -97,19 +97,7 @@ def found_words(run: str, result: dict[str, Any]) -> str:
     return text
 
 
-def _show(outcome: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(outcome)
-    elif "reason" in outcome:
-        typer.echo(f"no agreement, {outcome['reason']}")
-    elif "run" not in outcome:
-        typer.echo(f"proposed {outcome['proposal_id']}; follow it with: comity status")
-    else:
-        typer.echo(f"run {outcome['run']}: {str(outcome.get('state', 'open')).lower()}")
-        error = cast(dict[str, Any], outcome.get("error") or {})
-        if error:
-            typer.echo(f"  {error.get('code')}: {error.get('detail')}")
-            if error.get("code") == str(ErrorCode.EGRESS_DENIED):
-                typer.echo("  a policy kept its answer inside: mostly, because too few identifiers are common")
-        elif "common" in outcome:
-            typer.echo(found_words(outcome["run"], outcome))
+def _words(outcome: dict[str, Any]) -> list[str]:
+    if (outcome.get("error") or {}).get("code") == str(ErrorCode.EGRESS_DENIED):
+        return ["  a policy kept its answer inside: mostly, because too few identifiers are common"]
+    return [found_words(outcome["run"], outcome)] if "common" in outcome and not outcome.get("error") else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -93,7 +94,7 @@ def train(
         proposed = node.propose(wish)
         outcome: dict[str, Any] = {"proposal_id": proposed["proposal_id"], "digest": proposed["digest"]}
         done = follow(node, outcome, deadline_s) if wait else True
-    _show(outcome, as_json)
+    show(outcome, as_json, _words)
     if not done:
         raise typer.Exit(EXIT_NOT_DONE)
 
@@ -183,17 +184,22 @@ def read_terms(path: Path) -> dict[str, Any]:
     return terms
 
 
-def _show(outcome: dict[str, Any], as_json: bool) -> None:
+def show(outcome: dict[str, Any], as_json: bool, words: Callable[[dict[str, Any]], Iterable[str]]) -> None:
+    """Print what came of a proposal; `words` says what people read of a run below its state."""
     if as_json:
         print_json(outcome)
-        return
-    if "reason" in outcome:
+    elif "reason" in outcome:
         typer.echo(f"no agreement, {outcome['reason']}")
-    elif "run" in outcome:
-        typer.echo(f"run {outcome['run']}: {str(outcome.get('state', 'open')).lower()}")
-        if outcome.get("error"):
-            typer.echo(f"  {outcome['error'].get('code')}: {outcome['error'].get('detail')}")
-        else:
-            typer.echo(f"fetch the model with: comity runs result {outcome['run']} --output model.npz")
-    else:
+    elif "run" not in outcome:
         typer.echo(f"proposed {outcome['proposal_id']}; follow it with: comity status")
+    else:
+        typer.echo(f"run {outcome['run']}: {str(outcome.get('state', 'open')).lower()}")
+        if error := outcome.get("error"):
+            typer.echo(f"  {error.get('code')}: {error.get('detail')}")
+        for line in words(outcome):
+            typer.echo(line)
+
+
+def _words(outcome: dict[str, Any]) -> list[str]:
+    fetch = f"fetch the model with: comity runs result {outcome['run']} --output model.npz"
+    return [] if outcome.get("error") else [fetch]
