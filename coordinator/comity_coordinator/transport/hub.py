@@ -63,6 +63,14 @@ class _Outcome:
     fatal: ComityError | None = None
 
 
+class _HandlerError(Exception):
+    """A handler failed in a way that is nobody's message's fault; its cause says how."""
+
+    def __init__(self, org: str, message_id: str, kind: str) -> None:
+        super().__init__(f"the handler of {kind} failed")
+        self.org, self.id, self.kind = org, message_id, kind
+
+
 class Hub:
     """One per coordinator process. `enqueue` may be called in any thread, everything else in the event loop."""
 
@@ -180,7 +188,13 @@ class Hub:
         """Commit durable messages as they come, in batches, and acknowledge them; runs until the stream ends."""
         while True:
             batch = await session.next_batch()
-            outcome = await self._taking.ask((session.org, batch))
+            try:
+                outcome = await self._taking.ask((session.org, batch))
+            except _HandlerError as defect:
+                self._strike(defect)
+                raise
+            for message in batch:
+                self._strikes.pop((session.org, message.id), None)
             session.received_seq = outcome.received_seq
             ack = exchange_pb2.Ack(up_to_seq=outcome.received_seq)
             for message_id, error in outcome.refusals:
@@ -279,17 +293,21 @@ class Hub:
             return error
         except DBAPIError:
             raise
-        except Exception:  # a handler's defect: rule 2
-            strikes = self._strikes.pop((org, message.id), 0) + 1
-            log.exception("message.failed", org=org, kind=message.kind, id=message.id, attempt=strikes)
-            if strikes >= STRIKES_MAX:
+        except Exception as error:  # a handler's defect: rule 2
+            if self._strikes.get((org, message.id), 0) + 1 >= STRIKES_MAX:
+                log.exception("message.failed", org=org, kind=message.kind, id=message.id, attempt=STRIKES_MAX)
                 return ComityError(ErrorCode.INTERNAL, "the message could not be handled")
-            if len(self._strikes) >= _STRIKES_KEPT:
-                self._strikes.clear()
-            self._strikes[org, message.id] = strikes
-            raise
-        self._strikes.pop((org, message.id), None)
+            raise _HandlerError(org, message.id, message.kind) from error
         return None
+
+    def _strike(self, defect: _HandlerError) -> None:
+        """Count a failed delivery of a message, however often the message was tried in it."""
+        key = (defect.org, defect.id)
+        strikes = self._strikes.pop(key, 0) + 1
+        log.error("message.failed", org=defect.org, kind=defect.kind, id=defect.id, attempt=strikes, exc_info=defect)
+        if len(self._strikes) >= _STRIKES_KEPT:
+            self._strikes.clear()
+        self._strikes[key] = strikes
 
     def _soon(self, call: Callable[[], None]) -> None:
         """Do `call` in the event loop; there is nothing to do before the first stream."""

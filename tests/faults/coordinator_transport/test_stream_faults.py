@@ -250,6 +250,34 @@ async def test_failing_handler_is_tried_three_times_then_refused(rig: Any, error
     assert len(tries) == 3
 
 
+async def test_a_delivery_that_shares_a_transaction_is_one_attempt(rig: Any, error_of: Any) -> None:
+    tries = []
+
+    def broken(conn: Connection, org: str, message: Message) -> None:
+        tries.append(org)
+        if org == "alpha":
+            raise KeyError("a defect")
+
+    rig.hub.register("note", broken)
+    alpha, beta, gamma = [await rig.enrol(name) for name in ("alpha", "beta", "gamma")]
+    for each in (beta, gamma):
+        await each.connect()
+    for round_no in (1, 2):
+        await alpha.connect()
+        # Whatever the first occupies the database with, the next two come together.
+        await asyncio.gather(
+            *(each.send("note", {}, seq=seq) for each, seq in ((gamma, round_no), (beta, round_no), (alpha, 1)))
+        )
+        assert error_of(await alpha.ended()) == "INTERNAL"
+        for each in (beta, gamma):
+            assert (await each.read("ack")).ack.up_to_seq == round_no
+        await alpha.close()
+    await alpha.connect()
+    await alpha.send("note", {}, seq=1)
+    assert canonical.parse((await alpha.read("refusal")).refusal.error)["code"] == "INTERNAL"
+    assert 3 <= tries.count("alpha") <= 5
+
+
 async def test_outbox_is_resent_until_acknowledged(rig: Any, error_of: Any) -> None:
     alpha = await rig.enrol("alpha")
     enqueue = rig.hub.enqueue
