@@ -3,16 +3,14 @@
 Rules:
 1. Integers are decimal text (they may pass 2^63), all of one width: receipts tell the size of what left, and that must
    say nothing of the numbers. Each is below 2^95 in size.
-2. For a sum each integer becomes `LIMBS` unsigned limbs of two bits, the lowest first, after `OFFSET` was added. Adding
-   limbs adds integers, but whoever adds them would also see what was carried, and so how many numbers are small or
-   negative. Therefore each contribution moves a random amount below 2^`CARRY_BITS` from each limb into the one below:
-   of n contributions, n carries hide in it, within about 1.25 n 2^-22 a limb. Limbs stay below 2^25.
+2. For a sum each integer becomes `LIMBS` unsigned limbs of two bits, after `OFFSET` was added. Whoever opens the sums
+   of limbs does not see what was carried, and so how many numbers are small or negative: amounts below 2^`CARRY_BITS`
+   are moved between limbs, which hides it within (n - 1) 2^-22 a border (`frame.limbs`). Limbs stay below 2^25.
 3. What is moved follows from a secret of the node and the order: a repeated computation gives the same limbs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.codec import Content, Record, read_blob
+from comity_crypto.secagg.frame.limbs import Cut
 
 VECTOR_BYTES_MAX = 1 << 20
 INTEGERS_MAX = 4_096
@@ -28,12 +27,9 @@ INTEGERS_MAX = 4_096
 INTEGER_CHARS = 33
 LIMBS, LIMB_BITS, CARRY_BITS = 48, 2, 22
 OFFSET = 1 << (LIMBS * LIMB_BITS - 1)
-LIMB_MAX = (5 << CARRY_BITS) - 2
+_CUT = Cut(LIMB_BITS, LIMBS, CARRY_BITS)
+LIMB_MAX = _CUT.limb_max
 _RECORD, _INTEGERS, _PARTIES = "statistic", "integers", "parties"
-_LIMB_MASK = (1 << LIMB_BITS) - 1
-_DOMAIN = b"comity/statistic-limbs/v1\x00"
-# What `CARRY_BITS` adds to every limb but the lowest, so that none is negative.
-_LIFTED = sum((1 << CARRY_BITS) << (LIMB_BITS * place) for place in range(1, LIMBS))
 _INTEGER = re.compile(r"[+-][0-9]{32}")
 
 
@@ -74,27 +70,12 @@ def to_limbs(integers: Sequence[int], key: bytes) -> NDArray[np.int64]:
         ComityError: `TOO_LARGE`.
     """
     check(integers)
-    shifted = [each + OFFSET for each in integers]
-    limbs = np.array(
-        [(each >> (LIMB_BITS * place)) & _LIMB_MASK for each in shifted for place in range(LIMBS)], np.int64
-    )
-    rows = limbs.reshape(-1, LIMBS)
-    stream = hashlib.shake_256(_DOMAIN + key).digest(4 * len(integers) * (LIMBS - 1))
-    moved = (np.frombuffer(stream, "<u4") >> (32 - CARRY_BITS)).astype(np.int64).reshape(-1, LIMBS - 1)
-    rows[:, :-1] += moved << LIMB_BITS
-    rows[:, 1:] += (1 << CARRY_BITS) - moved
-    return limbs
+    return _CUT.limbs([each + OFFSET for each in integers], key)
 
 
 def from_limbs(sums: NDArray[np.int64], parties: int) -> list[int]:
     """Return the sums of the integers of `parties` contributions. Raises `SUM_MISMATCH`."""
-    if sums.size % LIMBS or (sums.size and not 0 <= int(sums.min()) <= int(sums.max()) <= parties * LIMB_MAX):
-        raise ComityError(ErrorCode.SUM_MISMATCH, "a sum of limbs is impossible")
-    rows, lifted = sums.reshape(-1, LIMBS).tolist(), parties * (OFFSET + _LIFTED)
-    totals = [sum(limb << (LIMB_BITS * place) for place, limb in enumerate(row)) - lifted for row in rows]
-    if any(abs(each) > parties * OFFSET for each in totals):
-        raise ComityError(ErrorCode.SUM_MISMATCH, "a sum of limbs is impossible")
-    return totals
+    return [each - parties * OFFSET for each in _CUT.totals(sums, parties)]
 
 
 def _shapeless() -> ComityError:

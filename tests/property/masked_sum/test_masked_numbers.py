@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.encoder import Layout
 from comity_crypto.secagg.frame.blobs import BlobKind
-from comity_crypto.secagg.frame.replies import WEIGHT_ONE, MetricRange, weight_of
+from comity_crypto.secagg.frame.replies import WEIGHT_ONE, weight_of
 from comity_crypto.secagg.masked import blobs as masked_blobs
 from comity_crypto.secagg.masked import encoder as masked_encoder
 from comity_crypto.secagg.masked import words as masked_words
@@ -21,7 +21,7 @@ from comity_crypto.secagg.masked.words import CHECK_WORDS, CONTENT_START, Mask
 
 QUIET = settings(max_examples=40, deadline=None)
 KEY = bytes(range(32))
-RANGES = {"loss": MetricRange(-1.0, 3.0), "share": MetricRange(0, 1 << 20)}
+NUMBERS = 2
 
 
 def masks_of(n: int) -> list[list[Mask]]:
@@ -107,29 +107,28 @@ def test_the_mean_is_the_plain_one_up_to_the_bound(n: int, seed: int, clip: floa
     rng = np.random.default_rng(seed)
     x = {"a": rng.standard_normal((3, 5)), "b": rng.standard_normal(4)}
     total, plain, weights = None, {name: np.zeros_like(array) for name, array in x.items()}, 0
-    metrics = {"loss": 0.0, "share": 0.0}
+    summed = [0] * NUMBERS
     for _ in range(n):
         delta = {name: rng.standard_normal(array.shape) for name, array in x.items()}
         norm = np.sqrt(sum(float((d**2).sum()) for d in delta.values()))
         y = {name: x[name] + delta[name] for name in x}
         weight = weight_of(int(rng.integers(1, 200)), 100, 100)
-        said = {"loss": float(rng.uniform(-1, 3)), "share": float(rng.integers(0, 1 << 20))}
-        made = masked_encoder.encode(x, y, weight, clip, clip, os.urandom(32), metrics=said, metric_ranges=RANGES)
-        assert made.words.size == masked_encoder.words_for(Layout.of(x, RANGES))
+        said = [int(rng.integers(0, 1 << 62)) << 17, 2**80 - 1]
+        made = masked_encoder.encode(x, y, weight, clip, clip, os.urandom(32), numbers=said)
+        assert made.words.size == masked_encoder.words_for(Layout.of(x, NUMBERS))
         assert made.norm_clipped == (norm > clip)
         total = made.words.astype(np.uint64) + (0 if total is None else total)
         weights += weight
         for name in x:
             plain[name] += weight * delta[name] * min(1.0, clip / norm)
-        metrics = {name: metrics[name] + weight * said[name] for name in metrics}
+        summed = [whole + weight * number for whole, number in zip(summed, said, strict=True)]
     content = total[CONTENT_START:].astype(np.uint32)
-    decoded = masked_encoder.decode(content, n, x, clip, metric_ranges=RANGES)
+    decoded = masked_encoder.decode(content, n, x, clip, numbers=NUMBERS)
     assert decoded.weight == weights / WEIGHT_ONE
     bound = masked_encoder.quantisation_bound(clip, n, decoded.weight)
     for name in x:
         assert np.abs(decoded.arrays[name] - x[name] - plain[name] / weights).max() <= bound * 1.000001 + 1e-12
-    assert abs(decoded.metrics["loss"] - metrics["loss"] / weights) <= 4 / (1 << 20)
-    assert abs(decoded.metrics["share"] - metrics["share"] / weights) <= 1
+    assert decoded.weighed == tuple(summed)
 
 
 def test_the_same_reply_under_the_same_key_gives_the_same_words() -> None:
@@ -156,11 +155,12 @@ def test_a_reply_of_another_shape_is_refused(y: dict[str, np.ndarray]) -> None:
 
 
 @QUIET
-@given(words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=9), n=st.integers(0, 60))
-def test_any_words_decode_or_are_refused(words: list[int], n: int) -> None:
-    content = np.array(words, np.uint32)
+@given(words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=9), fits=st.booleans(), n=st.integers(0, 60))
+def test_any_words_decode_or_are_refused(words: list[int], fits: bool, n: int) -> None:
+    whole = 1 + NUMBERS * masked_encoder.NUMBERS.places + 4
+    content = np.resize(np.array(words, np.uint32), whole if fits else len(words))
     for decode in (
-        lambda: masked_encoder.decode(content, n, {"a": np.zeros(4)}, 1.0, metric_ranges=RANGES),
+        lambda: masked_encoder.decode(content, n, {"a": np.zeros(4)}, 1.0, numbers=NUMBERS),
         lambda: masked_encoder.decode_integers(content, n, 4),
     ):
         code = None

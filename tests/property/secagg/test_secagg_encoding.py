@@ -32,28 +32,28 @@ def arrays(rng: np.random.Generator, shapes: list[tuple[int, ...]], dtype: str) 
 def test_the_decoded_sum_is_the_weighted_mean(seed: int, n: int, shapes: list[tuple[int, ...]], dtype: str) -> None:
     rng = np.random.default_rng(seed)
     x = arrays(rng, shapes, dtype)
-    ranges = {"loss": shared.MetricRange(-2.0, 9.0)}
     replies = [
         {name: (v + rng.standard_normal(v.shape).astype(dtype) / 9).astype(dtype) for name, v in x.items()}
         for _ in range(n)
     ]
     weights = [shared.weight_of(int(rng.integers(1, 900)), 800, 1000) for _ in range(n)]
-    losses = rng.uniform(-2, 9, n)
+    numbers = [[int(each) for each in rng.integers(0, 2**63, 2)] + [2**80 - 1] for _ in range(n)]
     value_range = 5.0
     total = np.zeros((1, AGG_Q16.ring_degree), np.uint64)
     for number in range(n):
         one = enc.encode(
             x, replies[number], weights[number], 1e6, value_range, bytes([number]) * 32,
-            metrics={"loss": float(losses[number]), "other": 1.0}, metric_ranges=ranges,
+            numbers=numbers[number],
         )  # fmt: skip
         assert one.clipped == 0
         assert not one.norm_clipped
         total = total + one.slots
     assert int(total.max()) < AGG_Q16.plain_modulus
-    out = enc.decode(total, n, x, value_range, metric_ranges=ranges)
+    out = enc.decode(total, n, x, value_range, numbers=3)
     whole = sum(weights)
     assert out.weight == whole / shared.WEIGHT_ONE
-    assert out.metrics["loss"] == pytest.approx(np.dot(weights, losses) / whole, abs=1e-4)
+    summed = [sum(w * each for w, each in zip(weights, row, strict=True)) for row in zip(*numbers, strict=True)]
+    assert out.weighed == tuple(summed)
     bound = n * value_range / enc.LEVELS * shared.WEIGHT_ONE / whole
     for name, v in x.items():
         deltas = [w * (reply[name].astype("f8") - v.astype("f8")) for w, reply in zip(weights, replies, strict=True)]
@@ -87,8 +87,6 @@ def test_clips_are_applied_and_reported() -> None:
     beyond = enc.encode(x, {"w": np.where(np.arange(100) < 7, 2.0, 0.1)}, shared.WEIGHT_ONE, 100.0, 1.0, KEY)
     assert beyond.clipped == 7
     assert not beyond.norm_clipped
-    metric = {"acc": shared.MetricRange(0, 1)}
-    assert enc.encode({}, {}, 1, 1.0, 1.0, KEY, metrics={"acc": 1.5}, metric_ranges=metric).clipped == 1
 
 
 @pytest.mark.parametrize(
@@ -109,20 +107,22 @@ def test_a_reply_of_another_shape_is_refused(reply: Any) -> None:
     assert caught.value.code is ErrorCode.REPLY_SHAPE
 
 
-def test_weights_metrics_and_dtypes_are_judged() -> None:
-    floats, metric = {"w": np.zeros(2)}, {"acc": shared.MetricRange(0, 1)}
+def test_weights_numbers_and_dtypes_are_judged() -> None:
+    floats = {"w": np.zeros(2)}
     for job in (
         lambda: enc.encode(floats, floats, 0, 1.0, 1.0, KEY),
         lambda: enc.encode(floats, floats, shared.WEIGHT_ONE + 1, 1.0, 1.0, KEY),
         lambda: enc.encode({"w": np.zeros(2, int)}, {"w": np.zeros(2, int)}, 1, 1.0, 1.0, KEY),
-        lambda: enc.encode(floats, floats, 1, 1.0, 1.0, KEY, metrics={}, metric_ranges=metric),
-        lambda: enc.encode(floats, floats, 1, 1.0, 1.0, KEY, metrics={"acc": float("nan")}, metric_ranges=metric),
         lambda: shared.weight_of(0, 10, 10),
         lambda: shared.weight_of(10, 0, 10),
     ):
         with pytest.raises(ComityError) as caught:
             job()
         assert caught.value.code is ErrorCode.REPLY_SHAPE
+    for numbers in ([-1], [1 << 80], [0] * 65):
+        with pytest.raises(ComityError) as caught:
+            enc.encode(floats, floats, 1, 1.0, 1.0, KEY, numbers=numbers)
+        assert caught.value.code is ErrorCode.TOO_LARGE
     assert shared.weight_of(10**9, 50, 100) == shared.WEIGHT_ONE // 2, "the measured cohort is the limit"
     for bad in ((0.0, 1.0), (1.0, float("inf")), (-1.0, 1.0)):
         with pytest.raises(ComityError):

@@ -30,7 +30,6 @@ from comity_crypto.secagg.lead_key.messages import Offer, parse_message
 
 ORDER = hashlib.sha256(b"order").hexdigest()
 PARTIES = ("clinic-a", "clinic-b", "clinic-c")
-RANGES = {"accuracy": shared.MetricRange(0.0, 1.0)}
 CLIP = 8.0
 
 
@@ -124,7 +123,7 @@ class Rig:
                 case encrypted.StartDecrypt(contributors=count):
                     fd = self.files["aggregate"]
                     sums = await self.workers.decrypt(AGG_Q16, self.offer.chunks, self.key.secret, fd)
-                    self.result = encoder.decode(sums, count, self.x, self.value_range, metric_ranges=RANGES)
+                    self.result = encoder.decode(sums, count, self.x, self.value_range, numbers=1)
                     self.queue.append((me, events.SumDecoded()))
                 case events.EraseKey():
                     self.key.secret.erase()
@@ -169,7 +168,7 @@ async def make_rig(workers: BfvWorkers, tmp_path: Path) -> AsyncIterator[Any]:
                 "b": rng.standard_normal(7).astype(np.float64),
             }
             bounds = shared.Bounds.default(CLIP, values + 7)
-            layout = encoder.Layout.of(x, RANGES)
+            layout = encoder.Layout.of(x, 1)
             key = await workers.make_key(AGG_Q16)
             offer = Offer(
                 agreement="agr-1",
@@ -198,8 +197,7 @@ async def make_rig(workers: BfvWorkers, tmp_path: Path) -> AsyncIterator[Any]:
                     bounds.clip_norm,
                     bounds.value_range,
                     hashlib.sha256(org.encode()).digest(),
-                    metrics={"accuracy": 0.9 - index / 10},
-                    metric_ranges=RANGES,
+                    numbers=[900 - 100 * index],
                 )
                 replies[org] = y
             rig = Rig(workers, tmp_path, key, offer, encoded, replies, x, bounds.value_range)
@@ -222,8 +220,7 @@ async def test_the_lead_gets_the_weighted_mean_and_nobody_anything_else(make_rig
         plain = array + sum(deltas) / total
         assert np.abs(rig.result.arrays[name] - plain).max() <= len(PARTIES) * step / total + 1e-6
         assert rig.result.arrays[name].dtype == array.dtype
-    wanted = sum(weights[org] * (0.9 - index / 10) for index, org in enumerate(PARTIES)) / total
-    assert rig.result.metrics["accuracy"] == pytest.approx(wanted, abs=1e-5)
+    assert rig.result.weighed == (sum(rig.encoded[org].weight * (900 - 100 * i) for i, org in enumerate(PARTIES)),)
     assert repr(rig.key.secret) == "SecretKey(erased)"
     assert rig.boss.phase == "done"
     assert all(state.phase == "done" for state in rig.parties.values())

@@ -2,8 +2,10 @@
 
 Rules of `frame.replies`. Besides:
 1. 32767 levels; two values share a slot in 22-bit fields, which 50 contributors cannot overflow.
-2. Payload order: weight, metrics by name, values in the order of x's arrays. Each chunk starts with 8 slots that
-   hold 1.
+2. Payload order: weight, limbs of weighed numbers, values in the order of x's arrays. Each chunk starts with 8 slots
+   that hold 1.
+3. A weighed number is 12 limbs of 8 bits, between which amounts below 2^31 are moved (`frame.limbs`): 50 limbs stay
+   below the plain modulus.
 
 For `agg-i32` (statistics) a slot carries one exact signed integer below 2^26; no weights, no clipping.
 """
@@ -11,7 +13,7 @@ For `agg-i32` (statistics) a slot carries one exact signed integer below 2^26; n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -20,12 +22,12 @@ from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.params import AGG_I32, AGG_Q16, CHECK_SLOTS, Parameters
+from comity_crypto.secagg.frame.limbs import Cut
 from comity_crypto.secagg.frame.replies import (
     Arrays,
     Bounds,
     Content,
     Decoded,
-    MetricRange,
     check_contributors,
     check_integers,
     check_weight,
@@ -41,6 +43,7 @@ LEVELS = 32767
 _FIELD_BITS = 22
 _FIELD_MASK = np.uint64((1 << _FIELD_BITS) - 1)
 INTEGER_BOUND = (1 << 26) - 1
+NUMBERS = Cut(limb_bits=8, places=12, moved_bits=31)
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Layout(Content):
 
     @property
     def value_start(self) -> int:
-        """Payload slot of the first value: one weight and the metrics come before."""
-        return 1 + len(self.metrics)
+        """Payload slot of the first value: one weight and the numbers come before."""
+        return 1 + self.numbers * NUMBERS.places
 
     @property
     def payload_slots(self) -> int:
@@ -68,7 +71,7 @@ class Encoded:
     """A contribution before masking. `slots`: shape (chunks, N), uint64; it is secret, so it is not shown."""
 
     slots: Slots = field(repr=False)
-    clipped: int  # coordinates and metrics that were clamped
+    clipped: int  # coordinates that were clamped
     norm_clipped: bool
     weight: int  # w x 2^16
 
@@ -86,8 +89,7 @@ def encode(
     value_range: float,
     prf_key: bytes,
     *,
-    metrics: Mapping[str, float] | None = None,
-    metric_ranges: Mapping[str, MetricRange] | None = None,
+    numbers: Sequence[int] = (),
 ) -> Encoded:
     """Encode one reply as `agg-q16` slots.
 
@@ -96,25 +98,25 @@ def encode(
         weight: w x 2^16, from `weight_of`.
         clip_norm: L2 bound of d over all arrays. value_range: largest |w d| of one coordinate.
         prf_key: 32 bytes, from a node secret and the order's digest.
-        metrics: the reply's numbers. metric_ranges: the declared ones; a missing one is refused, others are ignored.
+        numbers: what is averaged exactly beside the arrays: integers from 0 to below 2^80.
 
     Raises:
-        ComityError: `REPLY_SHAPE` (names, shapes, dtypes, not finite, a declared metric missing), `TOO_LARGE`.
+        ComityError: `REPLY_SHAPE` (names, shapes, dtypes, not finite), `TOO_LARGE`.
     """
-    layout = Layout.of(x_arrays, metric_ranges)
-    reply = judged(x_arrays, y_arrays, weight, Bounds(clip_norm, value_range), layout, metrics or {})
+    layout = Layout.of(x_arrays, len(numbers))
+    reply = judged(x_arrays, y_arrays, weight, Bounds(clip_norm, value_range), numbers)
     # The last field of an odd number of values is padded with 0.
     quantised: NDArray[np.uint16] = np.zeros(layout.values + layout.values % 2, np.uint16)
     scale = reply.scale * LEVELS
     clipped = quantise(x_arrays, y_arrays, quantised, levels=LEVELS, scale=scale, prf_key=prf_key, random_bits=32)
     payload: Slots = np.zeros(layout.chunks * AGG_Q16.payload_slots, np.uint64)
     payload[0] = weight
-    payload[1 : layout.value_start] = reply.metrics
+    payload[1 : layout.value_start] = NUMBERS.limbs(reply.weighed, prf_key)
     packed = payload[layout.value_start : layout.payload_slots]
     packed[:] = quantised[1::2]
     packed <<= np.uint64(_FIELD_BITS)
     packed |= quantised[0::2]
-    return Encoded(_to_chunks(payload, AGG_Q16), clipped + reply.clamped, reply.norm_clipped, weight)
+    return Encoded(_to_chunks(payload, AGG_Q16), clipped, reply.norm_clipped, weight)
 
 
 def decode(
@@ -123,23 +125,24 @@ def decode(
     x_arrays: Arrays,
     value_range: float,
     *,
-    metric_ranges: Mapping[str, MetricRange] | None = None,
+    numbers: int = 0,
 ) -> Decoded:
     """Decode the decrypted sum of `contributors` encodings against the order's arrays.
 
     Args:
-        sum_slots: shape (chunks, N), values below t. x_arrays, value_range, metric_ranges: as in `encode`.
+        sum_slots: shape (chunks, N), values below t. x_arrays, value_range: as in `encode`. numbers: how many.
 
     Raises:
-        ComityError: `SUM_MISMATCH` if a check slot does not show `contributors`, or a weight, metric or value is beyond
+        ComityError: `SUM_MISMATCH` if a check slot does not show `contributors`, or a weight, number or value is beyond
             what that many contributors can reach.
     """
-    layout = Layout.of(x_arrays, metric_ranges)
+    layout = Layout.of(x_arrays, numbers)
     payload = _from_chunks(sum_slots, contributors, layout.payload_slots, AGG_Q16)
-    weight, metrics = int(payload[0]), payload[1 : layout.value_start].tolist()
+    weight = int(payload[0])
     check_weight(weight, contributors)
+    weighed = NUMBERS.totals(payload[1 : layout.value_start].astype(np.int64), contributors)
     sums = _fields(payload[layout.value_start :], layout.values, contributors)
-    return mean(x_arrays, layout, weight, metrics, sums, value_range / LEVELS)
+    return mean(x_arrays, weight, weighed, sums, value_range / LEVELS)
 
 
 def encode_integers(values: NDArray[np.int64]) -> Encoded:

@@ -29,8 +29,9 @@ from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX, CONTRIBUTORS_MIN
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
 
 WEIGHT_ONE = 1 << 16
-METRIC_ONE = 1 << 20
-METRICS_MAX = 256
+# An app's number is below 2^80; times a weight it fills the 96 bits that the formats cut into limbs.
+NUMBER_BITS = 80
+NUMBERS_MAX = 64
 _BLOCK_VALUES = 1 << 18
 
 
@@ -53,34 +54,21 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class MetricRange:
-    """The declared range of a metric; a value beyond it is clamped and counted."""
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ComityError(ErrorCode.MALFORMED, "a metric's range is two finite numbers, the lower first")
-
-
-@dataclass(frozen=True)
 class Content:
     """What a contribution holds beside its weight; all derive the same from order and terms."""
 
     values: int
-    metrics: tuple[tuple[str, MetricRange], ...] = ()
+    numbers: int = 0
 
     @classmethod
-    def of(cls, x_arrays: Arrays, metrics: Mapping[str, MetricRange] | None = None) -> Self:
-        """Return what the order's arrays and the declared metrics ask for. Raises `REPLY_SHAPE`, `TOO_LARGE`."""
+    def of(cls, x_arrays: Arrays, numbers: int = 0) -> Self:
+        """Return what the order's arrays and so many numbers ask for. Raises `REPLY_SHAPE`, `TOO_LARGE`."""
         for name, array in x_arrays.items():
             if array.dtype.kind != "f":
                 raise ComityError(ErrorCode.REPLY_SHAPE, f"array {name[:64]!r} is not of floating point")
-        declared = tuple(sorted((metrics or {}).items()))
-        if len(declared) > METRICS_MAX:
-            raise ComityError(ErrorCode.TOO_LARGE, "too many metrics", count=len(declared))
-        return cls(sum(array.size for array in x_arrays.values()), declared)
+        if not 0 <= numbers <= NUMBERS_MAX:
+            raise ComityError(ErrorCode.TOO_LARGE, "too many numbers", count=numbers)
+        return cls(sum(array.size for array in x_arrays.values()), numbers)
 
 
 @dataclass(frozen=True)
@@ -89,14 +77,12 @@ class Judged:
 
     Args:
         scale: what y - x is multiplied with, to lie within -1 and 1.
-        metrics: by name, where in its range it lies, times weight, of `METRIC_ONE` x `WEIGHT_ONE`.
-        clamped: how many metrics were beyond their range.
+        weighed: the numbers, each times the weight.
     """
 
     scale: float
     norm_clipped: bool
-    metrics: tuple[int, ...] = field(repr=False)
-    clamped: int
+    weighed: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ class Decoded:
 
     arrays: dict[str, NDArray[np.generic]] = field(repr=False)
     weight: float  # sum of w; times weight_max it is the number of examples
-    metrics: dict[str, float]
+    weighed: tuple[int, ...] = ()  # sums of w x 2^16 x number, exact
 
 
 def rounding_key(node_secret: bytes, agreement: str, order_digest: str) -> bytes:
@@ -126,9 +112,7 @@ def weight_of(examples: int, cohort: int, weight_max: int) -> int:
     return max(1, round(counted * WEIGHT_ONE / weight_max))
 
 
-def judged(
-    x_arrays: Arrays, y_arrays: Arrays, weight: int, bounds: Bounds, content: Content, metrics: Mapping[str, float]
-) -> Judged:
+def judged(x_arrays: Arrays, y_arrays: Arrays, weight: int, bounds: Bounds, numbers: Sequence[int]) -> Judged:
     """Return what an encoding begins with; arguments and refusals are those of `encode` in every format."""
     check_same(x_arrays, y_arrays)
     if not 1 <= weight <= WEIGHT_ONE:
@@ -138,9 +122,9 @@ def judged(
     scale = factor * weight / WEIGHT_ONE / bounds.value_range
     if not math.isfinite(scale):
         raise ComityError(ErrorCode.REPLY_SHAPE, "the reply cannot be scaled")
-    found = [_fraction(name, metrics.get(name), declared) for name, declared in content.metrics]
-    numbers = tuple(round(fraction * METRIC_ONE) * weight for fraction, _ in found)
-    return Judged(scale, factor < 1.0, numbers, sum(clamped for _, clamped in found))
+    if any(not 0 <= number < 1 << NUMBER_BITS for number in numbers):
+        raise ComityError(ErrorCode.TOO_LARGE, "a number is too large to be summed")
+    return Judged(scale, factor < 1.0, tuple(number * weight for number in numbers))
 
 
 def quantise(
@@ -187,24 +171,18 @@ def check_weight(weight: int, contributors: int) -> None:
         raise ComityError(ErrorCode.SUM_MISMATCH, "the sum of weights is impossible")
 
 
-def mean(
-    x_arrays: Arrays, content: Content, weight: int, metrics: Sequence[int], sums: NDArray[Any], level: float
-) -> Decoded:
+def mean(x_arrays: Arrays, weight: int, weighed: Sequence[int], sums: NDArray[Any], level: float) -> Decoded:
     """Return the weighted mean.
 
     Args:
-        weight: sum of the weights, which `check_weight` has judged. metrics: sums of `Judged.metrics`.
+        weight: sum of the weights, which `check_weight` has judged. weighed: sums of `Judged.weighed`.
         sums: summed levels, shape (values,). level: what one level is worth.
 
     Raises:
-        ComityError: `SUM_MISMATCH` for a metric that nobody could have reached.
+        ComityError: `SUM_MISMATCH` for a number that nobody could have reached.
     """
-    means: dict[str, float] = {}
-    for (name, declared), total in zip(content.metrics, metrics, strict=True):
-        fraction = total / (METRIC_ONE * weight)
-        if fraction > 1.0:
-            raise ComityError(ErrorCode.SUM_MISMATCH, "a summed metric is impossible")
-        means[name] = declared.low + fraction * (declared.high - declared.low)
+    if any(total >= weight << NUMBER_BITS for total in weighed):
+        raise ComityError(ErrorCode.SUM_MISMATCH, "a summed number is impossible")
     step = level * WEIGHT_ONE / weight
     arrays: dict[str, NDArray[np.generic]] = {}
     start = 0
@@ -214,7 +192,7 @@ def mean(
         delta += array.reshape(-1)
         arrays[name] = delta.astype(array.dtype).reshape(array.shape)
         start += array.size
-    return Decoded(arrays, weight / WEIGHT_ONE, means)
+    return Decoded(arrays, weight / WEIGHT_ONE, tuple(weighed))
 
 
 def check_integers(values: NDArray[np.int64], bound: int) -> None:
@@ -252,11 +230,3 @@ def norm_of(x_arrays: Arrays, y_arrays: Arrays) -> float:
     if not math.isfinite(squared):
         raise ComityError(ErrorCode.REPLY_SHAPE, "the reply holds values that are not finite")
     return math.sqrt(squared)
-
-
-def _fraction(name: str, value: float | None, declared: MetricRange) -> tuple[float, int]:
-    """Return where in its range a metric lies (0 to 1), and 1 if it was clamped. Raises `REPLY_SHAPE`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ComityError(ErrorCode.REPLY_SHAPE, f"metric {name[:64]!r} is missing or not a finite number")
-    clamped = min(max(value, declared.low), declared.high)
-    return (clamped - declared.low) / (declared.high - declared.low), int(clamped != value)

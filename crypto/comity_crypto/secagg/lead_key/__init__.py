@@ -42,13 +42,13 @@ What a shell does
     lead node
         key = await workers.make_key(AGG_Q16)                # workers: one BfvWorkers for the whole node
         offer = Offer(agreement, run, step, round, attempt=0, lead, parties (sorted), minimum, key.key_id, order_digest,
-                      AGG_Q16.name, AGG_Q16.digest, Layout.of(x_arrays, metric_ranges).chunks)
+                      AGG_Q16.name, AGG_Q16.digest, Layout.of(x_arrays, numbers).chunks)
         state, _ = holder.start(offer, now=now)              # before the order leaves
         StartDigest  -> download the aggregate into a file
                         values = await workers.check_and_digest(AGG_Q16, offer.chunks, challenge, digest, fd)
                         event DigestReady(values)
         StartDecrypt -> sums = await workers.decrypt(AGG_Q16, offer.chunks, key.secret, fd)
-                        decoded = encoder.decode(sums, contributors, x_arrays, value_range, metric_ranges=...)
+                        decoded = encoder.decode(sums, contributors, x_arrays, value_range, numbers=...)
                         event SumDecoded()
         EraseKey     -> key.secret.erase()
         Failed       -> offer = holder.next_offer(offer, new_key.key_id, without); start again. `missing` names who was
@@ -63,8 +63,8 @@ What a shell does
             me, offer, order_digest=own digest of the plaintext order, chunks=own Layout's, box_key=BoxKey(),
             entropy=os.urandom, now=now, previous=journalled Release of this agreement and order or None,
             used_keys=key ids of this run so far)
-        after training: encoded = encoder.encode(x, y, weight_of(...), clip, range, rounding_key(...), metrics=...,
-                        metric_ranges=...); event ValuesReady(encoded.digest). It may come at any time after `start`,
+        after training: encoded = encoder.encode(x, y, weight_of(...), clip, range, rounding_key(...),
+                        numbers=...); event ValuesReady(encoded.digest). It may come at any time after `start`,
                         so that the rounds of signatures overlap with training.
         StartEncrypt  -> blob = await workers.encrypt(AGG_Q16, public_key, encoded.slots, pairs, fd of a new file 0600)
                          fsync; event blob

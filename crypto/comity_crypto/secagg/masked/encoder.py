@@ -2,27 +2,27 @@
 
 Rules of `frame.replies`. Besides:
 1. 2^25 - 1 levels: one value in a word, with room for 50 contributors; 1,024 times finer than under `agg-q16`.
-2. Content: weight, two words for each metric by name (20 low bits, the rest), values in the order of x's arrays.
+2. Content: weight, limbs of weighed numbers, values in the order of x's arrays. A weighed number is 48 limbs of 2 bits,
+   between which amounts below 2^23 are moved (`frame.limbs`), so that each stays below 2^26.
 3. Exact integers (statistics) take the same words: |value| < 2^25.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.frame.limbs import Cut
 from comity_crypto.secagg.frame.replies import (
-    METRIC_ONE,
     Arrays,
     Bounds,
     Content,
     Decoded,
-    MetricRange,
     check_contributors,
     check_integers,
     check_weight,
@@ -35,6 +35,7 @@ from comity_crypto.secagg.masked.words import CONTENT_START, WORD_BOUND, WORDS_M
 
 LEVELS = (WORD_BOUND >> 1) - 1
 INTEGER_BOUND = LEVELS
+NUMBERS = Cut(limb_bits=2, places=48, moved_bits=23)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EncodedWords:
     """A contribution before tag and masks. `words`: shape (words,), uint32; it is secret, so it is not shown."""
 
     words: Words = field(repr=False)
-    clipped: int  # coordinates and metrics that were clamped
+    clipped: int  # coordinates that were clamped
     norm_clipped: bool
     weight: int  # w x 2^16
 
@@ -68,21 +69,19 @@ def encode(
     value_range: float,
     prf_key: bytes,
     *,
-    metrics: Mapping[str, float] | None = None,
-    metric_ranges: Mapping[str, MetricRange] | None = None,
+    numbers: Sequence[int] = (),
 ) -> EncodedWords:
     """Encode one reply; arguments and refusals are those of `bfv.encoder.encode`."""
-    layout = Content.of(x_arrays, metric_ranges)
+    layout = Content.of(x_arrays, len(numbers))
     words_for(layout)
-    reply = judged(x_arrays, y_arrays, weight, Bounds(clip_norm, value_range), layout, metrics or {})
+    reply = judged(x_arrays, y_arrays, weight, Bounds(clip_norm, value_range), numbers)
     content: Words = np.empty(_value_start(layout) + layout.values, np.uint32)
     content[0] = weight
-    for place, number in enumerate(reply.metrics):
-        content[1 + 2 * place : 3 + 2 * place] = number % METRIC_ONE, number // METRIC_ONE
+    content[1 : _value_start(layout)] = NUMBERS.limbs(reply.weighed, prf_key)
     values, scale = content[_value_start(layout) :], reply.scale * LEVELS
     # 26 bits of a level and 26 of the rounding are exact in a double.
     clipped = quantise(x_arrays, y_arrays, values, levels=LEVELS, scale=scale, prf_key=prf_key, random_bits=26)
-    return EncodedWords(contribution(content), clipped + reply.clamped, reply.norm_clipped, weight)
+    return EncodedWords(contribution(content), clipped, reply.norm_clipped, weight)
 
 
 def decode(
@@ -91,20 +90,20 @@ def decode(
     x_arrays: Arrays,
     value_range: float,
     *,
-    metric_ranges: Mapping[str, MetricRange] | None = None,
+    numbers: int = 0,
 ) -> Decoded:
     """Decode the opened sum of `contributors` encodings; refusals are those of `bfv.encoder.decode`.
 
     Args:
-        content: what `words.unmask` returns, shape (words,).
+        content: what `words.unmask` returns, shape (words,). numbers: how many.
     """
-    layout = Content.of(x_arrays, metric_ranges)
+    layout = Content.of(x_arrays, numbers)
     _check_content(content, contributors, _value_start(layout) + layout.values)
-    weight, pairs = int(content[0]), content[1 : _value_start(layout)].tolist()
+    weight = int(content[0])
     check_weight(weight, contributors)
-    metrics = [low + METRIC_ONE * high for low, high in zip(pairs[::2], pairs[1::2], strict=True)]
+    weighed = NUMBERS.totals(content[1 : _value_start(layout)].astype(np.int64), contributors)
     sums = unshifted(content[_value_start(layout) :].astype(np.int64), contributors, LEVELS)
-    return mean(x_arrays, layout, weight, metrics, sums, value_range / LEVELS)
+    return mean(x_arrays, weight, weighed, sums, value_range / LEVELS)
 
 
 def quantisation_bound(value_range: float, contributors: int, weight: float) -> float:
@@ -129,7 +128,7 @@ def decode_integers(content: Words, contributors: int, values: int) -> NDArray[n
 
 
 def _value_start(layout: Content) -> int:
-    return 1 + 2 * len(layout.metrics)
+    return 1 + layout.numbers * NUMBERS.places
 
 
 def _check_content(content: Words, contributors: int, words: int) -> None:

@@ -6,8 +6,8 @@ Rules (secure-aggregation.md sections 3 and 6):
 2. Numbers are metrics that an app names freely. Parties cannot know each other's names beforehand, so each sum has the
    same `METRICS_MAX` places, filled in the order of the sorted names, and a fingerprint of the names beside them: its
    mean is the own fingerprint only if all parties had the same.
-3. A number is a fixed point of 80 bits (2^-40 fine, up to 2^39), cut into four limbs of 20 bits, so that its weighted
-   mean is exact.
+3. A number is a fixed point of 80 bits (2^-40 fine, up to 2^39), so that its weighted mean is exact. How it travels,
+   so that nothing but the total shows, is the number format's matter (`frame.limbs`).
 4. The weight is the number under `num-examples`, at most the measured cohort and `weight_max`; a reply without it
    weighs as much as possible. What is clamped is counted.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -30,7 +30,7 @@ from comity_crypto.secagg.bfv import encoder
 from comity_crypto.secagg.bfv.encoder import Encoded, Layout
 from comity_crypto.secagg.bfv.params import AGG_I32
 from comity_crypto.secagg.frame import replies
-from comity_crypto.secagg.frame.replies import Bounds, Decoded, MetricRange
+from comity_crypto.secagg.frame.replies import NUMBER_BITS, Bounds, Decoded
 from comity_crypto.secagg.masked.encoder import EncodedWords, words_for
 from comity_crypto.secagg.masked.words import CONTENT_START
 from comity_policies.terms import Terms
@@ -42,16 +42,11 @@ SHAPE_BYTES_MAX = 128 << 10
 CLIP_NORM_DEFAULT = 10.0
 WEIGHT_MAX_DEFAULT = 1_000
 
-_LIMB_BITS, _LIMBS = 20, 4
-_LIMB = 1 << _LIMB_BITS
 _POINT_BITS = 40
-_OFFSET = 1 << (_LIMB_BITS * _LIMBS - 1)
-_TOP = (1 << (_LIMB_BITS * _LIMBS)) - 1
-_PRINT_LIMBS = 3
-RANGES: dict[str, MetricRange] = {
-    **{f"m{place:02d}.{limb}": MetricRange(0, _LIMB) for place in range(METRICS_MAX) for limb in range(_LIMBS)},
-    **{f"names.{limb}": MetricRange(0, _LIMB) for limb in range(_PRINT_LIMBS)},
-}
+_OFFSET = 1 << (NUMBER_BITS - 1)
+_TOP = (1 << NUMBER_BITS) - 1
+# The places, and the fingerprint of the names.
+_NUMBERS = METRICS_MAX + 1
 
 Arrays = dict[str, NDArray[Any]]
 # The number formats of the profiles: `encoder`, `masked_encoder`.
@@ -115,10 +110,9 @@ class Shape:
         return sum(1 if length is None else max(0, length) for _, _, length in self.metrics)
 
     @property
-    def fingerprint(self) -> tuple[int, ...]:
-        """60 bits of the SHA-256 of the names, as limbs."""
-        number = int.from_bytes(hashlib.sha256(b"comity/shape/v1\x00" + self.to_bytes()).digest()[:8], "big")
-        return tuple((number >> (_LIMB_BITS * limb)) % _LIMB for limb in range(_PRINT_LIMBS))
+    def fingerprint(self) -> int:
+        """64 bits of the SHA-256 of the names."""
+        return int.from_bytes(hashlib.sha256(b"comity/shape/v1\x00" + self.to_bytes()).digest()[:8], "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +128,7 @@ class Formed:
 def plan(asked: Content, word: str, terms: Terms) -> Plan:
     """Return what order and terms fix. Raises `REPLY_SHAPE` (an array is not of floating point), `TOO_LARGE`."""
     x = _asked_arrays(asked, word)
-    layout = Layout.of(x, RANGES)
+    layout = Layout.of(x, _NUMBERS)
     clip = float(terms.get("clip_norm", CLIP_NORM_DEFAULT))
     bounds = Bounds.default(clip, layout.values)
     if "range" in terms:
@@ -158,10 +152,9 @@ def form(
     shape = _shape_of(reply, x, asked)
     y = _arrays(reply) if fixed.arrays else {}
     weight, capped = _weight(reply, cohort, fixed.weight_max)
-    numbers, clamped = _limbs(reply, shape)
-    numbers |= {f"names.{limb}": float(value) for limb, value in enumerate(shape.fingerprint)}
+    points, clamped = _points(reply, shape)
     clip, reach = fixed.bounds.clip_norm, fixed.bounds.value_range
-    encoded = encode(x, y, weight, clip, reach, rounding_key, metrics=numbers, metric_ranges=RANGES)
+    encoded = encode(x, y, weight, clip, reach, rounding_key, numbers=[*points, shape.fingerprint])
     names = tuple(sorted({key for record in reply.metrics.values() for key in record}))
     return Formed(encoded, shape, encoded.clipped + clamped + int(encoded.norm_clipped) + int(capped), names)
 
@@ -171,7 +164,7 @@ def decode(
 ) -> Decoded:
     """Decode decrypted slots against the order's arrays. Raises `SUM_MISMATCH`."""
     x = _asked_arrays(asked, word)
-    return decoded(sums, contributors, x, fixed.bounds.value_range, metric_ranges=RANGES)
+    return decoded(sums, contributors, x, fixed.bounds.value_range, numbers=_NUMBERS)
 
 
 def mean_error(value_range: float, levels: int, weights: Sequence[float], spread: float) -> float:
@@ -196,8 +189,8 @@ def unform(decoded: Decoded, shape: Shape, asked: Content, word: str, contributo
         ComityError: `REPLY_SHAPE` if the parties' replies had different names.
     """
     total = round(decoded.weight * replies.WEIGHT_ONE)
-    summed = {name: round(value * total) for name, value in decoded.metrics.items()}
-    if any(summed[f"names.{limb}"] != value * total for limb, value in enumerate(shape.fingerprint)):
+    *summed, names = decoded.weighed
+    if names != shape.fingerprint * total:
         raise ComityError(ErrorCode.REPLY_SHAPE, "the parties' replies have different records or metrics")
     records = _array_records(decoded, shape, asked, word)
     examples = max(1, round(decoded.weight * weight_max / contributors))
@@ -209,7 +202,7 @@ def unform(decoded: Decoded, shape: Shape, asked: Content, word: str, contributo
             items.append((key, examples))
             place += 1
             continue
-        means = [_mean(summed, place + index, total) for index in range(1 if length is None else length)]
+        means = [_mean(summed[place + index], total) for index in range(1 if length is None else length)]
         items.append((key, means[0] if length is None else means))
         place += len(means)
     records += [Record(name, "metric", tuple(items)) for name, items in rows.items()]
@@ -273,23 +266,20 @@ def _numbers(reply: Content, shape: Shape) -> Iterator[tuple[str, Any]]:
             yield key, each
 
 
-def _limbs(reply: Content, shape: Shape) -> tuple[dict[str, float], int]:
-    out = dict.fromkeys((name for name in RANGES if name.startswith("m")), 0.0)
-    clamped = 0
+def _points(reply: Content, shape: Shape) -> tuple[list[int], int]:
+    """Return what fills the places, and how many numbers were clamped. Raises `REPLY_SHAPE`."""
+    out, clamped = [0] * METRICS_MAX, 0
     for place, (key, value) in enumerate(_numbers(reply, shape)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ComityError(ErrorCode.REPLY_SHAPE, f"metric {key[:64]!r} is not a finite number")
         # The weight has its own slot; as a metric it would be averaged by itself.
         point = 0 if key == WEIGHT else round(Fraction(value) * (1 << _POINT_BITS)) + _OFFSET
-        bounded = min(max(point, 0), _TOP)
-        clamped += bounded != point
-        for limb in range(_LIMBS):
-            out[f"m{place:02d}.{limb}"] = float((bounded >> (_LIMB_BITS * limb)) % _LIMB)
+        out[place] = min(max(point, 0), _TOP)
+        clamped += out[place] != point
     return out, clamped
 
 
-def _mean(summed: Mapping[str, int], place: int, total: int) -> float:
-    whole = sum(summed[f"m{place:02d}.{limb}"] << (_LIMB_BITS * limb) for limb in range(_LIMBS))
+def _mean(whole: int, total: int) -> float:
     return float((Fraction(whole, total) - _OFFSET) / (1 << _POINT_BITS))
 
 
