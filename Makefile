@@ -14,7 +14,7 @@ ARGS ?=
 JOBS ?= 3
 SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg faults sandbox opa clean
+.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg faults sandbox opa postgres clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,13 +36,24 @@ opa: # the real OPA, for the contract tests; they say so when it is missing
 	  && { echo "installing OPA $(OPA_VERSION) with go install"; GOBIN=$(TOOLS)/bin go install github.com/open-policy-agent/opa@$(OPA_VERSION) >/dev/null 2>&1; } \
 	  || echo "note: no OPA and no Go; the tests against an OPA server will be skipped"; } || true
 
+postgres: # a real PostgreSQL, for the contract tests and the ledger's benchmark; the package's own server is not started
+	@{ command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 || { \
+	  as=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+	  command -v apt-get >/dev/null && { [ -z "$$as" ] || $$as true 2>/dev/null; } \
+	  && echo "installing PostgreSQL (apt package postgresql)" \
+	  && { test -e /etc/postgresql-common/createcluster.conf || { $$as mkdir -p /etc/postgresql-common \
+	       && echo "create_main_cluster = false" | $$as tee /etc/postgresql-common/createcluster.conf >/dev/null; }; } \
+	  && { $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold postgresql >/dev/null 2>&1 \
+	       || { $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold postgresql >/dev/null 2>&1; }; } \
+	  || echo "note: no PostgreSQL and it cannot be installed here; the tests against it will be skipped"; } || true
+
 demo: $(VENV)/.ready sandbox ## Run three hospitals on this machine: negotiate, train encrypted, verify (ARGS="--json")
 	@comity demo $(ARGS)
 
-test: $(VENV)/.ready sandbox opa ## Run the tests (unit, property, contract, faults, replay, e2e; ARGS="tests/unit -n 0")
+test: $(VENV)/.ready sandbox opa postgres ## Run the tests (unit, property, contract, faults, replay, e2e; ARGS="tests/unit -n 0")
 	@python -m pytest -q $(SHARED) $(ARGS)
 
-test-slow: $(VENV)/.ready sandbox opa ## Run what `test` leaves out: long proofs, and 500 examples a property
+test-slow: $(VENV)/.ready sandbox opa postgres ## Run what `test` leaves out: long proofs, and 500 examples a property
 	@python -m pytest -q $(SHARED) -m slow $(ARGS)
 	@COMITY_TEST_THOROUGH=1 python -m pytest -q $(SHARED) --timeout 600 tests/property $(ARGS)
 

@@ -16,7 +16,9 @@ Where several processes share the tests, a file at a time, those with the longes
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -58,6 +60,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _layer(item) == "e2e" and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(E2E_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Every database that the coordinator runs on (`harness.databases.Databases`); servers start when asked for."""
+    sys.path.insert(0, str(_ROOT))
+    from harness.databases import of_run
+
+    opened = of_run(tmp_path_factory)
+    yield opened
+    opened.close()
 
 
 def _layer(item: pytest.Item) -> str:

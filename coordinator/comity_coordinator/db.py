@@ -2,42 +2,51 @@
 
 Rules
 1. A function given to `transact` may run several times and must be repeatable: it touches nothing but its connection.
+   When it runs again, and for how long, is said in `retries.py`.
 2. Whatever has to happen outside (wake a stream, tell the workflow engine) goes through `after_commit`; a transaction
    that fails runs none of its hooks.
 3. The schema is portable: text ids, canonical text for JSON, bytes, RFC 3339 text for instants, no serial ids.
 4. SQLite: WAL, `synchronous=FULL` (an acknowledged message is on the disk), `BEGIN IMMEDIATE`, foreign keys on.
+5. PostgreSQL and CockroachDB: SERIALIZABLE; every wait has a bound, the server's for a client that vanished included.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.retries import Budget, Failure, failure
 
 T = TypeVar("T")
 
 metadata = MetaData()
 
-RETRIES_MAX = 10
+RETRIES_MAX = 20
+RETRY_TIME_S = 15.0
 RETRY_BASE_S = 0.005
-RETRY_CAP_S = 0.5
+RETRY_CAP_S = 1.0
 BUSY_TIMEOUT_MS = 5_000
 SERVER_THREADS = 4
+# What a connection to a server waits for at most; a partition is noticed by the last one.
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 60_000
+IDLE_IN_TRANSACTION_MS = 30_000
+UNANSWERED_TIMEOUT_MS = 10_000
+# Drivers by the database that a URL names; no others are tested.
+DRIVERS = {"postgresql": "postgresql+psycopg", "cockroachdb": "cockroachdb+psycopg"}
 _HOOKS = "comity_after_commit"
-# Serialisation failure and deadlock, as PostgreSQL and CockroachDB name them (SQL standard class 40).
-_RETRY_STATES = frozenset({"40001", "40P01"})
+# `psycopg.pq.TransactionStatus.INERROR`; SQLite does without the driver's 10 MB.
+_IN_ERROR = 3
 
 
 def after_commit(conn: Connection, hook: Callable[[], None]) -> None:
@@ -58,12 +67,8 @@ def attempt(conn: Connection, fn: Callable[[], T]) -> T:
         raise
 
 
-def is_transient(error: DBAPIError) -> bool:
-    """True if the same transaction may succeed when it runs again."""
-    state = getattr(error.orig, "sqlstate", None)
-    if state in _RETRY_STATES:
-        return True
-    return isinstance(error.orig, sqlite3.OperationalError) and "locked" in str(error.orig)
+class _LostAtCommitError(Exception):
+    """The connection went while the commit was under way."""
 
 
 class Database:
@@ -76,6 +81,7 @@ class Database:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="comity-db")
         self._watch: sqlite3.Connection | None = None
         self._watch_lock = threading.Lock()
+        self._closing = threading.Event()
 
     def create_all(self) -> None:
         """Create the tables that the imported capabilities define on `metadata`."""
@@ -85,25 +91,48 @@ class Database:
         """Run `fn` in one transaction and commit it; on a conflict run the whole of it again.
 
         Raises:
-            ComityError: `BUSY` when `RETRIES_MAX` attempts met conflicts; whatever `fn` raises otherwise.
+            ComityError: `BUSY` when conflicts have spent the budget; `UNAVAILABLE` when the database stayed out of
+                reach, or was lost at the commit; whatever `fn` raises otherwise.
         """
-        for tries in range(RETRIES_MAX):
+        budget = Budget(RETRIES_MAX, RETRY_TIME_S, RETRY_BASE_S, RETRY_CAP_S)
+        while True:  # ends with the budget
             try:
-                with self.engine.connect() as conn:
-                    hooks: list[Callable[[], None]] = []
-                    conn.info[_HOOKS] = hooks
-                    with conn.begin():
-                        result = fn(conn)
+                result, hooks = self._once(fn)
+            except _LostAtCommitError as error:
+                detail = "the database was lost at the commit; whether it took place is not known"
+                raise ComityError(ErrorCode.UNAVAILABLE, detail) from error
             except DBAPIError as error:
-                if not is_transient(error):
+                why = failure(error)
+                pause_s = budget.spend(why)
+                if pause_s is None and why is Failure.CONFLICT:
+                    raise ComityError(ErrorCode.BUSY, "the database stayed contended", attempts=budget.tries) from error
+                if pause_s is None and why is Failure.LOST:
+                    raise ComityError(
+                        ErrorCode.UNAVAILABLE, "the database is out of reach", attempts=budget.tries
+                    ) from error
+                if pause_s is None:
                     raise
-                pause_s = min(RETRY_CAP_S, RETRY_BASE_S * 2**tries)
-                time.sleep(pause_s * (0.5 + random.random() / 2))  # noqa: S311 - jitter, not a secret
+                if self._closing.wait(pause_s):
+                    raise ComityError(ErrorCode.UNAVAILABLE, "the coordinator stops") from error
                 continue
             for hook in hooks:
                 hook()
             return result
-        raise ComityError(ErrorCode.BUSY, "the database stayed contended", attempts=RETRIES_MAX)
+
+    def _once(self, fn: Callable[[Connection], T]) -> tuple[T, list[Callable[[], None]]]:
+        with self.engine.connect() as conn:
+            hooks: list[Callable[[], None]] = []
+            conn.info[_HOOKS] = hooks
+            with conn.begin() as transaction:
+                result = fn(conn)
+                _refuse_failed(conn)
+                try:
+                    transaction.commit()
+                except DBAPIError as error:
+                    if failure(error) in (Failure.LOST, Failure.UNKNOWN):
+                        raise _LostAtCommitError from error
+                    raise
+            return result, hooks
 
     async def run(self, fn: Callable[[Connection], T]) -> T:
         """`transact` in the database's own thread, so that the event loop never waits for a disk."""
@@ -135,7 +164,8 @@ class Database:
         return self._watch
 
     def close(self) -> None:
-        """Wait for the transaction under way and close every connection."""
+        """Wait for the transaction under way, give up those that wait to be tried again, close every connection."""
+        self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         with self._watch_lock:
             if self._watch is not None:
@@ -145,21 +175,65 @@ class Database:
 
 
 def open_database(url: str) -> Database:
-    """Open `url` (sqlite:///FILE, postgresql+psycopg://…, cockroachdb+psycopg://…).
+    """Open `url` (sqlite:///FILE, postgresql+psycopg://…, cockroachdb+psycopg://…); nothing is asked of a server yet.
 
     Raises:
-        ComityError: `UNSUPPORTED` for SQLite in memory, which would be another database in each thread.
+        ComityError: `UNSUPPORTED` for another database or driver, and for SQLite in memory, which would be another
+            database in each thread; `MALFORMED` for what is no URL.
     """
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return Database(create_engine(url, isolation_level="SERIALIZABLE", pool_pre_ping=True))
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # Without its cause: that may quote the URL, and a URL may carry a password.
+        raise ComityError(ErrorCode.MALFORMED, "the database's address is no URL") from None
+    backend = parsed.get_backend_name()
+    if backend in DRIVERS:
+        return Database(_server_engine(parsed, DRIVERS[backend]))
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise ComityError(ErrorCode.UNSUPPORTED, "SQLite, PostgreSQL and CockroachDB are supported")
     if not parsed.database or parsed.database == ":memory:":
         raise ComityError(ErrorCode.UNSUPPORTED, "SQLite needs a file")
     Path(parsed.database).touch(mode=0o600)  # the files that SQLite puts beside it take its mode
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return Database(engine)
+
+
+def _server_engine(url: URL, driver: str) -> Engine:
+    if url.drivername not in (url.get_backend_name(), driver):
+        raise ComityError(ErrorCode.UNSUPPORTED, f"the driver is {driver}")
+    waits = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": UNANSWERED_TIMEOUT_MS,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }
+    engine = create_engine(
+        url.set(drivername=driver),
+        isolation_level="SERIALIZABLE",
+        pool_pre_ping=True,
+        pool_size=SERVER_THREADS + 1,
+        hide_parameters=True,
+        connect_args={name: value for name, value in waits.items() if name not in url.query},
+    )
+    event.listen(engine, "connect", _prepare_server)
+    return engine
+
+
+def _prepare_server(connection: Any, _record: Any) -> None:
+    before, connection.autocommit = connection.autocommit, True
+    connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}")
+    connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")
+    connection.autocommit = before
+
+
+def _refuse_failed(conn: Connection) -> None:
+    """PostgreSQL answers a commit after a failed statement by undoing everything, and calls that no error."""
+    info = getattr(conn.connection.dbapi_connection, "info", None)
+    if getattr(info, "transaction_status", None) == _IN_ERROR:
+        raise ComityError(ErrorCode.INTERNAL, "a failed statement was passed over in silence")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

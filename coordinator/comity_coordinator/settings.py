@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -36,7 +36,7 @@ class CoordinatorSettings(BaseSettings):
     rest_listen: str = "127.0.0.1:0"
     log_name: str
     server_names: tuple[str, ...] = ()
-    database_url: str = ""
+    database_url: str = Field(default="", repr=False)  # it may carry a password
     opa_url: str = ""
     workflows: Literal["temporal", "timers"] = "temporal"
     spool_total_bytes: int = 16 << 30

@@ -1,4 +1,4 @@
-"""A coordinator without a network: real keys, a real SQLite file, a hub that records."""
+"""A coordinator without a network: real keys, a real database, a hub that records."""
 
 import base64
 import contextlib
@@ -11,7 +11,7 @@ import pytest
 
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError
-from comity_coordinator.db import after_commit, attempt, open_database
+from comity_coordinator.db import after_commit, attempt
 from comity_coordinator.feed import Feed
 from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.negotiation.service import NegotiationService
@@ -111,13 +111,12 @@ def run_every_transaction_twice(db):
 class World:
     """Everything, with short words for what nodes do."""
 
-    def __init__(self, folder, keys, twice=False):
+    def __init__(self, database, keys, twice=False):
         self.keys = keys
         self.clock = Clock()
         self.log_keys = keys["coordinator"]
         self.charter = _charter(keys)
-        self.db = open_database(f"sqlite:///{folder / 'comity.db'}")
-        self.db.create_all()
+        self.db = database
         if twice:
             run_every_transaction_twice(self.db)
         self.hub = RecordingHub()
@@ -259,10 +258,21 @@ def all_keys():
     return {name: OrgKeys.generate() for name in (*ORGS, "coordinator", "stranger")}
 
 
-@pytest.fixture(params=[False, True], ids=["once", "twice"])
-def world(request, tmp_path, all_keys):
+@pytest.fixture(
+    params=[
+        ("sqlite", False),
+        ("postgresql", True),
+        pytest.param(("sqlite", True), marks=pytest.mark.slow),
+        pytest.param(("postgresql", False), marks=pytest.mark.slow),
+        pytest.param(("cockroachdb-dialect", True), marks=pytest.mark.slow),
+        pytest.param(("cockroachdb", True), marks=pytest.mark.slow),
+    ],
+    ids=lambda each: f"{each[0]}-{'twice' if each[1] else 'once'}",
+)
+def world(request, tmp_path, all_keys, databases):
     """Under `twice` every transaction is rolled back once and repeated: each must be repeatable (ledger.md 3)."""
-    world = World(tmp_path, all_keys, request.param)
+    backend, twice = request.param
+    world = World(databases.fresh(backend, tmp_path), all_keys, twice)
     yield world
     world.db.close()
 

@@ -1,7 +1,6 @@
 """`comity coordinator ledger export|fsck` over a coordinator's folder."""
 
 import json
-import shutil
 
 import pytest
 import typer
@@ -26,7 +25,7 @@ def app():
     return app
 
 
-def test_export_and_fsck(app, world, tmp_path, names):
+def test_export_and_fsck(app, world, tmp_path, names, monkeypatch):
     home = tmp_path / "coordinator"
     settings = setup.new_settings(
         home, names.consortium, "127.0.0.1:7443", listen="", rest_listen="", workflows="timers"
@@ -36,7 +35,8 @@ def test_export_and_fsck(app, world, tmp_path, names):
     # The world's ledger is signed by the world's key under the world's log name: export does not look, fsck does.
     world.export()
     world.db.close()
-    shutil.copy(tmp_path / "comity.db", home / "comity.db")
+    url = world.db.engine.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("COMITY_COORDINATOR_DATABASE_URL", url)
     file = tmp_path / "export.jsonl"
     runner = CliRunner()
     done = runner.invoke(app, ["ledger", "export", str(home), str(file), "--json"])

@@ -5,6 +5,7 @@ import base64
 import contextlib
 
 import pytest
+from sqlalchemy import text
 
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
@@ -97,12 +98,12 @@ def test_reading_out_of_range_is_refused(world):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("update ledger_statements set content = X'7b7d' where kind = 'note'", "bytes have changed"),
-        ("update ledger_entries set leaf_hash = X'" + "00" * 32 + "' where idx = 2", "leaf hash"),
+        ("update ledger_statements set content = :raw where kind = 'note'", "bytes have changed"),
+        ("update ledger_entries set leaf_hash = :raw where idx = 2", "leaf hash"),
         ("delete from ledger_entries where idx = 3", "missing"),
-        ("update ledger_checkpoints set root = X'" + "00" * 32 + "'", "root"),
+        ("update ledger_checkpoints set root = :raw", "root"),
         ("update ledger_checkpoints set note = replace(note, 'example', 'exemple')", "note"),
-        ("update ledger_tiles set hashes = X'" + "00" * 32 * 11 + "'", "tile"),
+        ("update ledger_tiles set hashes = :raw", "tile"),
         ("insert into ledger_pending select '0', digest, '' from ledger_entries where idx = 1", "pending"),
     ],
 )
@@ -111,7 +112,8 @@ def test_fsck_finds_damage(world, damage, words):
     assert world.integrate() == 11
     public = world.log_keys.public.statement
     assert world.read(lambda conn: fsck.check(conn, world.ledger, public)) == []
-    world.db.transact(lambda conn: conn.exec_driver_sql(damage))
+    raw = {"raw": bytes(32 * 11) if words == "tile" else bytes(32)} if ":raw" in damage else {}
+    world.db.transact(lambda conn: conn.execute(text(damage), raw))
     found = world.read(lambda conn: fsck.check(conn, world.ledger, public))
     assert any(words in each for each in found), found
 
