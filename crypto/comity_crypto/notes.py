@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -156,6 +157,50 @@ def verify_cosignature(note: str, name: str, public: bytes) -> int:
     if not times:
         raise ComityError(ErrorCode.SIGNATURE_INVALID, "the witness has not cosigned this checkpoint")
     return max(times)
+
+
+def cosignature_times(note: str, keys: Mapping[str, bytes]) -> dict[str, int]:
+    """Return who of `keys` (witness name -> Ed25519 key) cosigned the note, and when (seconds since 1970, the newest).
+
+    Lines of others are ignored, as are cosignatures by a key that the witness had before (another key id).
+
+    Raises:
+        ComityError: `MALFORMED`; `SIGNATURE_INVALID` if a line in a known witness's name and key does not hold.
+    """
+    text, lines = _split(note)
+    wanted = {(name, key_id(name, key, cosignature=True)): key for name, key in keys.items()}
+    times: dict[str, int] = {}
+    for who, blob in lines:
+        key = wanted.get((who, blob[:_KEY_ID_BYTES]))
+        if key is None:
+            continue
+        body = blob[_KEY_ID_BYTES:]
+        time_s = int.from_bytes(body[:_TIME_BYTES], "big")
+        _verify(key, body[_TIME_BYTES:], _cosigned(text, time_s))
+        times[who] = max(time_s, times.get(who, 0))
+    return times
+
+
+def only_line(cosigned: str, note: str) -> str:
+    """Return the one signature line that `cosigned` has beyond `note`. Raises `MALFORMED`."""
+    line = cosigned.removeprefix(note)
+    if not cosigned.startswith(note) or line.count("\n") != 1 or not line.endswith("\n"):
+        raise ComityError(ErrorCode.MALFORMED, "a cosigned note is the note with one more line")
+    _parse_line(line[:-1])
+    return line
+
+
+def with_lines(note: str, lines: Iterable[str]) -> str:
+    """Return a note with signature lines added. Raises `MALFORMED` if it is none then."""
+    joined = note + "".join(lines)
+    _split(joined)
+    return joined
+
+
+def log_part(note: str, name: str) -> str:
+    """Return a note with the log's own signature lines alone, as the log made it. Raises `MALFORMED`."""
+    text, lines = _split(note)
+    return f"{text}\n" + "".join(_line(who, blob) for who, blob in lines if who == name)
 
 
 def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:

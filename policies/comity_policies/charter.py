@@ -30,6 +30,7 @@ from comity_policies.charter_document import (
     TrustRoot,
 )
 from comity_policies.charter_quorum import DECISION_KINDS, QuorumRule
+from comity_policies.charter_witnesses import WitnessRule
 
 __all__ = [
     "CHECKPOINT_AGE_S_MAX",
@@ -41,6 +42,7 @@ __all__ = [
     "PolicyRef",
     "QuorumRule",
     "TrustRoot",
+    "WitnessRule",
     "changes",
     "check_follows",
     "enough",
@@ -139,7 +141,8 @@ def changes(previous: Charter, successor: Charter) -> tuple[str, ...]:
         "change-charter": {
             name for name in both if (before[name].title, before[name].owner) != (after[name].title, after[name].owner)
         }
-        or _constitution(previous) != _constitution(successor),
+        or _constitution(previous) != _constitution(successor)
+        or successor.witnesses != _left_witnesses(previous, before.keys() - after.keys()),
         "change-policy": previous.policy != successor.policy,
         "publish-agent": previous.agents != successor.agents,
         "trust-root": previous.trust_roots != successor.trust_roots,
@@ -153,6 +156,12 @@ def changes(previous: Charter, successor: Charter) -> tuple[str, ...]:
 
 def _constitution(charter: Charter) -> tuple[Any, ...]:
     return charter.quorum, charter.max_checkpoint_age_s, charter.defaults, charter.roles
+
+
+def _left_witnesses(previous: Charter, gone: Collection[str]) -> WitnessRule | None:
+    """Whoever is removed witnesses no more; what is left of the rule needs no vote of its own."""
+    left = None if previous.witnesses is None else previous.witnesses.without(gone)
+    return previous.witnesses if left is None else left
 
 
 def _changes_log(previous: Charter, successor: Charter) -> bool:

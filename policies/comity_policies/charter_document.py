@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keys import MemberKeys
 from comity_policies.charter_quorum import DECISION_KINDS, QuorumRule
+from comity_policies.charter_witnesses import WitnessRule
 from comity_policies.document import (
     Document,
     Part,
@@ -127,8 +128,11 @@ class Charter(Document):
 
     `log_key` is base64 of the log's Ed25519 public key. `suspended` members have no vote and take no part in new work.
     `adopted` names the end of the former log once the coordinator was changed. `attempt` tells apart two proposals of
-    the same content, of which the first was denied.
+    the same content, of which the first was denied. `witnesses` says whose cosignatures make the ledger final; without
+    it nothing waits for finality.
     """
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"witnesses"})
 
     version: int
     consortium: str
@@ -146,6 +150,7 @@ class Charter(Document):
     suspended: tuple[str, ...] = ()
     adopted: Adopted | None = None
     attempt: int = 1
+    witnesses: WitnessRule | None = None
 
     def __post_init__(self) -> None:
         whole_number(self.version, 1, VERSIONS_MAX)
@@ -188,6 +193,10 @@ class Charter(Document):
         strangers = sorted({name for named in self.roles.values() for name in named} - set(self.organisations))
         if strangers:
             raise malformed(f"a role is held by members, and {strangers[0]} is none")
+        if self.witnesses is not None and not set(self.witnesses.orgs) <= set(self.organisations):
+            raise malformed("a witness is a member")
+        if self.witnesses is not None and self.witness_rule is None:
+            raise malformed("not every witness can be suspended: nothing would become final")
 
     @classmethod
     def from_json(cls, value: Any) -> Charter:
@@ -212,6 +221,8 @@ class Charter(Document):
             TrustRoot.from_json(each) for each in items_of(given["trust_roots"], TRUST_ROOTS_MAX)
         )
         given["adopted"] = None if given["adopted"] is None else Adopted.from_json(given["adopted"])
+        if "witnesses" in given:
+            given["witnesses"] = WitnessRule.from_json(given["witnesses"])
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
@@ -243,6 +254,11 @@ class Charter(Document):
     def voters(self) -> tuple[str, ...]:
         """The members that may vote and take part: those that are not suspended, sorted."""
         return tuple(name for name in self.organisations if name not in self.suspended)
+
+    @property
+    def witness_rule(self) -> WitnessRule | None:
+        """The rule that makes a checkpoint final, suspended witnesses left out; None if the charter names none."""
+        return None if self.witnesses is None else self.witnesses.without(self.suspended)
 
     @property
     def certificate_keys(self) -> dict[str, bytes]:

@@ -16,7 +16,17 @@ from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keys import MemberKeys
-from comity_policies.charter import Adopted, AgentRef, Charter, Member, PolicyRef, QuorumRule, TrustRoot, changes
+from comity_policies.charter import (
+    Adopted,
+    AgentRef,
+    Charter,
+    Member,
+    PolicyRef,
+    QuorumRule,
+    TrustRoot,
+    WitnessRule,
+    changes,
+)
 from comity_policies.charter_document import ATTEMPTS_MAX
 from comity_policies.term_rows import malformed
 from comity_policies.terms import Terms
@@ -63,6 +73,8 @@ def next_charter(current: Charter, wish: Wish, candidates: Mapping[str, Member])
     }
     if wish.policy is not None:
         values["policy"] = wish.policy
+    if wish.remove and current.witnesses is not None:
+        values["witnesses"] = current.witnesses.without(wish.remove)
     values["agents"] = _agents(current, wish)
     values["trust_roots"] = _roots(current, wish)
     if wish.coordinator is not None:
@@ -105,13 +117,15 @@ def apply_setting(current: Charter, values: dict[str, Any], key: str, text: str)
     """Write one setting into the fields of the next charter.
 
     Keys: `quorum.KIND` (a rule, or `default` for all), `roles.ROLE` (ORG,ORG or empty), `defaults.TERM` (JSON, or empty
-    for no default), `max_checkpoint_age_s`. Raises `MALFORMED`.
+    for no default), `max_checkpoint_age_s`, `witnesses` (`WitnessRule.from_text`, or empty for none). Raises `MALFORMED`.
     """
     if len(text) > SETTING_CHARS_MAX:
         raise malformed(f"a setting has at most {SETTING_CHARS_MAX} characters")
     group, dot, name = key.partition(".")
     if key == "max_checkpoint_age_s" and text.isdecimal():
         values[key] = int(text[:9])
+    elif key == "witnesses":
+        values[key] = WitnessRule.from_text(text) if text else None
     elif dot and group == "quorum":
         rules: dict[str, QuorumRule] = values.setdefault("quorum", dict(current.quorum))
         rules.pop(name, None)
@@ -127,7 +141,7 @@ def apply_setting(current: Charter, values: dict[str, Any], key: str, text: str)
         plain.pop(name, None)
         values["defaults"] = Terms.parse(plain | ({name: _json(text)} if text else {}))
     else:
-        raise malformed("settings are quorum.KIND, roles.ROLE, defaults.TERM and max_checkpoint_age_s")
+        raise malformed("settings are quorum.KIND, roles.ROLE, defaults.TERM, max_checkpoint_age_s and witnesses")
 
 
 def attempt_of(charter: Charter, was_denied: Callable[[str], bool]) -> Charter:
@@ -143,7 +157,11 @@ def differences(before: Charter, after: Charter) -> list[str]:
     """Return what changes, one line each, for people who vote. Complete: every field is compared."""
     lines = [*_member_lines(before, after)]
     old, new = before.to_json(), after.to_json()
-    for name in sorted(old):
+    for name in sorted(old.keys() | new.keys()):
+        if name == "witnesses":
+            if before.witnesses != after.witnesses:
+                lines.append(f"witnesses: {before.witnesses or 'none'} -> {after.witnesses or 'none'}")
+            continue
         if name in ("version", "previous", "members", "attempt", "suspended") or old[name] == new[name]:
             continue
         if isinstance(old[name], dict) and isinstance(new[name], dict):
