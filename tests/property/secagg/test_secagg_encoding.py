@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -178,6 +180,17 @@ def test_streams_differ_by_chunk_and_fill_the_range() -> None:
     assert not np.array_equal(first, second)
     assert abs(first.mean() / AGG_Q16.plain_modulus - 0.5) < 0.02
     assert np.array_equal(first, mask_stream(KEY, 0, AGG_Q16))
+
+
+def test_words_at_or_above_the_modulus_are_dropped_wherever_they_lie() -> None:
+    # One word in 10^5 of agg-i32: among 40 chunks some have one, most have none, and both ways give what the rule says.
+    modulus, degree, dropped = AGG_I32.plain_modulus, AGG_I32.ring_degree, 0
+    for chunk in range(40):
+        cipher = Cipher(algorithms.AES256(KEY), modes.CTR(struct.pack(">QII", 0, chunk, 0))).encryptor()
+        words = np.frombuffer(cipher.update(bytes(8 * (degree + 64))), "<u8") % np.uint64(1 << modulus.bit_length())
+        dropped += int(words[:degree].max()) >= modulus
+        assert np.array_equal(mask_stream(KEY, chunk, AGG_I32), words[words < modulus][:degree])
+    assert 0 < dropped < 40
 
 
 def test_masks_need_two_others() -> None:

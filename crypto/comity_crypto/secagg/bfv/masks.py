@@ -38,17 +38,39 @@ class PairSeed:
             raise ComityError(ErrorCode.MALFORMED, "a mask seed is 32 bytes")
 
 
+class _Streams:
+    """Makes the pairs' streams of one chunk, in a room of its own: nothing is allocated by the stream."""
+
+    def __init__(self, chunk: int, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._mode = modes.CTR(struct.pack(">QII", 0, chunk, 0))
+        self._zeros = bytes(8 * (parameters.ring_degree + _SPARE_WORDS))
+        self._room = bytearray(len(self._zeros) + 15)  # `update_into` asks for a block more, less one byte
+        self._bits = np.uint64((1 << parameters.plain_modulus.bit_length()) - 1)
+
+    def of(self, seed: bytes) -> NDArray[np.uint64]:
+        """Return N uniform values below t; the next call overwrites them."""
+        degree, modulus = self._parameters.ring_degree, self._parameters.plain_modulus
+        values = self._words(seed, degree)
+        if int(values.max()) < modulus:  # nothing to drop, as most often
+            return values
+        values = self._words(seed, degree + _SPARE_WORDS)
+        kept = values[values < modulus]
+        if len(kept) < degree:
+            raise ComityError(ErrorCode.INTERNAL, "the mask's stream ran out")
+        return kept[:degree]
+
+    def _words(self, seed: bytes, count: int) -> NDArray[np.uint64]:
+        cipher = Cipher(algorithms.AES256(seed), self._mode).encryptor()
+        cipher.update_into(memoryview(self._zeros)[: 8 * count], self._room)
+        words = np.frombuffer(self._room, "<u8", count)
+        words &= self._bits
+        return words
+
+
 def mask_stream(seed: bytes, chunk: int, parameters: Parameters) -> NDArray[np.uint64]:
     """Return N uniform values below t: the pair's stream for one chunk."""
-    words = parameters.ring_degree + _SPARE_WORDS
-    nonce = struct.pack(">QII", 0, chunk, 0)
-    stream = Cipher(algorithms.AES256(seed), modes.CTR(nonce)).encryptor().update(bytes(8 * words))
-    modulus = parameters.plain_modulus
-    values = np.frombuffer(stream, "<u8") & np.uint64((1 << modulus.bit_length()) - 1)
-    kept = values[values < modulus]
-    if len(kept) < parameters.ring_degree:
-        raise ComityError(ErrorCode.INTERNAL, "the mask's stream ran out")
-    return kept[: parameters.ring_degree]
+    return _Streams(chunk, parameters).of(seed)
 
 
 def mask_chunk(
@@ -61,10 +83,13 @@ def mask_chunk(
     """
     if not 2 <= len(pairs) < CONTRIBUTORS_MAX:
         raise ComityError(ErrorCode.INTERNAL, "masks need two or more other contributors", count=len(pairs))
-    modulus = np.uint64(parameters.plain_modulus)
-    total = slots.copy()
-    for pair in pairs:  # at most 50 terms below 2^45: no overflow before the one reduction
-        stream = mask_stream(pair.seed, chunk, parameters)
-        total += stream if pair.adds else modulus - stream
-    total %= modulus
+    modulus, streams = np.uint64(parameters.plain_modulus), _Streams(chunk, parameters)
+    # At most 50 terms below 2^45: no overflow, nor below 0, before the one reduction.
+    total = slots + np.uint64(sum(not pair.adds for pair in pairs)) * modulus
+    for pair in pairs:
+        if pair.adds:
+            total += streams.of(pair.seed)
+        else:
+            total -= streams.of(pair.seed)
+    total -= total // modulus * modulus  # a division by one number is four times as fast as `%`
     return total

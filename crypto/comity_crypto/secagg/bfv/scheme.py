@@ -75,7 +75,7 @@ class Encrypter:
         if slots.shape != (parameters.ring_degree,) or int(slots.max()) >= parameters.plain_modulus:
             raise ComityError(ErrorCode.INTERNAL, "slots outside of the plain modulus")
         signed = slots.astype(np.int64)
-        signed[signed > parameters.plain_modulus // 2] -= parameters.plain_modulus
+        signed -= (signed > parameters.plain_modulus // 2) * np.int64(parameters.plain_modulus)
         # TenSEAL's own class would copy the slots into a list, a tensor and a list again: a tenth of the time.
         return pack(_read(parameters, tenseal._ts_cpp.BFVVector(self._context.data, signed.tolist())))
 
@@ -116,7 +116,7 @@ class Decrypter:
         """Return the N slots, each in [0, t), of residues below their primes, shape (2, 2, N)."""
         vector = _load(self._parameters, self._context, residues)
         signed = np.array(vector.decrypt(), dtype=np.int64)
-        signed[signed < 0] += self._parameters.plain_modulus
+        signed += (signed < 0) * np.int64(self._parameters.plain_modulus)
         return signed.astype(np.uint64)
 
 
