@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import tenseal
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv import blobs, digests, params, residues, seal_format
+from comity_crypto.secagg.bfv import blobs, digests, in_place, params, residues, seal_format
 from comity_crypto.secagg.bfv import scheme as bfv
 from comity_crypto.secagg.bfv.params import AGG_I32, AGG_Q16, Parameters
 from comity_crypto.secagg.bfv.workers import memory_file
@@ -20,6 +22,7 @@ from comity_crypto.secagg.frame.body import CONTRIBUTORS_MAX
 
 SETS = list(params.PARAMETER_SETS.values())
 RNG = np.random.default_rng(11)
+PRIMES = np.array(AGG_Q16.data_primes, np.uint64)[:, None]
 
 
 def slots(parameters: Parameters) -> np.ndarray:
@@ -66,11 +69,29 @@ def test_sums_are_exact_up_to_the_largest_roster(parameters: Parameters, n: int)
     assert bfv.Decrypter(parameters, secret).decrypt(total).astype(object).tolist() == list(wanted)
 
 
-def test_the_slow_reader_reads_the_same(key: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def wrong_values(parameters: Parameters, vector: Any) -> residues.Residues:
+    return np.zeros((2, 2, parameters.ring_degree), np.uint64)
+
+
+@pytest.mark.parametrize("way", ["in place", "no memory", "other layout", "wrong values", "element by element"])
+def test_every_way_of_reading_a_vector_reads_the_same(
+    key: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     packed = bfv.Encrypter(AGG_Q16, key[0]).encrypt(slots(AGG_Q16))
-    fast = bfv.Adder(AGG_Q16).add([packed, packed])
-    monkeypatch.setattr(seal_format, "has_zstd", lambda: False)
-    assert bfv.Adder(AGG_Q16).add([packed, packed]) == fast
+    wanted = residues.pack(sum(residues.unpack_chunk(packed, AGG_Q16) for _ in range(2)) % PRIMES)
+    monkeypatch.setattr(bfv, "_in_place", {})
+    if way == "no memory":
+        monkeypatch.setattr(in_place, "_MEMORY", "/proc/self/no-such-file")
+    elif way == "other layout":
+        monkeypatch.setattr(in_place, "_CIPHERTEXT", struct.Struct("<32sB7xQQQQd16xQQQ"))
+    elif way == "wrong values":
+        monkeypatch.setattr(in_place, "read", wrong_values)
+    elif way == "element by element":
+        monkeypatch.setattr(in_place, "_MEMORY", "/proc/self/no-such-file")
+        monkeypatch.setattr(seal_format, "has_zstd", lambda: False)
+    for _ in range(3):  # the first one tells whether memory can be trusted
+        assert bfv.Adder(AGG_Q16).add([packed, packed]) == wanted
+    assert bfv._in_place == {AGG_Q16.name: way == "in place"}
     public, secret = bfv.make_key(AGG_Q16)
     values = slots(AGG_Q16)
     assert np.array_equal(
