@@ -35,6 +35,7 @@ from comity_coordinator.ledger.servicer import LedgerReadServicer
 from comity_coordinator.membership.registry import Registry
 from comity_coordinator.membership.service import Membership
 from comity_coordinator.membership.servicer import EnrolmentServicer, MembershipServicer
+from comity_coordinator.migrations import schema
 from comity_coordinator.negotiation.news import Teller
 from comity_coordinator.negotiation.service import NegotiationService
 from comity_coordinator.operator_api import operator_server
@@ -162,7 +163,8 @@ class Coordinator:
             stack.callback(self.database.close)
             stack.callback(self.spool.close)
             stack.callback(self.gate.close)
-            self.database.create_all()
+            change = self.settings.migrate == "auto"
+            await asyncio.to_thread(schema.prepare, self.database, change=change)
             self.governance.ballots.register(self.hub)
             self.membership.on_enrolled(self.governance.ballots.candidate)
             self.negotiation.register()

@@ -201,6 +201,34 @@ def policy(
     typer.echo(json.dumps({"bundle": bundle.digest}) if as_json else f"kept: bundle {bundle.digest}")
 
 
+@group.command("migrate")
+def migrate(
+    home: Home,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; status 1 if something is to do.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the database to the schema of this version; `up` does it too, unless the setting `migrate` is `manual`.
+
+    \b
+    Example:
+      comity coordinator migrate /srv/comity --check
+    """
+    from comity_coordinator import setup
+    from comity_coordinator.migrations import schema
+    from comity_coordinator.settings import CoordinatorSettings
+
+    with setup.database(CoordinatorSettings.load(home)) as database:
+        done = () if check else schema.prepare(database)
+        found = database.transact(schema.standing)
+    if as_json:
+        document = {"applied": done, "has": found.has, "needs": found.needs, "unknown": list(found.unknown)}
+        typer.echo(json.dumps(document))
+    else:
+        typer.echo(f"applied: {', '.join(done) or 'nothing'}; to do: {', '.join(found.needs) or 'nothing'}")
+    if found.needs:
+        raise typer.Exit(1)
+
+
 def revoke_at(org: Annotated[str, typer.Argument()], home: HomeOption, as_json: AsJson = False) -> None:
     """Refuse the transport to an organisation from its next message on: `comity coordinator revoke`, said shorter.
 
@@ -215,11 +243,12 @@ def _print_token(home: Path, org: str, valid_hours: int, as_json: bool) -> None:
     from functools import partial
 
     from comity_coordinator import setup
+    from comity_coordinator.migrations import schema
     from comity_coordinator.settings import CoordinatorSettings
 
     settings = CoordinatorSettings.load(home)
     with setup.database(settings) as database:
-        database.create_all()
+        schema.prepare(database, change=settings.migrate == "auto")
         made = database.transact(partial(setup.membership(settings).own_token, org=org, valid_s=valid_hours * 3600))
     if as_json:
         document = {"org": org, "token": made.to_text(), "expires_at": made.expires_at}

@@ -24,7 +24,7 @@ class CoordinatorSettings(BaseSettings):
 
     `address` is what nodes dial (host:port), `listen` what this process binds, `rest_listen` the operator's API on
     loopback; port 0 takes a free one. `opa_url` names an OPA server that holds the consortium's policy bundle; by
-    default the embedded engine is asked.
+    default the embedded engine is asked. `migrate` says whether `up` brings the database's schema forward.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="COMITY_COORDINATOR_")
@@ -37,6 +37,7 @@ class CoordinatorSettings(BaseSettings):
     log_name: str
     server_names: tuple[str, ...] = ()
     database_url: str = Field(default="", repr=False)  # it may carry a password
+    migrate: Literal["auto", "manual"] = "auto"
     opa_url: str = ""
     workflows: Literal["temporal", "timers"] = "temporal"
     spool_total_bytes: int = 16 << 30

@@ -16,16 +16,11 @@ from typing import Any
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import org_id
-from comity_coordinator.attestation import store as _attestation  # noqa: F401 - defines its tables
 from comity_coordinator.db import Database, open_database
-from comity_coordinator.governance import store as _governance  # noqa: F401 - defines its tables
 from comity_coordinator.governance.service import genesis_in_force
-from comity_coordinator.ledger import store as _ledger  # noqa: F401 - defines its tables
 from comity_coordinator.membership.service import Authority, Membership
-from comity_coordinator.negotiation import store as _negotiation  # noqa: F401 - defines its tables
+from comity_coordinator.migrations import schema
 from comity_coordinator.settings import FILE, CoordinatorSettings, split_address
-from comity_coordinator.training import store as _training  # noqa: F401 - defines its tables
-from comity_coordinator.transport import store as _transport  # noqa: F401 - defines its tables
 from comity_coordinator.transport.server import ServerTls
 from comity_crypto import x509
 from comity_crypto.keys import OrgKeys
@@ -52,9 +47,8 @@ def create(settings: CoordinatorSettings) -> None:
     _authority_store(home).store_tls(key_pem, certificate_pem, certificate_pem)
     _issue_server(settings)
     _write_private(home / "api.token", secrets.token_urlsafe(32))
-    database = open_database(settings.database)
-    database.create_all()
-    database.close()
+    with database(settings) as opened:
+        schema.prepare(opened, change=settings.migrate == "auto")
     _write_private(home / FILE, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n")
 
 

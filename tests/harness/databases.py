@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 import comity_coordinator.app as comity_coordinator_app  # noqa: F401 - its capabilities define their tables
 from comity.wire.errors import ComityError
 from comity_coordinator.db import Database, metadata, open_database
+from comity_coordinator.migrations import schema
 
 SQLITE, POSTGRESQL, DIALECT, COCKROACH = "sqlite", "postgresql", "cockroachdb-dialect", "cockroachdb"
 BACKENDS = (SQLITE, POSTGRESQL, DIALECT, COCKROACH)
@@ -43,11 +44,13 @@ class Databases:
     def fresh(self, backend: str, folder: Path) -> Database:
         """Return an open database with the whole schema and no rows; `folder` is for SQLite's file."""
         database = open_database(self.url(backend, folder))
-        if backend == SQLITE or backend not in self._made:
+        if backend == SQLITE:
             database.create_all()
+        elif backend not in self._made:
+            schema.prepare(database)
             self._made.add(backend)
         else:
-            names = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables)
+            names = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables if table not in schema.OWN)
             database.transact(lambda conn: conn.execute(text(f"TRUNCATE {names}")) and None)
         return database
 
