@@ -114,7 +114,8 @@ def prepare(database: Database, *, change: bool = True) -> tuple[str, ...]:
         found = database.transact(standing)
         if found.needs:
             _upgrade(database)
-            log.info("schema.changed", revisions=found.needs)
+            if found.has:  # a new database has nothing to tell, and `init --json` prints one object
+                log.info("schema.changed", revisions=found.needs)
         return found.needs
     finally:
         database.transact(partial(_release_lease, holder=holder))
