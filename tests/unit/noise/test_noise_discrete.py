@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld.privacy_loss_distribution import from_discrete_gaussian_mechanism
 from dp_accounting.rdp import RdpAccountant
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.noise import budget, mechanism
 from comity_crypto.noise.discrete import discrete_gaussian
 from comity_crypto.noise.mechanism import Group
+from comity_node.statistics import vectors
 
 
 def drawn(variance: Fraction, count: int) -> list[int]:
@@ -76,6 +79,69 @@ def test_groups_share_the_loss_and_narrow_noise_is_widened() -> None:
     (narrow,) = mechanism.shares_of([Group(1_000, 1)], 50.0, 2)
     assert narrow.variance == mechanism.VARIANCE_MIN
     assert mechanism.excess(float(narrow.variance), 2) < 1e-15
+
+
+PI = Decimal("3.14159265358979323846264338327950288419716939937510582")
+
+
+def sum_of_two(variance: Decimal, reach: int) -> dict[int, Decimal]:
+    """Return the distribution of a sum of two discrete Gaussians of this sigma^2, from -reach to reach.
+
+    j^2 + (y - j)^2 = 2 (j - y/2)^2 + y^2/2, so the probability of y is exp(-y^2 / (4 sigma^2)) times what depends on
+    the parity of y alone: a discrete Gaussian but for that factor.
+    """
+    parities = [sum((-((j - Decimal(odd) / 2) ** 2) / variance).exp() for j in range(-40, 41)) for odd in (0, 1)]
+    weights = {y: (-(Decimal(y) ** 2) / (4 * variance)).exp() * parities[y % 2] for y in range(-reach, reach + 1)}
+    total = sum(weights.values())
+    return {y: weight / total for y, weight in weights.items()}
+
+
+def divergence(variance: Decimal, shift: int, order: int) -> Decimal:
+    """Return the Renyi divergence between the sum of two and the same sum, `shift` further."""
+    law = sum_of_two(variance, 90 + order * shift)
+    inner = range(shift - max(law), max(law) + 1)
+    return sum(law[y] * (law[y] / law[y - shift]) ** (order - 1) for y in inner).ln() / (order - 1)
+
+
+def test_the_theorem_bounds_the_computed_divergence_of_a_sum_of_two() -> None:
+    """Theorem 1 for one integer, by 50 digits; for several `loss` follows: sqrt(sum (a + t)^2) <= |a| + t sqrt(d).
+
+    Narrow noise shows that the theorem's tau is needed: there the sum is worse than one Gaussian of its size.
+    """
+    worse = []
+    with localcontext() as context:
+        context.prec = 50
+        for variance in (Decimal("0.25"), Decimal(mechanism.VARIANCE_MIN), Decimal(9)):
+            tau = 10 * (-(PI**2) * variance).exp()
+            assert float(tau) == pytest.approx(mechanism.excess(float(variance), 2), rel=1e-12)
+            for shift, order in [(1, 2), (1, 8), (2, 3), (3, 16)]:
+                one = Decimal(order) * shift**2 / (4 * variance)
+                found = divergence(variance, shift, order)
+                assert found <= Decimal(order) * (shift / (2 * variance).sqrt() + tau) ** 2 / 2
+                if variance < mechanism.VARIANCE_MIN:
+                    worse.append(found - one)
+                else:
+                    assert abs(found - one) < Decimal(10) ** -30, "nothing that a budget could tell"
+    assert max(worse) > Decimal("0.1")
+
+
+def test_what_the_sum_adds_is_what_the_decision_says() -> None:
+    """ADR-0020: tau below 10^-16, and tau sqrt(d) below 10^-14, for the narrowest noise and the largest vector."""
+    tau = mechanism.excess(mechanism.VARIANCE_MIN, mechanism.HONEST_IN_A_SUM)
+    assert tau < 1e-16
+    assert tau * math.sqrt(vectors.INTEGERS_MAX) < 1e-14
+
+
+@pytest.mark.parametrize(("epsilon", "delta", "releases"), [("1", "0.000001", 1), ("4", "0.00001", 6)])
+def test_dp_accountings_own_discrete_gaussian_stays_within_the_budget(epsilon: str, delta: str, releases: int) -> None:
+    """Its privacy loss distributions know nothing of concentrated privacy, which may only claim more than they find."""
+    rho = budget.rho_of(epsilon, delta, releases)
+    (share,) = mechanism.shares_of([Group(1, 3)], rho, mechanism.HONEST_IN_A_SUM)
+    one = from_discrete_gaussian_mechanism(
+        math.sqrt(2 * float(share.variance)), sensitivity=3, value_discretization_interval=1e-3
+    )
+    spent = one.self_compose(releases).get_epsilon_for_delta(float(delta))
+    assert 0.7 * float(epsilon) < spent <= float(epsilon)
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [("0", "0.01"), ("1", "0")])
