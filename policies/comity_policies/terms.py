@@ -179,6 +179,8 @@ class Terms(Mapping[str, Any]):
 
 def meet(a: Terms, b: Terms) -> Terms:
     """Return the stricter of two terms, field by field. Never fails; see rule 3."""
+    if a == b:  # most organisations ask for nothing beyond the proposal
+        return a
     return Terms(
         {
             field: row.meet(a[field], b[field]) if field in a and field in b else a[field] if field in a else b[field]

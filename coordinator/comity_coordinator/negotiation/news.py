@@ -32,8 +32,11 @@ class Newsroom(Protocol):
     def on_news(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from any thread, after a commit that left something to tell."""
 
-    def tell_news(self, conn: Connection, limit: int) -> list[int]:
-        """Send what is untold; return, for each negotiation, how many organisations were told."""
+    def news_for(self, conn: Connection, limit: int) -> int:
+        """Return how many organisations would be told now, of at most `limit` negotiations."""
+
+    def tell_news(self, conn: Connection, limit: int) -> int:
+        """Send the states of at most `limit` negotiations that are untold; return of how many."""
 
 
 class Teller:
@@ -52,23 +55,27 @@ class Teller:
         try:
             while True:
                 self._wake.clear()
-                messages = await self._tell()
+                await self._tell()
                 await self._wake.wait()
-                await asyncio.sleep(min(TELL_AFTER_MAX_S, max(TELL_AFTER_S, messages / TOLD_PER_S)))
+                await asyncio.sleep(await self._pause_s())
         finally:
             self._loop = None
 
-    async def _tell(self) -> int:
-        """Tell everything that is untold; return how many messages it took."""
-        messages = 0
+    async def _pause_s(self) -> float:
         try:
-            while counts := await self._db.run(lambda conn: self._room.tell_news(conn, AT_ONCE_MAX)):
-                messages += sum(counts)  # bounded by what is untold
-                if len(counts) < AT_ONCE_MAX:
-                    break
+            messages = await self._db.run(lambda conn: self._room.news_for(conn, AT_ONCE_MAX))
         except (ComityError, SQLAlchemyError) as error:
             _log.error("news.failed", error=type(error).__name__)
-        return messages
+            return TELL_AFTER_MAX_S
+        return min(TELL_AFTER_MAX_S, max(TELL_AFTER_S, messages / TOLD_PER_S))
+
+    async def _tell(self) -> None:
+        """Tell everything that is untold."""
+        try:
+            while await self._db.run(lambda conn: self._room.tell_news(conn, AT_ONCE_MAX)) == AT_ONCE_MAX:
+                pass  # bounded by what is untold
+        except (ComityError, SQLAlchemyError) as error:
+            _log.error("news.failed", error=type(error).__name__)
 
     def _wake_from_any_thread(self) -> None:
         loop = self._loop

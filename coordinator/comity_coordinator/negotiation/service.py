@@ -92,9 +92,16 @@ class NegotiationService:
         """Have `wake` called, from any thread, after a commit that left something to tell (`news.py`)."""
         self._news = wake
 
-    def tell_news(self, conn: Connection, limit: int) -> list[int]:
-        """Send the states that were not sent yet; return how many organisations were told of each."""
-        return [self._send(conn, negotiation) for negotiation in store.untold(conn, limit)]
+    def news_for(self, conn: Connection, limit: int) -> int:
+        """Return how many organisations would be told now, of at most `limit` negotiations."""
+        return sum(len(view.concerned(negotiation)) for negotiation in store.untold(conn, limit))
+
+    def tell_news(self, conn: Connection, limit: int) -> int:
+        """Send at most `limit` states that were not sent yet; return how many."""
+        untold = store.untold(conn, limit)
+        for negotiation in untold:
+            self._send(conn, negotiation)
+        return len(untold)
 
     def register(self) -> None:
         """Take the message kinds of negotiation."""
@@ -311,12 +318,7 @@ class NegotiationService:
             raise ComityError(ErrorCode.BUSY, "too many open proposals", limit=OPEN_PER_PROPOSER_MAX)
 
     def apply(
-        self,
-        conn: Connection,
-        record: store.Record,
-        event: Event,
-        charter: Charter,
-        said: Statement | None = None,
+        self, conn: Connection, record: store.Record, event: Event, charter: Charter, said: Statement | None = None
     ) -> Negotiation:
         """Step the model; write and tell what changed. A join brings a draft to everyone's desk."""
         before = record.negotiation
@@ -386,11 +388,10 @@ class NegotiationService:
         event = {"kind": "negotiation", "id": negotiation.proposal_id, "state": view.state(negotiation, ended)}
         after_commit(conn, partial(self._feed.publish, event))
 
-    def _send(self, conn: Connection, negotiation: Negotiation, ended: model.Ended | None = None) -> int:
-        concerned = sorted({negotiation.proposer, *negotiation.legs})
-        self._outbox.enqueue_all(conn, concerned, "negotiation.update", view.update(negotiation, ended))
+    def _send(self, conn: Connection, negotiation: Negotiation, ended: model.Ended | None = None) -> None:
+        news = view.update(negotiation, ended)
+        self._outbox.enqueue_all(conn, view.concerned(negotiation), "negotiation.update", news)
         store.set_told(conn, negotiation.proposal_id, negotiation.revision)
-        return len(concerned)
 
 
 def _check_receivers(payload: SealedRef, proposal: Proposal) -> None:

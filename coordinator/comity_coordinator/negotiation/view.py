@@ -41,6 +41,11 @@ def update(negotiation: Negotiation, ended: Ended | None = None) -> dict[str, An
     }
 
 
+def concerned(negotiation: Negotiation) -> list[str]:
+    """Return who is told of a negotiation."""
+    return sorted({negotiation.proposer, *negotiation.legs})
+
+
 def state(negotiation: Negotiation, ended: Ended | None = None) -> str:
     """Return where a negotiation stands; `ended` if a final agreement was withdrawn from."""
     return WITHDRAWN if ended else str(negotiation.phase)

@@ -155,10 +155,11 @@ def test_duplicates_change_nothing(world):
     before = len(world.hub.sent["beta"])
     assert world.tell("alpha", "proposal.submit", said) is None
     answer, _ = world.answer("beta", proposal)
-    assert world.read(lambda conn: world.negotiation.tell_news(conn, 9)) == [3]
+    assert world.read(lambda conn: world.negotiation.news_for(conn, 9)) == 3
+    assert world.read(lambda conn: world.negotiation.tell_news(conn, 9)) == 1
     after = len(world.hub.sent["beta"])
     assert world.tell("beta", "proposal.answer", answer) is None
-    assert world.read(lambda conn: world.negotiation.tell_news(conn, 9)) == []
+    assert world.read(lambda conn: world.negotiation.tell_news(conn, 9)) == 0
     assert len(world.hub.sent["beta"]) == after > before
     other = world.proposal(proposal_id=proposal.proposal_id, title="Something else")
     assert world.propose(other)[2].code is ErrorCode.CONFLICT
