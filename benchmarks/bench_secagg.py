@@ -12,8 +12,12 @@ Writes `benchmarks/out/secagg.json`, a list of rows; prints each as it comes. Ev
 * Left out: messages, signatures, boxes for seeds and shares of secrets, and the network. `plain` is the cipher alone.
 * `contributors_real`: 1 where one party's upload stands for all others' (the arithmetic does the same work; nothing
   can be decoded then), else all parties' are made, summed, opened, and compared with the mean in the clear.
-* `round_wall_s`: median of rounds over the whole stack as in `bench_rounds`, three parties only, and not under
-  `--quick`; else null. `targets` holds those that apply to a row, each with `met`.
+* `round_wall_s`: median of rounds over the whole stack, from one aggregate at the lead to the next (`secagg_stack`):
+  three parties, 1e6 parameters, and 1e7 under `threshold`; not under `--quick`. `round_cpu_s` is what all processes of
+  the cast worked for it, `round_load` the load before; `node_rss_mb`, at 1e7, the highest PSS of a node with workers.
+* `left_out` says, by column, why a figure is null. `targets` holds those that apply to a row, each with `met`.
+* Rows are saved as they come, progress goes to stderr: a run that is cut leaves what it has measured. The whole takes
+  about ten minutes on two quiet cores, `--quick` two.
 * `tenseal-ckks-shared-key` is the field's practice: CKKS [60, 40, 40], N = 8192, one key that all clients share, no
   masks, and a server that any one client can help to open single updates.
 """
@@ -35,15 +39,13 @@ from typing import Any
 import cast
 import memory
 import secagg_roles
-
-from comity.wire.errors import ComityError
+import secagg_stack
 
 OUT = Path(__file__).parent / "out"
 PARAMS = (10_000, 100_000, 1_000_000, 10_000_000)
 PARTIES = (3, 10)
 PROFILES = ("plain", "lead-key", "masked", "threshold", "tenseal-ckks-shared-key")
 STACK_PROFILES = ("plain", "lead-key", "masked", "threshold")
-STACK_PARAMS, STACK_ROUNDS = 1_000_000, 8
 ROW_TIMEOUT_S = 240.0
 I32 = "threshold-i32"
 I32_PARAMS = 100_000
@@ -104,6 +106,8 @@ def row(profile: str, params: int, parties: int) -> dict[str, Any]:
         "upload_mb": round(facts.pop("upload_bytes") / 1e6, 3),
         "share_mb": round(facts.pop("share_bytes", 0) / 1e6, 3),
         "round_wall_s": None,
+        "round_cpu_s": None,
+        "node_rss_mb": None,
         **facts,
         "parts_s": {name: round(statistics.median(times), 4) for name, times in watch.times.items()},
         "load": round(load, 2),
@@ -119,25 +123,25 @@ def targets(found: dict[str, Any]) -> dict[str, Any]:
         if (found["params"], found["parties"]) == (1_000_000, 3):
             wanted = {"round_wall_s": 2.0}
         if found["params"] == 10_000_000:
-            wanted = {"peak_rss_mb": 1_000.0}
+            wanted = {"peak_rss_mb": 1_000.0, "node_rss_mb": 1_000.0}
     given = {name: bound for name, bound in wanted.items() if found.get(name) is not None}
     return {name: {"at_most": bound, "met": found[name] <= bound} for name, bound in given.items()}
 
 
-def stack_times(profiles: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Return median and least wall seconds of a round over the whole stack, three parties, by profile."""
-    found: dict[str, dict[str, float]] = {}
-    for profile in profiles:
-        load = os.getloadavg()[0]
-        with cast.rig() as rig:
-            rig.set_aggregation(profile)
-            times = rig.train(profile, STACK_PARAMS, STACK_ROUNDS).rounds_s
-        found[profile] = {
-            "round_wall_s": round(statistics.median(times), 3),
-            "round_wall_min_s": round(min(times), 3),
-            "round_load": round(load, 2),
-        }
-    return found
+def left_out(found: dict[str, Any]) -> dict[str, str]:
+    """Return, by column, why a row has no figure there."""
+    why = {
+        "keyholder_s": "nobody shares a key here",
+        "ceremony_s": "there is no ceremony here",
+        "round_wall_s": secagg_stack.NOT_MEASURED,
+        "round_cpu_s": secagg_stack.NOT_MEASURED,
+        "node_rss_mb": "measured over the whole stack with 1e7 parameters under `threshold`",
+    }
+    if found["profile"] not in STACK_PROFILES:
+        why |= dict.fromkeys(("round_wall_s", "round_cpu_s", "node_rss_mb"), "no profile of this system")
+    elif found["parameters"] == "agg-i32":
+        why |= dict.fromkeys(("round_wall_s", "round_cpu_s", "node_rss_mb"), "integers are summed for statistics")
+    return {name: reason for name, reason in why.items() if found.get(name) is None} | found.get("left_out", {})
 
 
 def apart(profile: str, params: int, parties: int) -> dict[str, Any]:
@@ -159,28 +163,55 @@ def apart(profile: str, params: int, parties: int) -> dict[str, Any]:
     return {**found, "peak_rss_mb": round(peak.peak_bytes / 1e6, 1)}
 
 
+class Book:
+    """The rows so far, on disk after each, and how far the run is."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._path, self._steps, self._done = path, steps, 0
+        self._begun = time.monotonic()
+
+    def step(self, text: str) -> None:
+        """Tell on stderr that a step is done."""
+        self._done += 1
+        elapsed_s = time.monotonic() - self._begun
+        load = os.getloadavg()[0]
+        print(f"[{self._done}/{self._steps}, {elapsed_s:.0f} s, load {load:.1f}] {text}", file=sys.stderr, flush=True)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Save and print a row."""
+        self.rows.append(row)
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(self.rows, indent=2) + "\n")
+        part.replace(self._path)
+        print(json.dumps(row), flush=True)
+        said = {
+            name: row.get(name) for name in ("contributor_s", "round_wall_s", "peak_rss_mb", "error") if name in row
+        }
+        self.step(f"{row['profile']} {row['params']:,} x {row['parties']}: {said}")
+
+
 def bench(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every row that is asked for."""
     sizes = given.params or (PARAMS[:3] if given.quick else PARAMS)
-    wall: dict[str, dict[str, float]] = {}
-    if not given.quick and 3 in given.parties and STACK_PARAMS in sizes:
-        try:
-            wall = stack_times(name for name in STACK_PROFILES if name in given.profile)
-        except (ComityError, RuntimeError) as error:
-            print(f"no round over the whole stack: {error}"[:500], file=sys.stderr)
-    settings = [(name, size, n) for size in sizes for n in given.parties for name in given.profile]
+    rows = [(name, size, n) for size in sizes for n in given.parties for name in given.profile]
     if "threshold" in given.profile:
-        settings += [(I32, I32_PARAMS, n) for n in given.parties]
-    rows = []
-    for name, size, n in settings:
+        rows += [(I32, I32_PARAMS, n) for n in given.parties]
+    wanted: list[secagg_stack.Setting] = []
+    if not given.quick and 3 in given.parties:
+        wanted = secagg_stack.settings((name for name in STACK_PROFILES if name in given.profile), sizes)
+    book = Book(OUT / "secagg.json", len(rows) + len(wanted))
+    wall = secagg_stack.by_row(
+        wanted, lambda each, facts: book.step(f"a round of {each.profile} {each.params:,} x 3 over the stack: {facts}")
+    )
+    for name, size, n in rows:
         found = apart(name, size, n)
-        if (size, n) == (STACK_PARAMS, 3):
-            found |= wall.get(name, {})
+        if n == 3:
+            found |= wall.get((name, size), {})
         if "error" not in found:
-            found["targets"] = targets(found)
-        rows.append({**found, "commit": cast.commit()})
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+            found |= {"left_out": left_out(found), "targets": targets(found)}
+        book.add({**found, "commit": cast.commit()})
+    return book.rows
 
 
 def main() -> None:
@@ -196,9 +227,7 @@ def main() -> None:
         print(json.dumps(row(given.row[0], int(given.row[1]), int(given.row[2]))))
         return
     OUT.mkdir(exist_ok=True)
-    rows = bench(given)
-    (OUT / "secagg.json").write_text(json.dumps(rows, indent=2) + "\n")
-    if any("error" in each for each in rows):
+    if any("error" in each for each in bench(given)):
         sys.exit(1)
 
 

@@ -101,7 +101,7 @@ class Rig:
             path.write_text(json.dumps(policy, indent=2))
             node.reload_policy()
 
-    def train(self, profile: str, params: int, rounds: int) -> RunOutcome:
+    def train(self, profile: str, params: int, rounds: int, timeout_s: float = RUN_TIMEOUT_S) -> RunOutcome:
         """Negotiate and run one training. Raises `ComityError` or `RuntimeError` with what the lead's events say."""
         node = self.nodes[LEAD]
         config: dict[str, bool | int | str] = {"params": params}
@@ -119,7 +119,7 @@ class Rig:
         if news is None or news["state"] != AGREED or news["agreement"] is None:
             raise RuntimeError(f"not agreed: {json.dumps(news)}")
         run = run_of(node, news["agreement"], READY_TIMEOUT_S)["run"]
-        self.until(LEAD, lambda: node.run(run).get("ended_at") is not None, RUN_TIMEOUT_S, 0.25)
+        self.until(LEAD, lambda: node.run(run).get("ended_at") is not None, timeout_s, 0.25)
         events = [dict(event) for event in node.events(run, timeout_s=READY_TIMEOUT_S)]
         state = node.run(run)["state"]
         ended = [each["at_ms"] for each in events if each["kind"] == "metrics" and each["stage"] == "train"]
