@@ -20,6 +20,9 @@ from comity_crypto.secagg.bfv.params import KEY_LIMBS, LIMBS, POLYS, RESIDUE_BIT
 Residues: TypeAlias = NDArray[np.uint64]  # shape (POLYS, limbs, N), each value below the limb's prime
 
 _GROUP = np.dtype([("a", "<u8"), ("b", "<u8"), ("c", "<u8"), ("d", "u1")])  # 4 x 50 bits, little-endian
+# The same 25 bytes to read: one word for each residue, of eight bytes that hold it whole, and where in them it starts.
+_WORDS = np.dtype({"names": ["a", "b", "c", "d"], "formats": ["<u8"] * 4, "offsets": [0, 6, 12, 17], "itemsize": 25})
+_STARTS = {"a": 0, "b": 2, "c": 4, "d": 14}
 _MASK = np.uint64((1 << RESIDUE_BITS) - 1)
 
 
@@ -39,12 +42,11 @@ def _unpack(data: bytes | memoryview, parameters: Parameters, limbs: int, polys:
     count = polys * limbs * parameters.ring_degree
     if len(data) != count * RESIDUE_BITS // 8:
         raise ComityError(ErrorCode.CIPHERTEXT_INVALID, "a packed polynomial has another length", size_bytes=len(data))
-    groups = np.frombuffer(data, _GROUP)
+    groups = np.frombuffer(data, _WORDS)
     flat: NDArray[np.uint64] = np.empty((len(groups), 4), np.uint64)
-    flat[:, 0] = groups["a"] & _MASK
-    flat[:, 1] = ((groups["a"] >> np.uint64(50)) | (groups["b"] << np.uint64(14))) & _MASK
-    flat[:, 2] = ((groups["b"] >> np.uint64(36)) | (groups["c"] << np.uint64(28))) & _MASK
-    flat[:, 3] = (groups["c"] >> np.uint64(22)) | (groups["d"].astype(np.uint64) << np.uint64(42))
+    for column, (name, start) in enumerate(_STARTS.items()):
+        np.right_shift(groups[name], np.uint64(start), out=flat[:, column])
+    flat &= _MASK
     residues = flat.reshape(polys, limbs, parameters.ring_degree)
     for limb in range(limbs):
         if int(residues[:, limb].max()) >= parameters.primes[limb]:
