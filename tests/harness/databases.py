@@ -13,9 +13,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import postgres
+from harness import postgres, torn
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
@@ -29,6 +30,24 @@ SQLITE, POSTGRESQL, DIALECT, COCKROACH = "sqlite", "postgresql", "cockroachdb-di
 BACKENDS = (SQLITE, POSTGRESQL, DIALECT, COCKROACH)
 COCKROACH_URL = "COMITY_TEST_COCKROACH_URL"
 START_TIMEOUT_S = 60.0
+# How transactions run: undisturbed, each rolled back once before (`torn.twice`), each with conflicts everywhere
+# (`torn.tear`). Tests that take a database take one of these.
+MODES = (
+    (SQLITE, "once"),
+    (SQLITE, "torn"),
+    (POSTGRESQL, "once"),
+    (POSTGRESQL, "twice"),
+    (POSTGRESQL, "torn"),
+    (DIALECT, "twice"),
+    (COCKROACH, "twice"),
+)
+
+
+def modes(*by_default: tuple[str, str]) -> list[Any]:
+    """Return the parameters of a fixture: every mode, those not in `by_default` left to the slow tests."""
+    return [
+        pytest.param(mode, id="-".join(mode), marks=() if mode in by_default else pytest.mark.slow) for mode in MODES
+    ]
 
 
 class Databases:
@@ -52,6 +71,14 @@ class Databases:
         else:
             names = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables if table not in schema.OWN)
             database.transact(lambda conn: conn.execute(text(f"TRUNCATE {names}")) and None)
+        return database
+
+    def in_mode(self, mode: tuple[str, str], folder: Path) -> Database:
+        """As `fresh`, in one of `MODES`."""
+        backend, how = mode
+        database = self.fresh(backend, folder)
+        if how != "once":
+            {"twice": torn.twice, "torn": torn.tear}[how](database)
         return database
 
     def url(self, backend: str, folder: Path) -> str:

@@ -1,10 +1,11 @@
 """A coordinator without a network: real keys, a real database, a hub that records."""
 
 import base64
-import contextlib
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,9 +27,14 @@ from comity_policies.charter import Charter, Member, QuorumRule
 from comity_policies.documents import Answer, AppRef, DatasetAsk, Proposal, TrainStep
 from comity_policies.terms import Terms
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from harness.databases import modes
+
 ORGS = ("alpha", "beta", "gamma")
 CONSORTIUM = "demo"
 LOG_NAME = "coordinator.example/demo"
+TORN = ("sqlite", "torn")
 
 
 @dataclass
@@ -88,37 +94,15 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-class ConflictError(Exception):
-    """Stands for SQLSTATE 40001: the transaction is rolled back and runs again."""
-
-
-def run_every_transaction_twice(db):
-    """Let each transaction of `db` fail once at its commit, as CockroachDB may."""
-    real = db.transact
-
-    def transact(fn):
-        def loses(conn):
-            fn(conn)
-            raise ConflictError
-
-        with contextlib.suppress(ConflictError):
-            real(loses)
-        return real(fn)
-
-    db.transact = transact
-
-
 class World:
     """Everything, with short words for what nodes do."""
 
-    def __init__(self, database, keys, twice=False):
+    def __init__(self, database, keys):
         self.keys = keys
         self.clock = Clock()
         self.log_keys = keys["coordinator"]
         self.charter = _charter(keys)
         self.db = database
-        if twice:
-            run_every_transaction_twice(self.db)
         self.hub = RecordingHub()
         self.engine = RecordingEngine()
         self.feed = Feed()
@@ -258,21 +242,19 @@ def all_keys():
     return {name: OrgKeys.generate() for name in (*ORGS, "coordinator", "stranger")}
 
 
-@pytest.fixture(
-    params=[
-        ("sqlite", False),
-        ("postgresql", True),
-        pytest.param(("sqlite", True), marks=pytest.mark.slow),
-        pytest.param(("postgresql", False), marks=pytest.mark.slow),
-        pytest.param(("cockroachdb-dialect", True), marks=pytest.mark.slow),
-        pytest.param(("cockroachdb", True), marks=pytest.mark.slow),
-    ],
-    ids=lambda each: f"{each[0]}-{'twice' if each[1] else 'once'}",
-)
+def pytest_collection_modifyitems(items):
+    """One whole story meets its conflicts in every run of the tests, the others among the slow ones."""
+    for item in items:
+        mode = item.callspec.params.get("world") if hasattr(item, "callspec") else None
+        if mode == TORN and not item.name.startswith("test_from_proposal_to_a_closed_run"):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(params=modes(("sqlite", "once"), TORN, ("postgresql", "twice")))
 def world(request, tmp_path, all_keys, databases):
-    """Under `twice` every transaction is rolled back once and repeated: each must be repeatable (ledger.md 3)."""
-    backend, twice = request.param
-    world = World(databases.fresh(backend, tmp_path), all_keys, twice)
+    """Every transaction must be repeatable (ledger.md section 3): see `harness.torn`."""
+    world = World(databases.in_mode(request.param, tmp_path), all_keys)
+    world.calm = request.param[1] == "once"
     yield world
     world.db.close()
 

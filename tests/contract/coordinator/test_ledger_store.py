@@ -165,7 +165,7 @@ async def test_the_sequencer_flushes_soon_after_an_append(world):
             await asyncio.sleep(0.01)
         else:
             pytest.fail("no proof came")
-        assert (instants.now() - started).total_seconds() < 0.5
+        assert (instants.now() - started).total_seconds() < (0.5 if world.calm else 5.0)
         assert base64.b64decode(proofs[-1]["hashes"][0])
     finally:
         task.cancel()

@@ -13,14 +13,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Connection, String, Table, select, update
+from sqlalchemy import Column, Connection, MetaData, String, Table, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from comity.wire import instants
-from comity_coordinator.db import Database, metadata, open_database
+from comity_coordinator.db import Database, open_database
 from comity_coordinator.workflows.temporal import TemporalEngine
 from comity_coordinator.workflows.timers import TimerEngine
 
+metadata = MetaData()  # not the product's: its tables are those of the schema's history
 subjects = Table(
     "contract_subjects",
     metadata,
@@ -85,7 +86,7 @@ class Rig:
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     (tmp_path / "keys").mkdir(mode=0o700)
     db = open_database(f"sqlite:///{tmp_path}/db.sqlite")
-    db.create_all()
+    metadata.create_all(db.engine)
     engine = TimerEngine(db) if request.param == "timers" else TemporalEngine(db, tmp_path)
     rig = Rig(db, engine)
     yield rig

@@ -239,6 +239,7 @@ def _signature(node: Any, charter: Charter) -> bytes:
 
 
 async def test_genesis_and_the_admission_of_a_fourth(rig: Any, error_of: Any) -> None:
+    rig.once_only()
     founders = [await rig.enrol("alpha")]
     stubs = {"alpha": membership_pb2_grpc.MembershipServiceStub(founders[0].open_channel())}
 

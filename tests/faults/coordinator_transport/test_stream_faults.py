@@ -125,12 +125,12 @@ async def test_revoked_organisation_is_refused_at_the_next_message_of_an_open_st
     await again.close()
 
 
-async def test_revocation_by_another_process_counts_at_once(rig: Any, error_of: Any, tmp_path: Any) -> None:
+async def test_revocation_by_another_process_counts_at_once(rig: Any, error_of: Any) -> None:
     from comity_coordinator.db import open_database
 
     alpha = await rig.enrol("alpha")
     await alpha.connect()
-    other = open_database(f"sqlite:///{tmp_path / 'comity.db'}")
+    other = open_database(rig.database.engine.url.render_as_string(hide_password=False))
     await other.run(partial(rig.membership.revoke, org="alpha"))
     other.close()
     await alpha.call.write(exchange_pb2.ConnectRequest(heartbeat=exchange_pb2.Heartbeat(at="now")))
@@ -175,6 +175,7 @@ def _collect(into: list[tuple[str, str]]) -> Any:
 
 
 async def test_durable_messages_are_handled_once_across_breaks(rig: Any) -> None:
+    rig.once_only()
     handled: list[tuple[str, str]] = []
     rig.hub.register("note", _collect(handled))
     alpha = await rig.enrol("alpha")
@@ -230,6 +231,7 @@ async def test_gap_ends_the_stream_and_rewound_journal_is_told(rig: Any, error_o
 
 
 async def test_failing_handler_is_tried_three_times_then_refused(rig: Any, error_of: Any) -> None:
+    rig.once_only()
     tries = []
 
     def broken(conn: Connection, org: str, message: Message) -> None:
@@ -251,6 +253,7 @@ async def test_failing_handler_is_tried_three_times_then_refused(rig: Any, error
 
 
 async def test_a_delivery_that_shares_a_transaction_is_one_attempt(rig: Any, error_of: Any) -> None:
+    rig.once_only()
     tries = []
 
     def broken(conn: Connection, org: str, message: Message) -> None:
