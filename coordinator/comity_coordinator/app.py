@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from comity.observability import starting
 from comity.v1 import (
     enrolment_pb2_grpc,
     exchange_pb2_grpc,
@@ -38,6 +39,8 @@ from comity_coordinator.membership.servicer import EnrolmentServicer, Membership
 from comity_coordinator.migrations import schema
 from comity_coordinator.negotiation.news import Teller
 from comity_coordinator.negotiation.service import NegotiationService
+from comity_coordinator.observability import metrics
+from comity_coordinator.observability.gauges import Gauges
 from comity_coordinator.operator_api import operator_server
 from comity_coordinator.settings import CoordinatorSettings, split_address
 from comity_coordinator.standing import Memory
@@ -74,6 +77,8 @@ class RunningEngine(WorkflowEngine, Protocol):
 
 class Coordinator:
     """One coordinator in this process: built from its folder, run until stopped."""
+
+    metrics_port = 0  # none
 
     def __init__(self, settings: CoordinatorSettings) -> None:
         """Read keys and open the database. Raises `KEY_UNREADABLE`, `MALFORMED`."""
@@ -165,6 +170,7 @@ class Coordinator:
             stack.callback(self.gate.close)
             change = self.settings.migrate == "auto"
             await asyncio.to_thread(schema.prepare, self.database, change=change)
+            await self._tell(stack)
             self.governance.ballots.register(self.hub)
             self.membership.on_enrolled(self.governance.ballots.candidate)
             self.negotiation.register()
@@ -189,6 +195,11 @@ class Coordinator:
             stopped.cancel()
             for ended in done:
                 ended.result()
+
+    async def _tell(self, stack: AsyncExitStack) -> None:
+        gauges = Gauges(self.database, self.hub, self.spool, self.engine)
+        telling = starting.Telling("comity-coordinator", metrics.BOOK, gauges.read, metrics.READ_ERRORS)
+        self.metrics_port = await starting.begin(stack, telling, self.settings.metrics, self.settings.traces)
 
     async def _serve_nodes(self, stack: AsyncExitStack) -> None:
         edge = Edge(self.settings.consortium, self.registry.admit)
@@ -245,6 +256,8 @@ class Coordinator:
 
     def _announce(self) -> None:
         where = {"port": self.port, "rest_port": self.rest_port}
+        if self.metrics_port:
+            where["metrics_port"] = self.metrics_port
         path = self.settings.home / READY_FILE
         beside = path.with_suffix(".new")
         beside.write_text(json.dumps({"pid": os.getpid(), **where}))

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,10 @@ from comity_coordinator.ledger.cli import group as ledger_group
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.", envvar="COMITY_COORDINATOR_HOME")]
 HomeOption = Annotated[Path, typer.Option("--home", help="The coordinator's folder.", envvar="COMITY_COORDINATOR_HOME")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+LogFormat = Annotated[
+    Literal["json", "text"] | None,
+    typer.Option(help="How log lines are written; by default text on a terminal, JSON lines anywhere else."),
+]
 ValidHours = Annotated[int, typer.Option(min=1, max=168, help="Hours until the token expires.")]
 
 group = typer.Typer(no_args_is_help=True, help="Run the coordinator of a consortium.")
@@ -118,7 +122,7 @@ def token(
 
 
 @group.command("up")
-def up(home: Home) -> None:
+def up(home: Home, log_format: LogFormat = None) -> None:
     """Run the coordinator until it is told to stop (SIGTERM or Ctrl-C).
 
     \b
@@ -129,7 +133,7 @@ def up(home: Home) -> None:
     from comity_coordinator.settings import CoordinatorSettings
 
     os.umask(0o077)  # whatever this process and its children write is the operator's alone
-    logs.configure()
+    logs.configure(log_format)
     asyncio.run(_serve(CoordinatorSettings.load(home)))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,9 @@ from sqlalchemy import Connection, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from comity.observability import scope
 from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.observability import metrics
 from comity_coordinator.retries import Budget, Failure, failure
 
 T = TypeVar("T")
@@ -52,7 +55,7 @@ _IN_ERROR = 3
 def after_commit(conn: Connection, hook: Callable[[], None]) -> None:
     """Run `hook` once the transaction of `conn` has committed, in the database's thread; it must not raise or block."""
     hooks: list[Callable[[], None]] = conn.info[_HOOKS]
-    hooks.append(hook)
+    hooks.append(scope.bound(hook))
 
 
 def attempt(conn: Connection, fn: Callable[[], T]) -> T:
@@ -94,16 +97,19 @@ class Database:
             ComityError: `BUSY` when conflicts have spent the budget; `UNAVAILABLE` when the database stayed out of
                 reach, or was lost at the commit; whatever `fn` raises otherwise.
         """
+        began = time.perf_counter()
         budget = Budget(RETRIES_MAX, RETRY_TIME_S, RETRY_BASE_S, RETRY_CAP_S)
         while True:  # ends with the budget
             try:
                 result, hooks = self._once(fn)
             except _LostAtCommitError as error:
+                metrics.TRANSACTIONS_FAILED.add(Failure.LOST.value)
                 detail = "the database was lost at the commit; whether it took place is not known"
                 raise ComityError(ErrorCode.UNAVAILABLE, detail) from error
             except DBAPIError as error:
                 why = failure(error)
                 pause_s = budget.spend(why)
+                (metrics.TRANSACTIONS_FAILED if pause_s is None else metrics.TRANSACTIONS_RETRIED).add(why.value)
                 if pause_s is None and why is Failure.CONFLICT:
                     raise ComityError(ErrorCode.BUSY, "the database stayed contended", attempts=budget.tries) from error
                 if pause_s is None and why is Failure.LOST:
@@ -115,6 +121,7 @@ class Database:
                 if self._closing.wait(pause_s):
                     raise ComityError(ErrorCode.UNAVAILABLE, "the coordinator stops") from error
                 continue
+            metrics.TRANSACTION_SECONDS.observe(time.perf_counter() - began)
             for hook in hooks:
                 hook()
             return result
@@ -136,7 +143,7 @@ class Database:
 
     async def run(self, fn: Callable[[Connection], T]) -> T:
         """`transact` in the database's own thread, so that the event loop never waits for a disk."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.transact, fn)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.transact, scope.bound(fn))
 
     def change_counter(self) -> int | None:
         """Return a number that differs after any other connection's commit, another process's included.

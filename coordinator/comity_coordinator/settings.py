@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from comity.observability.settings import MetricsSettings, TraceSettings
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import org_id
 
@@ -44,6 +45,8 @@ class CoordinatorSettings(BaseSettings):
     spool_owner_bytes: int = 8 << 30
     spool_payload_bytes: int = 4 << 30
     stop_grace_s: float = 2.0
+    metrics: MetricsSettings = MetricsSettings()
+    traces: TraceSettings = TraceSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from comity.observability import scope, starting
 from comity.wire import heap, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keystore import FileKeyStore
@@ -27,6 +28,8 @@ from comity_node.governance.service import GovernanceService
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
 from comity_node.ledger.store import LedgerStore
+from comity_node.observability import metrics
+from comity_node.observability.gauges import Gauges
 from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.engine import ReloadablePolicy
 from comity_node.policy.log import DecisionLog
@@ -87,6 +90,7 @@ class Node:
         self._started_at = instants.now_text()
         self._isolation = isolation
         self._listening = ""
+        self._metrics_port = 0
         self._services = [service for name in CAPABILITIES if (service := _build(name, self.context)) is not None]
         journal.create_all()
         self.context.charters.load()
@@ -107,6 +111,7 @@ class Node:
             stack.callback(node.policy.close)
             stack.push_async_callback(node.dialer.close)
             stack.push_async_callback(node.payloads.close)
+            self._metrics_port = await self._tell(stack)
             routers = [_router(name, node) for name in CAPABILITIES]
             api = build_api(self._access.over_socket(token), routers, self.status)
             for service in self._services:
@@ -124,6 +129,12 @@ class Node:
             on_ready()
             await asyncio.wait([*ends, linking], return_when=asyncio.FIRST_COMPLETED)
             log.info("node.stopping", asked=stop.done())
+
+    async def _tell(self, stack: contextlib.AsyncExitStack) -> int:
+        """Begin with metrics and traces, if the settings name a place for them; returns the port of the metrics."""
+        settings, gauges = self.context.settings, Gauges(self.context)
+        telling = starting.Telling("comity-node", metrics.BOOK, gauges.read, metrics.READ_ERRORS, settings.org)
+        return await starting.begin(stack, telling, settings.metrics, settings.traces)
 
     async def _serve_people(self, stack: contextlib.AsyncExitStack, routers: list[Any]) -> list[asyncio.Task[Any]]:
         """Serve the port for people, if the settings name one; returns the task that serves it."""
@@ -164,6 +175,7 @@ class Node:
             "policy": {"engine": node.policy.name, "bundle": node.policy.bundle_digest},
             "isolation": self._isolation,
             "listen": self._listening or None,
+            "metrics_port": self._metrics_port or None,
             "started_at": self._started_at,
             "pid": os.getpid(),
         }
@@ -195,7 +207,8 @@ def run_node(home: Path, on_ready: Callable[[], None] = lambda: None) -> None:
 async def _run(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
     node = Node(settings)
     heap.settle()
-    await node.run(on_ready)
+    with scope.about(org=settings.org):
+        await node.run(on_ready)
 
 
 def _build(name: str, node: NodeContext) -> Service | None:

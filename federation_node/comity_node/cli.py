@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,10 @@ from comity_node.governance import cli as charter_cli
 
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+LogFormat = Annotated[
+    Literal["json", "text"] | None,
+    typer.Option(help="How log lines are written; by default text on a terminal, JSON lines anywhere else."),
+]
 DEFAULT_HOME = Path.home() / ".comity"
 
 
@@ -72,8 +76,8 @@ def join(
     )
 
 
-def up(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Run the node until it is stopped (SIGTERM or Ctrl-C); it logs one JSON line an event to standard error.
+def up(home: Home = DEFAULT_HOME, log_format: LogFormat = None, as_json: Json = False) -> None:
+    """Run the node until it is stopped (SIGTERM or Ctrl-C); it logs one line an event to standard error.
 
     \b
     Example:
@@ -82,7 +86,7 @@ def up(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     from comity.wire import logs
     from comity_node.app import run_node
 
-    logs.configure()
+    logs.configure(log_format)
     run_node(home, lambda: _show({"ready": True, "socket": str(home / "api.sock")}, as_json))
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import Column, Connection, MetaData, Table, Text, create_engine,
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
+from comity.observability import scope
 from comity.wire.errors import ComityError, ErrorCode
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class Journal:
         if self._pending >= PENDING_MAX:
             raise ComityError(ErrorCode.BUSY, "too much waits for the journal")
         self._pending += 1
-        return self._thread.submit(self._counted, fn)
+        return self._thread.submit(self._counted, scope.bound(fn))
 
     def _counted(self, fn: Callable[[Connection], T]) -> T:
         self._pending -= 1

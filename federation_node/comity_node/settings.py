@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from comity.observability.settings import MetricsSettings, TraceSettings
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 
@@ -148,6 +149,8 @@ class NodeSettings(BaseModel):
     listen: ListenSettings | None = None
     attestation: AttestationSettings | None = None
     """How this node shows evidence and judges that of others; without it the term is refused."""
+    metrics: MetricsSettings = MetricsSettings()
+    traces: TraceSettings = TraceSettings()
 
     @field_validator("org")
     @classmethod

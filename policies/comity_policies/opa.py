@@ -146,6 +146,11 @@ class OpaServerEngine:
         self._proved = prove is None
         self._has_our_bundle = False
 
+    @property
+    def circuit_open(self) -> bool:
+        """Whether the server has failed so often that it is not asked for a moment."""
+        return time.monotonic() < self._open_until
+
     def decide(self, stage: Stage, document: dict[str, Any]) -> Decision:
         """Decide; see `PolicyEngine`."""
         return decide_with(self.ask, stage, document, self.bundle_digest, self.name)
@@ -192,7 +197,7 @@ class OpaServerEngine:
     def _evaluate(self, stage: str, document: dict[str, Any]) -> Any:
         if self._closed.is_set():
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the policy engine is closed")
-        if time.monotonic() < self._open_until:
+        if self.circuit_open:
             raise ComityError(ErrorCode.POLICY_UNAVAILABLE, "the OPA server failed repeatedly")
         started = time.monotonic()
         try:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
+from comity_coordinator.observability import metrics
 from comity_policies.bundle import Bundle, read_bounded
 from comity_policies.bundle_archive import ARCHIVE_BYTES_MAX, read_archive
 from comity_policies.charter import Charter
@@ -57,6 +58,7 @@ class ConsortiumGate:
         if engine is None:
             return
         decision = engine.decide(Stage.PROPOSAL, question(charter, proposal, now))
+        metrics.GATE_SECONDS.observe(decision.duration_us / 1e6, decision.decision)
         if decision.decision == "deny":
             raise refusal(decision)
 

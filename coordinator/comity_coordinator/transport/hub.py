@@ -23,10 +23,12 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from comity.observability import scope, spans
 from comity.v1 import exchange_pb2
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import new_id
 from comity_coordinator.db import Database, after_commit, attempt
+from comity_coordinator.observability import metrics
 from comity_coordinator.transport import store
 from comity_coordinator.transport.identity import Peer
 from comity_coordinator.transport.model import (
@@ -95,6 +97,11 @@ class Hub:
         """Return the organisations whose stream is open."""
         return frozenset(self._sessions)
 
+    def waiting(self) -> tuple[int, int, int]:
+        """Return how many frames wait to be sent, in all and at the longest queue, and messages to be committed."""
+        queued = [len(session.queue) for session in self._sessions.values()]
+        return sum(queued), max(queued, default=0), sum(each.inbound.qsize() for each in self._sessions.values())
+
     def register(self, kind: str, handler: Handler) -> None:
         """Handle durable messages of `kind` with `handler(conn, org, message)`, in the database's thread (rule 1)."""
         if kind in self._handlers or kind in RELAYED_KINDS:
@@ -124,6 +131,8 @@ class Hub:
         first = from_coordinator(new_id("msg"), kind, body)
         messages = {org: replace(first, id=new_id("msg")) for org in orgs}
         if messages:
+            for each in messages.values():
+                scope.carry(each.id)
             store.append_all(conn, messages)
             after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, *messages)))
 
@@ -180,7 +189,9 @@ class Hub:
         """Take one envelope off a stream. Raises what must end the stream: REVOKED and the like."""
         await self._admit(session.peer)
         if message.kind in RELAYED_KINDS:
-            await self._relay(session, message)
+            with spans.received(f"relay {message.kind}", message.trace, org=session.org, run=message.run):
+                await self._relay(session, message)
+            metrics.RECEIVED.add(message.kind)
         else:
             await session.inbound.put(message)
 
@@ -195,9 +206,11 @@ class Hub:
                 raise
             for message in batch:
                 self._strikes.pop((session.org, message.id), None)
+                metrics.RECEIVED.add(message.kind if message.kind in self._handlers else metrics.UNKNOWN)
             session.received_seq = outcome.received_seq
             ack = exchange_pb2.Ack(up_to_seq=outcome.received_seq)
             for message_id, error in outcome.refusals:
+                metrics.REFUSED.add(error.code)
                 session.refuse(message_id, error)
             session.send_control(exchange_pb2.ConnectResponse(ack=ack))
             if outcome.fatal is not None:
@@ -214,6 +227,7 @@ class Hub:
             session.fetched(errand, len(messages))
             for message in messages:
                 session.sent_seq = message.seq
+                metrics.SENT.add(message.kind)
                 await session.queue.put(to_wire(message))
 
     # Inside.
@@ -235,6 +249,8 @@ class Hub:
                 continue
             if not receiver.queue.offer(frame, session.org):
                 full.append(org)
+            else:
+                metrics.SENT.add(message.kind)
         if full:
             session.refuse(message.id, ComityError(ErrorCode.BUSY, organisations=",".join(full)))
 
@@ -288,7 +304,8 @@ class Hub:
         if handler is None:
             return ComityError(ErrorCode.UNSUPPORTED, "a message of an unknown kind")
         try:
-            attempt(conn, lambda: handler(conn, org, message))
+            with spans.received(f"take {message.kind}", message.trace, org=org, run=message.run):
+                attempt(conn, lambda: handler(conn, org, message))
         except ComityError as error:
             return error
         except DBAPIError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from comity.observability import scope
 from comity.v1 import exchange_pb2
 from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
@@ -44,6 +45,7 @@ class Message:
     body: bytes
     inline: bytes = b""
     seq: int = 0
+    trace: str = ""
 
     def document(self) -> Any:
         """Return the body as JSON. Raises `MALFORMED` if it is not canonical."""
@@ -98,6 +100,7 @@ def from_wire(envelope: exchange_pb2.Envelope, sender: str) -> Message:
         body=envelope.body,
         inline=envelope.inline_payload,
         seq=envelope.seq,
+        trace=scope.accepted(envelope.traceparent),
     )
     _check_form(message)
     return message
@@ -115,6 +118,7 @@ def to_wire(message: Message) -> bytes:
             run=message.run,
             body=message.body,
             inline_payload=message.inline,
+            traceparent=scope.trace() or scope.carried(message.id),
         )
     ).SerializeToString()
 
@@ -126,6 +130,7 @@ def from_coordinator(
     data = canonical.canonical(body)
     if len(data) > BODY_BYTES_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=BODY_BYTES_MAX)
+    scope.carry(message_id)
     return Message(message_id, kind, COORDINATOR, (), run, data, inline, seq)
 
 

@@ -79,6 +79,10 @@ class Spool:
         """Where the payloads lie; what is to be adopted is written there."""
         return self._folder
 
+    def stored_bytes(self) -> int:
+        """Return how much is promised to payloads, whole or on their way."""
+        return sum(entry.size_bytes for owners in self._entries.values() for entry in owners.values())
+
     def stat(self, org: str, digest: str) -> tuple[int, bool]:
         """Return (present bytes, complete) of `org`'s own upload or of one it may fetch; (0, False) if unknown."""
         entry = self._entries.get(digest, {}).get(org) or self._readable(org, digest)

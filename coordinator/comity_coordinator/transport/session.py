@@ -61,6 +61,9 @@ class SendQueue:
         self._drained = asyncio.Event()
         self._drained.set()
 
+    def __len__(self) -> int:
+        return len(self._frames)
+
     def has_room(self, size_bytes: int) -> bool:
         """True if a frame of this size may be added now; an empty queue takes any frame."""
         if not self._frames:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 from temporalio import activity
 
+from comity.observability import spans
 from comity.wire import instants
 from comity_coordinator.db import Database
+from comity_coordinator.observability import metrics
 from comity_coordinator.workflows.engine import Supervised
 
 HEARTBEAT_S = 1.5
@@ -40,6 +42,16 @@ class Bells:
             self._events.pop(run_id, None)
 
 
+@contextlib.contextmanager
+def _counted() -> Iterator[None]:
+    """Count an activity that fails; the engine tries it again."""
+    try:
+        yield
+    except Exception:
+        metrics.TEMPORAL_FAILURES.add("activity")
+        raise
+
+
 class Activities:
     """The activities of one coordinator process."""
 
@@ -52,12 +64,13 @@ class Activities:
     @activity.defn(name="judge_negotiation")
     async def judge_negotiation(self, negotiation_id: str) -> str:
         """Judge a negotiation's deadline; return the next one, or an empty text."""
-        return await self._db.run(lambda conn: self._negotiation.on_deadline(conn, negotiation_id)) or ""
+        with _counted(), spans.resumed():
+            return await self._db.run(lambda conn: self._negotiation.on_deadline(conn, negotiation_id)) or ""
 
     @activity.defn(name="supervise_run")
     async def supervise_run(self, run_id: str) -> str:
         """Judge a run's deadlines as they pass until none is left; heartbeat the one awaited."""
-        with self._bells.hung(run_id) as bell:
+        with _counted(), spans.resumed(run=run_id), self._bells.hung(run_id) as bell:
             while True:  # ends when the run is closed; cancelled with the worker
                 bell.clear()
                 deadline = await self._db.run(lambda conn: self._training.deadline_of(conn, run_id))

@@ -17,15 +17,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import structlog
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, Interceptor, WorkflowFailureError
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
+from comity.observability import scope, spans
 from comity_coordinator.db import Database
 from comity_coordinator.negotiation.workflow import Negotiation, NegotiationWorkflow
+from comity_coordinator.observability import metrics
 from comity_coordinator.training.workflow import Run, RunWorkflow
 from comity_coordinator.workflows.activities import Activities, Bells
 from comity_coordinator.workflows.codec import SealingCodec, load_key
@@ -55,7 +57,7 @@ class TemporalEngine:
         self._address = given or (self.server.address if self.server else "")
         self._namespace = os.environ.get("TEMPORAL_NAMESPACE", NAMESPACE if self.server else "default")
         self._bells = Bells()
-        self._told: set[tuple[str, str, str]] = set()
+        self._told: dict[tuple[str, str, str], str] = {}  # with the trace that it belongs to
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -104,7 +106,7 @@ class TemporalEngine:
 
     def _note(self, told: tuple[str, str, str]) -> None:
         if len(self._told) < TOLD_MAX:  # rule 3 finds the rest
-            self._told.add(told)
+            self._told.setdefault(told, scope.trace())
             self._wake.set()
 
     async def _run(self) -> None:
@@ -120,6 +122,7 @@ class TemporalEngine:
                     await self._carry_out(client)
             except (RPCError, RuntimeError, OSError, WorkflowFailureError) as error:
                 self.connected.clear()
+                metrics.TEMPORAL_FAILURES.add("connection")
                 _log.warning("temporal.unavailable", reason=type(error).__name__, retry_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S_MAX)
@@ -131,7 +134,9 @@ class TemporalEngine:
         converter = DataConverter(
             payload_codec=codec, failure_converter_class=DefaultFailureConverterWithEncodedAttributes
         )
-        return await Client.connect(self._address, namespace=self._namespace, data_converter=converter)
+        return await Client.connect(
+            self._address, namespace=self._namespace, data_converter=converter, interceptors=_interceptors()
+        )
 
     def _worker(self, client: Client) -> Worker:
         assert self._services is not None
@@ -161,11 +166,12 @@ class TemporalEngine:
             self._wake.clear()
             for told in sorted(self._told):
                 try:
-                    await self._do(client, *told)
+                    with spans.span(f"engine {told[0]}", trace=self._told[told]):
+                        await self._do(client, *told)
                 except RPCError:
                     self._wake.set()
                     raise
-                self._told.discard(told)
+                del self._told[told]
 
     async def _do(self, client: Client, what: str, subject: str, deadline: str) -> None:
         with contextlib.suppress(WorkflowAlreadyStartedError):
@@ -196,3 +202,13 @@ class TemporalEngine:
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:  # it ended by itself: nothing to tell
                 raise
+
+
+def _interceptors() -> list[Interceptor]:
+    """Return what makes spans of workflows and activities, while traces are recorded."""
+    tracer = spans.tracer()
+    if tracer is None:
+        return []
+    from temporalio.contrib.opentelemetry import TracingInterceptor
+
+    return [TracingInterceptor(tracer)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from comity.observability import spans
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement, sign_statement
@@ -214,7 +215,8 @@ class NegotiationService:
                 self._reviews.note_asker(conn, proposal.digest, user)
             self._node.link.send(conn, "proposal.submit", statement)
 
-        await self._node.journal.run(write)
+        with spans.span("propose", root=True, proposal=proposal.proposal_id):
+            await self._node.journal.run(write)
         return statement
 
     async def revise(self, proposal: Proposal, *, user: str = "") -> Statement:

@@ -40,6 +40,11 @@ class Exchangeable:
         """Which engine this is, for the decision log."""
         return self._engine.name
 
+    @property
+    def circuit_open(self) -> bool:
+        """Whether the engine has failed so often that it is not asked for a moment."""
+        return bool(getattr(self._engine, "circuit_open", False))  # an embedded engine has none
+
     def decide(self, stage: Stage, document: dict[str, Any]) -> Decision:
         """Decide under the bundle in force; never raises, denies when in doubt."""
         with self._asked() as engine:

@@ -6,13 +6,16 @@ place of the organisation's own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
+from comity.observability import spans
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
+from comity_node.observability import metrics
 from comity_node.policy.consortium import ConsortiumPolicy
 from comity_node.policy.log import DecisionLog
 from comity_node.policy.store import Row
@@ -22,6 +25,8 @@ from comity_policies.engine import PolicyEngine
 
 OWN = "own"
 CONSORTIUM = "consortium"
+# The rule that a denial names when no policy gave an answer (`Decision.denied`).
+ENGINE = "engine"
 
 
 class Layer(Protocol):
@@ -73,8 +78,23 @@ class RecordedPolicy:
         """Which engine this is."""
         return self.own.name
 
+    @property
+    def circuit_open(self) -> bool:
+        """Whether our own engine has failed so often that it is not asked for a moment."""
+        return bool(getattr(self.own, "circuit_open", False))
+
     def decide(self, stage: Stage, document: dict[str, Any]) -> Decision:
         """Decide and record; never raises, denies when in doubt."""
+        began = time.perf_counter()
+        with spans.span(f"decide {stage}"):
+            decision = self._decided(stage, document)
+        metrics.DECISION_SECONDS.observe(time.perf_counter() - began, stage)
+        metrics.DECISIONS.add(stage, decision.decision)
+        if decision.decision == "deny" and decision.reasons[0].rule == ENGINE:
+            metrics.POLICY_ERRORS.add(decision.reasons[0].code)
+        return decision
+
+    def _decided(self, stage: Stage, document: dict[str, Any]) -> Decision:
         own = self.own.decide(stage, document)
         other = self.consortium.decide(stage, document) if self.consortium is not None else None
         decision = own if other is None else stricter(own, other)

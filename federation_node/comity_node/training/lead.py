@@ -17,11 +17,13 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from comity.observability import spans
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents.flower.workers import Ask, Failed, Finished, Progress
 from comity_crypto.statements import sign_statement
 from comity_node.context import NodeContext
+from comity_node.observability import metrics
 from comity_node.training import results, store
 from comity_node.training.answers import AnswerBook
 from comity_node.training.blobs import Blob
@@ -129,7 +131,9 @@ class RunHost:
         await process.start()
         async for event in process.events():
             if isinstance(event, Ask):
-                await self.desk.ask(event)
+                metrics.ROUNDS.add()
+                with spans.span("round", run=led.run, agreement=led.digest):
+                    await self.desk.ask(event)
                 self._progress.tell(self.desk.round)
             elif isinstance(event, Progress):
                 self._heard(event)

@@ -20,12 +20,14 @@ from collections.abc import Awaitable, Callable
 import structlog
 from sqlalchemy import Connection
 
+from comity.observability import spans
 from comity.wire import catalog, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.sealing import SealedRef, sealed_size
 from comity_crypto.statements import Statement
 from comity_node.attestation.service import of_order
 from comity_node.context import NodeContext
+from comity_node.observability import metrics
 from comity_node.training import blobs, enforcement, grants, store
 from comity_node.training.blobs import SALT_BYTES, Blob, order_context
 from comity_node.training.datasets import DatasetCatalogue
@@ -157,6 +159,10 @@ class Participant:
 
     async def _work(self, order: Received, known: Known) -> tuple[Protected, Blob]:
         """Check, run and answer an order that is new or was left unfinished. Raises `Final`."""
+        with spans.span("order", run=order.header.run, agreement=order.header.agreement):
+            return await self._worked(order, known)
+
+    async def _worked(self, order: Received, known: Known) -> tuple[Protected, Blob]:
         verdict = await self._judge(order, known)
         agreement = known.stored.agreement if known.stored is not None else None
         if verdict.error is None and agreement is not None:
@@ -303,6 +309,7 @@ class Participant:
             late = Outcome("failed", str(refusal.code), None, 0, outcome.duration_s)
             await self._finish(order, verdict, late, None, refusal)
             raise Final("failed", refusal) from refusal
+        metrics.ORDERS.add(outcome.outcome, outcome.code or "")
         if protected is not None and protected.stored is not None:
             protected.stored()
         if not own and reply is not None:
@@ -316,6 +323,7 @@ class Participant:
         """
         error, header = verdict.error, order.header
         assert error is not None
+        metrics.ORDERS.add("refused", error.code)
         log.warning("order.refused", run=header.run, seq=header.seq, error=str(error))
         if error.code in (ErrorCode.SIGNATURE_INVALID, ErrorCode.NOT_A_MEMBER):
             return

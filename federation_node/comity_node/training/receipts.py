@@ -19,6 +19,7 @@ from functools import partial
 import structlog
 from sqlalchemy import Connection
 
+from comity.observability import scope, spans
 from comity.wire import canonical
 from comity.wire.errors import ComityError
 from comity_crypto.statements import Statement, sign_statement
@@ -27,7 +28,7 @@ from comity_node.training import store
 from comity_policies import cohorts
 from comity_policies.cohorts import Claim, Earlier
 from comity_policies.documents import OrderHeader, Receipt
-from comity_policies.orders import CohortProof
+from comity_policies.orders import CohortProof, WeightCommitment
 
 BATCH_MAX = 64
 INTERVAL_S = 1.0
@@ -43,7 +44,8 @@ log = structlog.get_logger("comity.node.training")
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an order ended here. `result` is the digest of what left; `code` the catalogue code of anything else;
-    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`).
+    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`), `weight` its
+    commitment to what the result weighs in a secure sum.
     """
 
     outcome: str
@@ -53,6 +55,7 @@ class Outcome:
     duration_s: float
     claim: Claim | None = None
     evidence: tuple[str, ...] | None = None
+    weight: WeightCommitment | None = None
 
 
 class ReceiptBook:
@@ -63,6 +66,7 @@ class ReceiptBook:
         self._wake = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._written = -math.inf
+        self._trace = ""  # of the order whose receipt was written last: a batch is a step of its trace
         # By run: the newest proof, for the next one. In memory only: what opens a commitment is never written down.
         self._shown: dict[str, Earlier] = {}
         self._task: asyncio.Task[None] | None = None
@@ -105,8 +109,10 @@ class ReceiptBook:
             journal_seq=number,
             duration_s=math.ceil(outcome.duration_s),
             evidence=outcome.evidence,
+            weight=outcome.weight,
         )
         store.put_receipt(conn, number, order.run, self._signed(receipt).to_bytes(), outcome.claim)
+        self._trace = scope.trace()
         self._node.journal.after_commit(conn, self._woken)
 
     async def flush(self) -> None:
@@ -117,7 +123,8 @@ class ReceiptBook:
                 if not rows:
                     return
                 proved = await self._prove_some(rows)
-                await self._node.journal.run(partial(self._send_batch, rows=proved))
+                with spans.span("receipts", trace=self._trace):
+                    await self._node.journal.run(partial(self._send_batch, rows=proved))
                 if len(proved) == len(rows) < BATCH_MAX:
                     return
 

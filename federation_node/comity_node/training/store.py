@@ -18,6 +18,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from comity.wire.errors import ComityError
 from comity_node import journal
+from comity_node.observability import metrics
 from comity_node.training.profiles import sum_store
 from comity_node.training.tables import (
     CANCELLED,
@@ -146,6 +147,8 @@ def spent(conn: Connection, agreement: str) -> dict[str, int]:
 
 def spend(conn: Connection, agreement: str, amounts: Mapping[str, int]) -> None:
     """Add `amounts` to what was spent."""
+    for field, amount in amounts.items():
+        metrics.SPENT.add(field, by=amount)
     conn.exec_driver_sql(_SPEND, [(agreement, field, amount) for field, amount in amounts.items()])
 
 

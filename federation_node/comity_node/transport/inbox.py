@@ -12,8 +12,10 @@ from typing import Any
 
 import structlog
 
+from comity.observability import spans
 from comity.wire.errors import ComityError, ErrorCode
 from comity_node.journal import Journal
+from comity_node.observability import metrics
 from comity_node.transport import store
 from comity_node.transport.model import Message
 
@@ -85,6 +87,7 @@ class Inbox:
         if handler is None:
             log.warning("message.unknown", kind=message.kind, sender=message.sender)
             return
+        metrics.RECEIVED.add(message.kind)
         await self._room.acquire()
         task = asyncio.create_task(self._hand_relayed(handler, message))
         self._relayed.add(task)
@@ -92,10 +95,12 @@ class Inbox:
 
     async def _hand_relayed(self, handler: Handler, message: Message) -> None:
         try:
-            await handler(message)
+            with spans.received(f"take {message.kind}", message.trace, run=message.run):
+                await handler(message)
         except ComityError as error:
             log.warning("message.refused", kind=message.kind, sender=message.sender, error=str(error))
         except Exception as error:  # noqa: BLE001 - one sender's message must not end the node; the sender resends
+            metrics.FAILED.add(message.kind)
             log.error("message.failed", kind=message.kind, sender=message.sender, error=type(error).__name__)
         finally:
             self._room.release()
@@ -164,10 +169,12 @@ class Inbox:
         if handler is None:
             log.warning("message.unknown", kind=message.kind, seq=message.seq)
             return "no handler"
+        metrics.RECEIVED.add(message.kind)
         failure = ""
         for attempt in range(ATTEMPTS_MAX):
             try:
-                await handler(message)
+                with spans.received(f"take {message.kind}", message.trace, run=message.run):
+                    await handler(message)
                 return ""
             except ComityError as error:
                 if error.code is ErrorCode.JOURNAL_UNWRITABLE:
@@ -176,6 +183,7 @@ class Inbox:
                 return ""
             except Exception as error:  # rule 3: tried again, then recorded; never stops all others
                 failure = type(error).__name__
+                metrics.FAILED.add(message.kind)
                 log.error("message.failed", kind=message.kind, seq=message.seq, attempt=attempt, exc_info=error)
             if attempt + 1 < ATTEMPTS_MAX:
                 await asyncio.sleep(PAUSE_FIRST_S * 2**attempt)

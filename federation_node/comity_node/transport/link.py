@@ -27,12 +27,14 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from comity.observability import scope
 from comity.v1 import exchange_pb2
 from comity.wire import canonical, ids, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keystore import KeyStore
 from comity_crypto.statements import Statement
 from comity_node.journal import Journal
+from comity_node.observability import metrics
 from comity_node.settings import NodeSettings
 from comity_node.transport import store
 from comity_node.transport.dial import dial
@@ -160,9 +162,10 @@ class Link:
             ComityError: `TOO_LARGE`, `MALFORMED`, `BUSY` when 100,000 messages wait already.
         """
         data = body.to_bytes() if isinstance(body, Statement) else canonical.canonical(dict(body))
-        message = Message(ids.new_id("m"), 0, ids.name(kind), self._settings.org, (), run, data)
+        message = Message(ids.new_id("m"), 0, ids.name(kind), self._settings.org, (), run, data, trace=scope.trace())
         write_envelope(message)  # refuses what the wire would not carry, while the caller can still be told
         self._outbox.put(conn, message)
+        metrics.SENT.add(kind)
         if isinstance(body, Statement) and self._on_statement is not None:
             self._on_statement(conn, body)
         return message.id
@@ -177,8 +180,9 @@ class Link:
         Raises:
             ComityError: `TOO_LARGE`, `BUSY` when too many wait for the stream.
         """
+        data = statement.to_bytes()
         message = Message(
-            ids.new_id("m"), 0, ids.name(kind), self._settings.org, receivers, run, statement.to_bytes(), inline
+            ids.new_id("m"), 0, ids.name(kind), self._settings.org, receivers, run, data, inline, scope.trace()
         )
         envelope = write_envelope(message)
         session = self._session
@@ -191,6 +195,7 @@ class Link:
             if error.code is ErrorCode.UNAVAILABLE:
                 return None
             raise
+        metrics.SENT.add(kind)
         return message.id
 
     def complete(self, conn: Connection, message: Message) -> bool:
@@ -267,6 +272,7 @@ class Link:
         self._outbox.open(session.greeting.received_seq)
         self._seen_seq = 0
         self.state = LinkState(True, instants.now_text())
+        metrics.RECONNECTIONS.add()
         log.info("link.up", received_seq=session.greeting.received_seq)
         self._online = set(session.greeting.connected) - {self._settings.org}
         self._inbox.tell(self._opened(frozenset(self._online)))
@@ -298,6 +304,7 @@ class Link:
             await callback(org, connected)
 
     async def _tell_refusal(self, message_id: str, kind: str, error: ComityError) -> None:
+        metrics.REFUSED.add(error.code)
         log.warning("link.refused", id=message_id, kind=kind, error=str(error))
         for callback in self._refused_callbacks:
             await callback(message_id, kind, error)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from comity.observability import scope
 from comity.v1 import exchange_pb2
 from comity.wire import canonical, ids
 from comity.wire.errors import ComityError, ErrorCode
@@ -34,6 +35,7 @@ class Message:
     run: str
     body: bytes
     inline: bytes = b""
+    trace: str = ""
 
     @property
     def durable(self) -> bool:
@@ -83,6 +85,7 @@ def read_envelope(envelope: exchange_pb2.Envelope, org: str) -> Message:
         run=ids.name(envelope.run) if envelope.run else "",
         body=envelope.body,
         inline=envelope.inline_payload,
+        trace=scope.accepted(envelope.traceparent),
     )
 
 
@@ -101,4 +104,5 @@ def write_envelope(message: Message) -> exchange_pb2.Envelope:
         run=message.run,
         body=message.body,
         inline_payload=message.inline,
+        traceparent=message.trace,
     )

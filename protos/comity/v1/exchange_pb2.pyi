@@ -202,6 +202,7 @@ class Envelope(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     INLINE_PAYLOAD_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Idempotency key: the receiver acts once per id."""
     seq: _builtins.int
@@ -216,6 +217,8 @@ class Envelope(_message.Message):
     """Canonical JSON: a signed statement, or a document of the coordinator."""
     inline_payload: _builtins.bytes
     """A sealed payload of at most 256 KiB that travels with the message; larger ones go through PayloadService."""
+    traceparent: _builtins.str
+    """W3C Trace Context of the step that sent it; optional, signed by nobody, ignored unless it has the exact form."""
     @_builtins.property
     def receivers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Organisations it is relayed to; empty when it is for the coordinator or from it."""
@@ -231,10 +234,11 @@ class Envelope(_message.Message):
         run: _builtins.str = ...,
         body: _builtins.bytes = ...,
         inline_payload: _builtins.bytes = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "id", b"id", "inline_payload", b"inline_payload", "kind", b"kind", "receivers", b"receivers", "run", b"run", "sender", b"sender", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "id", b"id", "inline_payload", b"inline_payload", "kind", b"kind", "receivers", b"receivers", "run", b"run", "sender", b"sender", "seq", b"seq", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

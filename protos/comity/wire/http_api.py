@@ -244,7 +244,7 @@ class QuietServer(uvicorn.Server):
     """uvicorn without access log and signal handlers; `up` is set once requests are answered. `tls` is for a port."""
 
     def __init__(
-        self, api: FastAPI, *, connections_max: int, shutdown_grace_s: int, tls: ssl.SSLContext | None = None
+        self, api: ASGIApp, *, connections_max: int, shutdown_grace_s: int, tls: ssl.SSLContext | None = None
     ) -> None:
         super().__init__(
             uvicorn.Config(

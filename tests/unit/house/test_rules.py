@@ -94,6 +94,7 @@ def test_the_rules_can_fail(tmp_path: Path) -> None:
 def test_one_word_list_for_capabilities() -> None:
     """Inside coordinator and node every folder is a capability; `policy` is the node's alone: the veto lives there."""
     shared = {"membership", "governance", "negotiation", "workflows", "training", "ledger", "transport", "attestation"}
+    shared |= {"observability"}
     own = {
         "coordinator/comity_coordinator": {"migrations"},
         "federation_node/comity_node": {"policy", "access", "reviews", "intersections", "statistics"},

@@ -1,0 +1,1 @@
+"""What the coordinator tells of itself: its metrics, and how its gauges are read."""

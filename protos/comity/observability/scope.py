@@ -1,0 +1,123 @@
+"""What this thread or task is busy with: the ids that a log line names, and the trace it belongs to.
+
+Rules
+1. One immutable value in one context variable: tasks inherit it, threads are given it by `bound`.
+2. A trace context (W3C Trace Context, `traceparent`) is passed on whether or not this process records traces, so that
+   one that records none does not cut the trace of those that do.
+3. It is a hint from strangers, signed by nobody: what does not have the exact form is as if it were not there.
+4. Nothing but ids of organisation, proposal, agreement and run is ever put in here.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# version 00: trace id, id of the parent span, flags; in lower case, and neither id all zero.
+TRACEPARENT_CHARS = 55
+_FORM = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+CARRIED_MAX = 16_384
+_IDS = ("org", "proposal", "agreement", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Ids are empty where there is none; `trace` is a traceparent."""
+
+    trace: str = ""
+    org: str = ""
+    proposal: str = ""
+    agreement: str = ""
+    run: str = ""
+
+
+NOTHING = Scope()
+_scope: ContextVar[Scope] = ContextVar("comity_scope", default=NOTHING)
+_carried: OrderedDict[str, str] = OrderedDict()
+_carried_lock = threading.Lock()
+
+
+def current() -> Scope:
+    """Return what this task is busy with."""
+    return _scope.get()
+
+
+def trace() -> str:
+    """Return the traceparent that a message sent now carries; empty if there is no trace."""
+    return _scope.get().trace
+
+
+def accepted(text: str) -> str:
+    """Return `text` if it is a traceparent, else nothing (rule 3)."""
+    return text if len(text) == TRACEPARENT_CHARS and _FORM.fullmatch(text) else ""
+
+
+@contextmanager
+def entered(scope: Scope) -> Iterator[None]:
+    """Be busy with `scope` for the time of a `with` block."""
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+@contextmanager
+def about(**ids: str) -> Iterator[None]:
+    """Be busy with these ids besides: `org`, `proposal`, `agreement`, `run`."""
+    with entered(replace(_scope.get(), **ids)):
+        yield
+
+
+def bound(fn: Callable[P, R]) -> Callable[P, R]:
+    """Return `fn` as it runs in another thread for this task; `fn` itself if the task is busy with nothing."""
+    scope = _scope.get()
+    if scope is NOTHING:
+        return fn
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with entered(scope):
+            return fn(*args, **kwargs)
+
+    return call
+
+
+def carry(message_id: str) -> None:
+    """Remember the trace of a message that lies in a table until it is sent: the newest `CARRIED_MAX` of them.
+
+    In memory only: after a restart, or at another replica, a message goes without its trace.
+    """
+    found = _scope.get().trace
+    if not found:
+        return
+    with _carried_lock:
+        _carried[message_id] = found
+        if len(_carried) > CARRIED_MAX:
+            _carried.popitem(last=False)
+
+
+def carried(message_id: str) -> str:
+    """Return the trace of a message; empty if it has none."""
+    return _carried.get(message_id, "")
+
+
+def into_log(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add to a log line what it is about (a structlog processor); what the line says itself stands."""
+    scope = _scope.get()
+    if scope is NOTHING:
+        return event
+    for name in _IDS:
+        if value := getattr(scope, name):
+            event.setdefault(name, value)
+    if scope.trace:
+        event.setdefault("trace", scope.trace[3:35])
+    return event
