@@ -28,7 +28,7 @@ from comity_node.training import store
 from comity_policies import cohorts
 from comity_policies.cohorts import Claim, Earlier
 from comity_policies.documents import OrderHeader, Receipt
-from comity_policies.orders import CohortProof, WeightCommitment
+from comity_policies.orders import CohortProof
 
 BATCH_MAX = 64
 INTERVAL_S = 1.0
@@ -44,8 +44,7 @@ log = structlog.get_logger("comity.node.training")
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an order ended here. `result` is the digest of what left; `code` the catalogue code of anything else;
-    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`), `weight` its
-    commitment to what the result weighs in a secure sum.
+    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`).
     """
 
     outcome: str
@@ -55,7 +54,6 @@ class Outcome:
     duration_s: float
     claim: Claim | None = None
     evidence: tuple[str, ...] | None = None
-    weight: WeightCommitment | None = None
 
 
 class ReceiptBook:
@@ -109,7 +107,6 @@ class ReceiptBook:
             journal_seq=number,
             duration_s=math.ceil(outcome.duration_s),
             evidence=outcome.evidence,
-            weight=outcome.weight,
         )
         store.put_receipt(conn, number, order.run, self._signed(receipt).to_bytes(), outcome.claim)
         self._trace = scope.trace()
