@@ -1,7 +1,7 @@
 """One masked sum at the coordinator: the adder's machine with the spool. It adds vectors of noise; no worker processes.
 
-An upload that does not come within `UPLOAD_S` after all have signed the set of commitments is not waited for: the sum
-is that of the others, if they are enough.
+An upload that does not come in time after all have signed the set of commitments (`UPLOAD_S`, and what its size takes)
+is not waited for: the sum is that of the others, if they are enough.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class MaskedSession(Session):
     def start(self) -> None:
         """Begin."""
         assert isinstance(self.offer, MaskedOffer), "another profile's session begins another way"
-        state, outputs = masked_adder.start(self.offer, now=time.monotonic(), limits=Limits(step_s=UPLOAD_S))
+        state, outputs = masked_adder.start(self.offer, now=time.monotonic(), limits=Limits(upload_s=UPLOAD_S))
         self._driver = Driver(state, masked_adder.step, self._perform, self._refused)
         self._task = asyncio.create_task(self._run(outputs))
 

@@ -131,7 +131,7 @@ def test_an_organisation_that_vanishes_at_any_step(make_round: Make, kind: str, 
     else:
         assert not opened(network)
         failure = network.failure(LEAD)
-        assert gone in failure.missing or kind in ("secagg.ready", "upload")
+        assert gone in failure.missing or kind == "upload", "of uploads only the coordinator knows, and tells"
     assert network.count(f"{gone}/key", events.EraseKey) <= 1
 
 
@@ -149,6 +149,42 @@ def test_a_holder_that_never_shares_is_replaced_or_named(make_round: Make, n: in
         assert network.failure(LEAD).missing == (gone,)
         assert network.failure(LEAD).error.code is ErrorCode.TIMEOUT
     assert keys_are_gone(network)
+
+
+def test_others_are_asked_soon_where_a_holder_is_silent(make_round: Make) -> None:
+    limits = events.Limits()
+    network = make_round(4, 3, silent=frozenset({"org-01"})).start().run()
+    wait_s = network.states[LEAD].deadline - network.now
+    assert limits.share_s <= wait_s <= limits.share_s + 1 < limits.step_s / 4
+    network.tick(network.now + wait_s).run()
+    assert opened(network)
+    assert network.messages(LEAD, threshold_messages.QuorumCall)[1].members == ("org-00", "org-02", "org-03")
+    alone = make_round(4, 4, silent=frozenset({"org-01"})).start().run()
+    assert alone.states[LEAD].deadline - alone.now == limits.step_s, "nobody else can be asked"
+    large = make_round(4, 3, offer={"chunks": 4_000}, silent=frozenset({"org-01"})).start().run()
+    assert large.states[LEAD].deadline - large.now == limits.step_s, "a large share takes its time"
+
+
+def test_a_slow_holder_is_asked_again_when_nobody_else_is_left(make_round: Make) -> None:
+    network = make_round(4, 3, silent=frozenset({"org-01"})).start().run()
+    network.silent = frozenset({"org-03"})
+    network.tick(network.states[LEAD].deadline).run()
+    wait_s = network.states[LEAD].deadline - network.now
+    assert wait_s == pytest.approx(events.Limits().step_s), "there is no third quorum but with the slow one"
+    network.tick(network.states[LEAD].deadline).run()
+    assert opened(network)
+    called = [call.members for call in network.messages(LEAD, threshold_messages.QuorumCall)]
+    assert called == [("org-00", "org-01", "org-02"), ("org-00", "org-02", "org-03"), ("org-00", "org-01", "org-02")]
+    assert suspects(network) == ()
+
+
+def test_a_slow_holder_is_asked_again_when_another_never_checks(make_round: Make) -> None:
+    lost = lambda to, of, message: of == "org-03/key" and kind_of(message) == "secagg.checked"  # noqa: E731
+    network = make_round(4, 3, silent=frozenset({"org-01"}), lost=lost).start().run()
+    network.silent = frozenset()
+    settle(network)
+    assert opened(network)
+    assert len(network.messages(LEAD, threshold_messages.QuorumCall)) == 2
 
 
 @pytest.mark.parametrize(("n", "threshold"), [*SHAPES, (10, 7)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.frame.events import (
@@ -23,8 +23,8 @@ from comity_crypto.secagg.frame.events import (
     StartAdd,
     UploadStored,
 )
-from comity_crypto.secagg.frame.machine import Machine, State, Step, T, Turn, finished
-from comity_crypto.secagg.frame.messages import Roster
+from comity_crypto.secagg.frame.machine import Machine, State, Step, T, Turn, finished, until
+from comity_crypto.secagg.frame.messages import Commitment, CommitmentsSignature, Roster, RosterSignature
 
 
 class Phase(StrEnum):
@@ -74,10 +74,15 @@ class AdderMachine(Machine[A]):
     """See the head of this module; it is the coordinator, and hears no coordinator's words."""
 
     TELLS = False
-    CLOSED: ClassVar[Phase] = Phase.SIGNATURES  # the phase that follows when the roster is closed
 
-    def __init__(self, turns: Mapping[Phase, Turn[A]]) -> None:
-        super().__init__({Phase.READY: self._on_ready, Phase.SUM: _publish, **turns})
+    def __init__(self, on_uploads: Turn[A]) -> None:
+        turns: dict[Phase, Turn[A]] = {
+            Phase.READY: self._on_ready,
+            Phase.SIGNATURES: until(lambda seen: seen.set_signed(), Phase.UPLOADS),
+            Phase.UPLOADS: on_uploads,
+            Phase.SUM: _publish,
+        }
+        super().__init__(turns)
 
     def take(self, state: A, event: Event, now: float) -> Step[A] | None:
         """Take an upload, which may overtake signatures, and the sum. Raises `FORBIDDEN`, `CONFLICT`."""
@@ -106,18 +111,23 @@ class AdderMachine(Machine[A]):
             return missing
         if state.phase is Phase.SUM:
             return ()
-        return tuple(org for org in state.seen.members if org not in state.uploads)
+        if state.phase is Phase.UPLOADS:
+            return tuple(org for org in state.seen.members if org not in state.good)
+        stages = (state.seen.missing(kind) for kind in (RosterSignature, Commitment, CommitmentsSignature))
+        return next((missing for missing in stages if missing), ())
 
     def closed(self, state: A) -> Step[A]:
         """Close the roster."""
         ready = state.seen.all_of(state.seen.ANNOUNCEMENT)
         roster = Roster(state.seen.offer.digest, tuple((org, said.digest) for org, said in ready.items()))
-        return replace(state, phase=self.CLOSED, seen=state.seen.with_roster(roster)), [Send(Audience.ALL, roster)]
+        return replace(state, phase=Phase.SIGNATURES, seen=state.seen.with_roster(roster)), [Send(Audience.ALL, roster)]
 
     def wait_s(self, state: A) -> float:
-        """Once the roster is closed, parties train, and say three things."""
-        if state.phase is self.CLOSED:
+        """Once the roster is closed, parties train, and say three things; then they upload."""
+        if state.phase is Phase.SIGNATURES:
             return state.limits.values_s + 3 * state.limits.step_s
+        if state.phase is Phase.UPLOADS:
+            return state.limits.uploads_s(state.seen.offer.upload_bytes)
         return state.limits.step_s
 
     def _on_ready(self, state: A) -> Step[A] | None:

@@ -17,6 +17,9 @@ from comity.wire.errors import ComityError
 from comity_crypto.secagg.frame.body import Body
 from comity_crypto.secagg.frame.messages import Abort, Notice, Roster
 
+# The slowest link that is waited for: 8 Mbit/s.
+UPLOAD_BYTES_PER_S = 1_000_000
+
 
 @dataclass(frozen=True)
 class Event:
@@ -178,11 +181,27 @@ class Failed(Output):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a machine waits, in seconds: for parties to be ready, for their values (training), for a single step."""
+    """How long a machine waits, in seconds.
+
+    Args:
+        ready_s: for parties to be ready. values_s: for their values (training). step_s: for a single step.
+        upload_s: for uploads once all have signed the set, beside the time that `UPLOAD_BYTES_PER_S` takes.
+        share_s: for a holder's share where another holder can be asked, beside that time again.
+    """
 
     ready_s: float = 60.0
     values_s: float = 3600.0
     step_s: float = 120.0
+    upload_s: float = 60.0
+    share_s: float = 20.0
+
+    def uploads_s(self, size_bytes: int) -> float:
+        """Return how long uploads of this size are waited for."""
+        return self.upload_s + size_bytes / UPLOAD_BYTES_PER_S
+
+    def shares_s(self, size_bytes: int) -> float:
+        """Return how long shares of this size are waited for, where others can be asked instead."""
+        return min(self.step_s, self.share_s + size_bytes / UPLOAD_BYTES_PER_S)
 
 
 def abort_of(session: str, error: ComityError, blame: str = "") -> Send:

@@ -76,6 +76,12 @@ def until(done: Callable[[Any], bool], phase: StrEnum) -> Turn[Any]:
     return turn
 
 
+def timed_out(detail: str, missing: tuple[str, ...]) -> Failed:
+    """Return a session's end by time; the error itself names who was awaited, so that it does wherever it is told."""
+    named = {"missing": ", ".join(missing)} if missing else {}
+    return Failed(ComityError(ErrorCode.TIMEOUT, detail, **named), missing)
+
+
 def finished(state: S, *outputs: Output) -> Step[S]:
     """End a session well; the last output is `Finished`."""
     return replace(state.cleared(), phase=Over.DONE), list(outputs)
@@ -144,7 +150,7 @@ class Machine(Generic[S]):
         return replace(state.cleared(), phase=Over.FAILED), [*erase, *told, failed]
 
     def _named(self, state: S, error: ComityError) -> tuple[str, ...]:
-        named = str(error.facts.get("org", ""))
+        named = str(error.facts.get("missing", error.facts.get("org", "")))
         return (named,) if self.NAMES and named in state.seen.speakers and named != state.me else ()
 
     # -- what a role may do in another way
@@ -157,9 +163,7 @@ class Machine(Generic[S]):
 
     def late(self, state: S, now: float) -> Step[S]:
         """The phase's time is up."""
-        return self.fail(
-            state, Failed(ComityError(ErrorCode.TIMEOUT, f"waited for {state.phase}"), self.awaited(state))
-        )
+        return self.fail(state, timed_out(f"waited for {state.phase}", self.awaited(state)))
 
     def awaited(self, state: S) -> tuple[str, ...]:
         """Return the organisations that the session waits for now."""
@@ -197,6 +201,7 @@ class RoundMachine(Machine[S]):
     """A machine of a round that hears the coordinator's words."""
 
     SLOW: ClassVar[Collection[StrEnum]] = (Stage.COMMITMENTS,)
+    SUMMED: ClassVar[Collection[StrEnum]] = ()  # phases in which the coordinator waits for uploads, and adds
     _STAGES: ClassVar[Mapping[StrEnum, type[Body]]] = {
         Stage.SIGNATURES: RosterSignature,
         Stage.COMMITMENTS: Commitment,
@@ -215,3 +220,9 @@ class RoundMachine(Machine[S]):
         """Return the organisations that the session waits for now."""
         kind = state.seen.ANNOUNCEMENT if state.phase is Stage.ROSTER else self._STAGES.get(state.phase)
         return super().awaited(state) if kind is None else tuple(state.seen.missing(kind))
+
+    def wait_s(self, state: S) -> float:
+        """For the sum a step longer than the coordinator waits for uploads: it knows, and says, whose are missing."""
+        if state.phase not in self.SUMMED:
+            return super().wait_s(state)
+        return state.limits.uploads_s(state.seen.offer.upload_bytes) + state.limits.step_s

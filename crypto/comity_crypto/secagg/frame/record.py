@@ -36,6 +36,12 @@ class Call(Protocol):
         ...
 
 
+def gave_up(org: str, said: Abort) -> ComityError:
+    """Return the error of a session that `org` gave up, with the name of whom it blames."""
+    blamed = {"missing": said.blame} if said.blame else {}
+    return ComityError(ErrorCode(said.code), "a party gave up", org=org, **blamed)
+
+
 C = TypeVar("C", bound=Call)
 B = TypeVar("B", bound=Body)
 
@@ -103,8 +109,9 @@ class Record(Generic[C]):
     def over(self) -> Failed | None:
         """Return why the session is over by a party's word. Raises why it is over by what all words show together."""
         for org, said in self.aborts():
+            error = gave_up(org, said)
             missing = said.blame if said.blame in self.offer.parties else org
-            return Failed(ComityError(ErrorCode(said.code), "a party gave up", org=org), (missing,))
+            return Failed(error, (missing,))
         return None
 
     def _of_another_session(self, issuer: str, message: InSession) -> Self:

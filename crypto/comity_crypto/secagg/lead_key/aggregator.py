@@ -24,7 +24,6 @@ def start(offer: Offer, *, now: float, limits: Limits | None = None) -> Step[Agg
 
 class _Aggregator(AdderMachine[AggregatorState]):
     ROLE = "the aggregator"
-    CLOSED = Phase.UPLOADS
 
     def take(self, state: AggregatorState, event: Event, now: float) -> Step[AggregatorState] | None:
         """Refuse a wrong upload where it can be told: its sender sends another one."""
@@ -36,16 +35,15 @@ class _Aggregator(AdderMachine[AggregatorState]):
 
 def _check(state: AggregatorState) -> None:
     """Raise `PAYLOAD_DIGEST` if an upload is not what its organisation committed to."""
-    if state.phase is Phase.UPLOADS and state.seen.set_signed() and state.wrong:
+    if state.phase is Phase.UPLOADS and state.wrong:
         raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the upload is not what was committed to", org=state.wrong[0])
 
 
 def _on_uploads(state: AggregatorState) -> Step[AggregatorState] | None:
     _check(state)
-    complete = state.seen.set_signed() and state.good == state.seen.members
-    return add(state) if complete else None
+    return add(state) if state.good == state.seen.members else None
 
 
-_MACHINE = _Aggregator({Phase.UPLOADS: _on_uploads})
+_MACHINE = _Aggregator(_on_uploads)
 step = _MACHINE.step
 awaited = _MACHINE.awaited

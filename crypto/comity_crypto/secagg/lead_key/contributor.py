@@ -12,12 +12,11 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import Self
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.digests import Digest
 from comity_crypto.secagg.bfv.masks import PairSeed
-from comity_crypto.secagg.frame.body import Body
 from comity_crypto.secagg.frame.boxes import SEED_BYTES, BoxKey, seal
 from comity_crypto.secagg.frame.contributor import (
     ContributorMachine,
@@ -41,7 +40,8 @@ from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
 class Phase(StrEnum):
     """What the contributor waits for between the stages of all rounds."""
 
-    MASKS = "masks"
+    SEEDS = "seeds"
+    VALUES = "values"
     ENCRYPTION = "encryption"
     AGGREGATE = "aggregate"
     DIGEST = "digest"
@@ -103,13 +103,22 @@ def start(
 
 class _Contributor(ContributorMachine[ContributorState]):
     BLOB = Phase.ENCRYPTION
-    SLOW = (Phase.MASKS, Stage.COMMITMENTS)
-    AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {Phase.MASKS: MaskSeed}
+    NAMES = True
+    SLOW = (Phase.VALUES, Stage.COMMITMENTS)
+    SUMMED = (Phase.AGGREGATE,)
 
     def take(self, state: ContributorState, event: Event, now: float) -> Step[ContributorState] | None:
         if isinstance(event, DigestReady) and state.phase is Phase.DIGEST:
             return replace(state, values=event.values), []
         return super().take(state, event, now)
+
+    def awaited(self, state: ContributorState) -> tuple[str, ...]:
+        """Seeds come from the members that sort before this one."""
+        return _unseeded(state) if state.phase is Phase.SEEDS else super().awaited(state)
+
+
+def _unseeded(state: ContributorState) -> tuple[str, ...]:
+    return tuple(org for org in state.seen.missing(MaskSeed) if org < state.me)
 
 
 def _on_signatures(state: ContributorState) -> Step[ContributorState] | None:
@@ -117,7 +126,7 @@ def _on_signatures(state: ContributorState) -> Step[ContributorState] | None:
     seen, offer = state.seen, state.seen.offer
     if not seen.roster_signed():
         return None
-    state = replace(state, phase=Phase.MASKS)
+    state = replace(state, phase=Phase.SEEDS)
     boxes = []
     for org in seen.members:
         if org > state.me:
@@ -128,16 +137,22 @@ def _on_signatures(state: ContributorState) -> Step[ContributorState] | None:
     return say(state, MaskSeed(offer.digest, seen.roster_digest, tuple(boxes)))
 
 
-def _on_masks(state: ContributorState) -> Step[ContributorState] | None:
-    """(c) Open the earlier members' seeds; encrypt."""
-    members = state.seen.members
-    earlier = [org for org in members if org < state.me]
-    if not state.values_digest or any(state.seen.get(MaskSeed, org) is None for org in earlier):
+def _on_seeds(state: ContributorState) -> Step[ContributorState] | None:
+    """(c) Open the earlier members' seeds; a bad one names its sender, however long the training takes."""
+    if _unseeded(state):
+        return None
+    opened = {org: _open(state, org) for org in state.seen.members if org < state.me}
+    return replace(state, phase=Phase.VALUES, seeds={**state.seeds, **opened}, box_key=None), []
+
+
+def _on_values(state: ContributorState) -> Step[ContributorState] | None:
+    """(c) Encrypt."""
+    if not state.values_digest:
         return None
     check_values(state)
-    pairs = [PairSeed(adds=False, seed=_open(state, org)) for org in earlier]
-    pairs += [PairSeed(adds=True, seed=state.seeds[org]) for org in members if org > state.me]
-    return replace(state.cleared(), phase=Phase.ENCRYPTION), [StartEncrypt(tuple(pairs))]
+    others = [org for org in state.seen.members if org != state.me]
+    pairs = tuple(PairSeed(adds=org > state.me, seed=state.seeds[org]) for org in others)
+    return replace(state.cleared(), phase=Phase.ENCRYPTION), [StartEncrypt(pairs)]
 
 
 def _open(state: ContributorState, org: str) -> bytes:
@@ -172,7 +187,8 @@ step = _Contributor(
     {
         Stage.ROSTER: sign_roster(Stage.SIGNATURES),
         Stage.SIGNATURES: _on_signatures,
-        Phase.MASKS: _on_masks,
+        Phase.SEEDS: _on_seeds,
+        Phase.VALUES: _on_values,
         Phase.ENCRYPTION: commit(Stage.COMMITMENTS),
         Stage.COMMITMENTS: sign_set(Stage.SET),
         Stage.SET: hand_out(Phase.AGGREGATE),

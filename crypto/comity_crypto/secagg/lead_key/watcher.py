@@ -39,6 +39,7 @@ W = TypeVar("W", bound=WatcherState)
 class WatcherMachine(RoundMachine[W]):
     """See the head of this module."""
 
+    SUMMED = (Phase.AGGREGATE,)
     AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {Phase.CHECK: LinearDigest}
 
     def take(self, state: W, event: Event, now: float) -> Step[W] | None:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from comity_crypto.secagg.frame.adder import AdderMachine, AdderState, Phase, add, started
 from comity_crypto.secagg.frame.events import Limits
-from comity_crypto.secagg.frame.machine import Step, until
+from comity_crypto.secagg.frame.machine import Step
 from comity_crypto.secagg.frame.messages import Abort
 from comity_crypto.secagg.masked.messages import MaskedOffer
 from comity_crypto.secagg.masked.transcript import MaskedTranscript
@@ -46,11 +46,6 @@ def _on_uploads(state: MaskedAdderState) -> Step[MaskedAdderState] | None:
     return add(state) if not coming and _enough(state) else None
 
 
-_MACHINE = _MaskedAdder(
-    {
-        Phase.SIGNATURES: until(MaskedTranscript.set_signed, Phase.UPLOADS),
-        Phase.UPLOADS: _on_uploads,
-    }
-)
+_MACHINE = _MaskedAdder(_on_uploads)
 step = _MACHINE.step
 awaited = _MACHINE.awaited

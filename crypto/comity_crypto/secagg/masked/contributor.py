@@ -133,6 +133,9 @@ class _MaskedContributor(ContributorMachine[MaskedContributorState]):
             return replace(state, settled=True), []
         return super().take(state, event, now)
 
+    def awaited(self, state: MaskedContributorState) -> tuple[str, ...]:
+        return state.seen.unsigned() if state.phase is Phase.LIST else super().awaited(state)
+
 
 def _on_signatures(state: MaskedContributorState) -> Step[MaskedContributorState] | None:
     """(c) Deal."""

@@ -26,7 +26,6 @@ from comity_crypto.secagg.masked.messages import (
     MaskedKeys,
     MaskedOffer,
     MaskedReady,
-    NoticeSignature,
     Reveal,
     RoundBoxes,
 )
@@ -72,7 +71,6 @@ class _Recipient(RoundMachine[RecipientState]):
     SLOW = (Stage.COMMITMENTS, Phase.NOTICE)
     AWAITED: ClassVar[Mapping[StrEnum, type[Body]]] = {
         Phase.KEYS: MaskedKeys,
-        Phase.LIST: NoticeSignature,
         Phase.REVEALS: Reveal,
     }
 
@@ -87,6 +85,8 @@ class _Recipient(RoundMachine[RecipientState]):
         return super().late(state, now)
 
     def awaited(self, state: RecipientState) -> tuple[str, ...]:
+        if state.phase is Phase.LIST:
+            return state.seen.unsigned()
         return tuple(org for org in super().awaited(state) if org not in state.seen.dropped)
 
 

@@ -18,6 +18,7 @@ from comity_crypto.secagg.frame.messages import (
     CommitmentsSignature,
     RosterSignature,
 )
+from comity_crypto.secagg.frame.record import gave_up
 from comity_crypto.secagg.frame.transcript import Transcript
 from comity_crypto.secagg.masked.keys import Place
 from comity_crypto.secagg.masked.messages import (
@@ -100,7 +101,7 @@ class MaskedTranscript(Transcript[MaskedOffer, MaskedNotice]):
             return None
         org, said = given_up[0]
         if org == self.offer.lead or not self.set_signed():
-            raise ComityError(ErrorCode(said.code), "a party gave up", org=said.blame or org)
+            raise gave_up(org, said)
         if len(self.members) - len(self.lost()) < self.needed:
             raise ComityError(ErrorCode.UNAVAILABLE, "too few parties are left", org=org, needed=self.needed)
         return None
@@ -141,9 +142,13 @@ class MaskedTranscript(Transcript[MaskedOffer, MaskedNotice]):
         """Whether enough survivors signed this list: more than two thirds of the roster. Others' lists do not count."""
         if not self.published() or self.notice is None:
             return False
-        digest = self.notice.digest
-        found = (self.get(NoticeSignature, org) for org in self.survivors)
-        return sum(said is not None and said.notice == digest for said in found) >= self.needed
+        return len(self.survivors) - len(self.unsigned()) >= self.needed
+
+    def unsigned(self) -> tuple[str, ...]:
+        """Return the survivors that did not sign this list: nothing, or another one."""
+        digest = self.notice.digest if self.notice else ""
+        found = {org: self.get(NoticeSignature, org) for org in self.survivors}
+        return tuple(org for org, said in found.items() if said is None or said.notice != digest)
 
 
 def _names(pairs: tuple[tuple[str, bytes | str], ...]) -> tuple[str, ...]:

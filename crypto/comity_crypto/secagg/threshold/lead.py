@@ -1,8 +1,9 @@
 """The lead of a sum under `threshold`: calls a quorum, fuses its shares, asks another one where that does not open.
 
 1. Calls only holders that have checked the aggregate, under the notice that this machine saw published itself.
-2. One call at a time, at most `ANSWERS_MAX` a session. Who does not answer is left out of the next one; fewer than a
-   quorum left ends the session with the names of who is missing.
+2. One call at a time, at most `ANSWERS_MAX` a session. Who does not answer is left out of the next one. Where others
+   can be asked, that is soon (`Limits.shares_s`), and who was slow is asked again, with patience, when nobody else is
+   left; fewer than a quorum then ends the session with the names of who is missing.
 3. Shares that do not open the sum lead to other quorums (`blame`); at T = n they end the session with
    `BAD_SHARE` and no name. A share that is none names its holder at once.
 4. Holders erase their shares of the key on `Opened`; it is said as soon as nothing more is asked.
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.secagg.bfv.params import POLYS
 from comity_crypto.secagg.frame.events import (
     Audience,
     Event,
@@ -26,9 +28,10 @@ from comity_crypto.secagg.frame.events import (
     Send,
     SumDecoded,
 )
-from comity_crypto.secagg.frame.machine import Step, finished, opening, until
+from comity_crypto.secagg.frame.machine import Step, finished, opening, timed_out, until
 from comity_crypto.secagg.frame.messages import Abort
 from comity_crypto.secagg.lead_key import watcher
+from comity_crypto.secagg.lead_key.messages import LinearDigest
 from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
 from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState
 from comity_crypto.secagg.threshold.blame import Trials, narrowing_quorum, next_quorum
@@ -55,6 +58,8 @@ class LeadState(WatcherState):
     call: QuorumCall | None = None
     shares: Mapping[str, str] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
+    slow: frozenset[str] = frozenset()
+    hasty: bool = False  # a quorum is left without one that does not answer this call
     trials: Trials = field(default_factory=Trials)
     opened: bool = False
     decoded: bool = False
@@ -65,6 +70,16 @@ class LeadState(WatcherState):
         notice = self.seen.notice.digest if self.seen.notice else ""
         found = [org for org, checked in self.checked.items() if checked == notice and org not in self.gone]
         return tuple(sorted(found, key=lambda org: org != self.offer.lead))
+
+    @property
+    def usable(self) -> tuple[str, ...]:
+        """Holders that may still share."""
+        return tuple(org for org in self.offer.parties if org not in self.gone and org not in self.trials.refused)
+
+    @property
+    def coming(self) -> tuple[str, ...]:
+        """Those of them that have not checked yet."""
+        return tuple(org for org in self.usable if org not in self.checked)
 
 
 def start(offer: ThresholdOffer, *, now: float, limits: Limits | None = None) -> Step[LeadState]:
@@ -91,16 +106,26 @@ class _Lead(WatcherMachine[LeadState]):
         """Leave out who did not answer a call, or end with the names of who is missing."""
         if state.phase is Phase.SHARES and state.call is not None:
             silent = frozenset(state.call.members) - frozenset(state.shares)
-            deadline = now + state.limits.step_s
-            return self.advance(
-                replace(state, gone=state.gone | silent, phase=Phase.QUORUM, deadline=deadline), [], now
-            )
+            state = replace(state, phase=Phase.QUORUM, deadline=now + state.limits.step_s)
+            late = replace(state, slow=state.slow | silent) if state.hasty else replace(state, gone=state.gone | silent)
+            return self.advance(late, [], now)
+        if state.phase is Phase.QUORUM and state.slow and state.coming:
+            state = replace(state, gone=state.gone.union(state.coming), deadline=now + state.limits.step_s)
+            return self.advance(state, [], now)
         return _end(state) if state.opened else super().late(state, now)
 
     def awaited(self, state: LeadState) -> tuple[str, ...]:
         if state.phase is Phase.QUORUM:
-            return tuple(org for org in state.offer.parties if org not in state.present)
+            # Nobody can check, and so be present, before all digests are there.
+            absent = tuple(org for org in state.offer.parties if org not in state.present)
+            return state.seen.missing(LinearDigest) or absent
         return super().awaited(state)
+
+    def wait_s(self, state: LeadState) -> float:
+        """For shares less where others can be asked."""
+        if state.phase is Phase.SHARES and state.hasty:
+            return state.limits.shares_s(state.offer.upload_bytes // POLYS)
+        return super().wait_s(state)
 
     def work_failed(self, state: LeadState, error: ComityError) -> Step[LeadState]:
         """What narrows the suspects down may fail: the sum is open."""
@@ -159,21 +184,24 @@ def _on_quorum(state: LeadState) -> Step[LeadState] | Failed | None:
     offer, trials, notice = state.offer, state.trials, state.seen.notice
     assert notice is not None, "a quorum is called for what was published"
     choose = narrowing_quorum if state.opened else next_quorum
-    quorum = choose(trials, state.present, offer.threshold) if state.calls < ANSWERS_MAX else None
+    prompt = [org for org in state.present if org not in state.slow]
+    quorum = choose(trials, prompt, offer.threshold) if state.calls < ANSWERS_MAX else None
+    if quorum is None and state.calls < ANSWERS_MAX and not state.coming and not state.opened:
+        slow = [org for org in state.present if org in state.slow]
+        quorum = choose(trials, [*prompt, *slow], offer.threshold)
     if quorum is None:
         return _end(state) if state.opened else _wait_for_more(state)
     call = QuorumCall(offer.digest, notice.digest, state.calls, quorum)
-    state = replace(state, calls=state.calls + 1, call=call, shares={}, phase=Phase.SHARES, decoded=False)
+    hasty = not state.slow.intersection(quorum) and len(set(state.usable) - state.slow) > offer.threshold
+    state = replace(state, calls=state.calls + 1, call=call, hasty=hasty, shares={}, phase=Phase.SHARES, decoded=False)
     return state, [Send(Audience.ALL, call)]
 
 
 def _wait_for_more(state: LeadState) -> Failed | None:
     """No quorum can be called now: wait for holders that still check, or end because none can come."""
-    offer, trials = state.offer, state.trials
-    usable = [org for org in offer.parties if org not in state.gone and org not in trials.refused]
-    coming = [org for org in usable if org not in state.checked]
+    offer, trials, parties = state.offer, state.trials, state.offer.parties
     hopeless = bool(trials.failed) and not trials.common
-    if coming and len(usable) >= offer.threshold and not hopeless and state.calls < ANSWERS_MAX:
+    if state.coming and len(state.usable) >= offer.threshold and not hopeless and state.calls < ANSWERS_MAX:
         return None
     if trials.refused:
         error = ComityError(ErrorCode.BAD_SHARE, "what a holder sent is no share", org=min(trials.refused))
@@ -181,8 +209,7 @@ def _wait_for_more(state: LeadState) -> Failed | None:
     if trials.failed:
         error = ComityError(ErrorCode.BAD_SHARE, "no quorum's shares open the sum; whose is wrong cannot be told")
         return Failed(error)
-    error = ComityError(ErrorCode.TIMEOUT, "too few holders are left for a quorum", n=len(usable))
-    return Failed(error, tuple(org for org in offer.parties if org not in state.present))
+    return timed_out("too few holders are left for a quorum", tuple(org for org in parties if org not in state.present))
 
 
 def _on_shares(state: LeadState) -> Step[LeadState] | None:
