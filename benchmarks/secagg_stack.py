@@ -19,7 +19,7 @@ import memory
 
 from comity.wire.errors import ComityError
 
-TRAIN_TIMEOUT_S = 150.0
+TRAIN_TIMEOUT_S, MEMORY_TIMEOUT_S = 120.0, 300.0
 # A node's memory is measured beside few long rounds: looking costs time, which would show in short ones.
 MEMORY_PARAMS, MEMORY_ROUNDS, ROUNDS = 10_000_000, 3, 9
 NOT_MEASURED = "measured over the whole stack with three parties: 1e6 parameters, and 1e7 under `threshold`"
@@ -69,7 +69,8 @@ def _train(rig: cast.Rig, wanted: Setting) -> dict[str, Any]:
             for name, pid in pids.items()
             if wanted.with_memory and name in rig.nodes
         }
-        outcome = rig.train(wanted.profile, wanted.params, wanted.rounds, timeout_s=TRAIN_TIMEOUT_S)
+        timeout_s = MEMORY_TIMEOUT_S if wanted.with_memory else TRAIN_TIMEOUT_S
+        outcome = rig.train(wanted.profile, wanted.params, wanted.rounds, timeout_s)
     cpu = spent.between(outcome.ended_ms[0], outcome.ended_ms[-1])
     found: dict[str, Any] = {
         "round_wall_s": round(statistics.median(outcome.rounds_s), 3),
