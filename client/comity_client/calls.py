@@ -82,6 +82,11 @@ def result_path(run: str) -> str:
     return f"/v1/runs/{segment(run)}/result"
 
 
+def sum_path(run: str, round_number: int) -> str:
+    """Return the path of a round's mean, where this organisation opens sums beside the lead."""
+    return f"/v1/runs/{segment(run)}/sums/{round_number}"
+
+
 EXPORT_PATH = "/v1/ledger/export"
 CHANGES_PATH = "/v1/events"
 

@@ -257,6 +257,7 @@ class TrainWish(TypedDict, total=False):
     accepts: str
     bounds: dict[str, Any]
     persons: list[str]
+    opened_by: list[str]
 
 
 class StatisticWish(TypedDict, total=False):

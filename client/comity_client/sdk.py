@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_client.calls import CHANGES_PATH, EXPORT_PATH, CoordinatorRoutes, NodeRoutes, events_path, result_path
+from comity_client.calls import (
+    CHANGES_PATH,
+    EXPORT_PATH,
+    CoordinatorRoutes,
+    NodeRoutes,
+    events_path,
+    result_path,
+    sum_path,
+)
 from comity_client.documents import RunEvent
 from comity_client.transport import AsyncTransport, Endpoint, SyncTransport
 
@@ -70,6 +78,10 @@ class Node(NodeRoutes, SyncTransport):
         """Write a run's result to `target`; returns its size in bytes."""
         return self.download(result_path(run), target)
 
+    def fetch_sum(self, run: str, round_number: int, target: Path) -> int:
+        """Write the mean of a round that this organisation opened beside the lead; returns its size in bytes."""
+        return self.download(sum_path(run, round_number), target)
+
     def export_ledger(self, target: Path) -> int:
         """Write the whole ledger to `target` for `comity ledger verify`; returns its size in bytes."""
         return self.download(EXPORT_PATH, target)
@@ -102,6 +114,10 @@ class AsyncNode(NodeRoutes, AsyncTransport):
     async def fetch_result(self, run: str, target: Path) -> int:
         """As `Node.fetch_result`."""
         return await self.download(result_path(run), target)
+
+    async def fetch_sum(self, run: str, round_number: int, target: Path) -> int:
+        """As `Node.fetch_sum`."""
+        return await self.download(sum_path(run, round_number), target)
 
     async def export_ledger(self, target: Path) -> int:
         """As `Node.export_ledger`."""

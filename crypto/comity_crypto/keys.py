@@ -207,7 +207,7 @@ class OrgKeys:
     def open_box(self, box: bytes, info: bytes, aad: bytes) -> bytes:
         """Open an HPKE box made by `seal_box` with the same `info` and `aad`. Raises `SEAL_BROKEN`."""
         try:
-            return _SUITE.decrypt(box, self._sealing, _bound_info(info, aad))
+            return _SUITE.decrypt(box, self._sealing, bound_info(info, aad))
         except (InvalidTag, ValueError) as error:
             raise ComityError(ErrorCode.SEAL_BROKEN, "the key box does not open") from error
 
@@ -236,7 +236,7 @@ def seal_box(plain: bytes, receiver: bytes, info: bytes, aad: bytes) -> bytes:
         ComityError: `MALFORMED` if the key is not a sealing key.
     """
     try:
-        return _SUITE.encrypt(plain, sealing_public(receiver), _bound_info(info, aad))
+        return _SUITE.encrypt(plain, sealing_public(receiver), bound_info(info, aad))
     except ValueError as error:
         # X25519 with a point of small order: the shared secret would be zero.
         raise ComityError(ErrorCode.MALFORMED, "the sealing key cannot be used") from error
@@ -276,7 +276,7 @@ def check_statement_key(data: bytes) -> None:
         raise ComityError(ErrorCode.MALFORMED, "not a usable statement key")
 
 
-def _bound_info(info: bytes, aad: bytes) -> bytes:
+def bound_info(info: bytes, aad: bytes) -> bytes:
     """Bind `aad` through HPKE's `info`: the library's public call takes no associated data, and `info` enters the key
     schedule, so a box opens only under the same pair. The digest's fixed length keeps the split unambiguous."""
     return info + b"\x00" + hashlib.sha256(aad).digest()

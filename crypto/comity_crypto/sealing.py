@@ -25,7 +25,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.encoding import fields, from_base64, to_base64
-from comity_crypto.keys import BOX_OVERHEAD_BYTES, OrgKeys, seal_box
+from comity_crypto.keys import BOX_OVERHEAD_BYTES, seal_box
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -166,11 +166,19 @@ def seal_to_bytes(parts: Sequence[Buffer], receivers: Mapping[str, bytes], conte
     return SealedRef(digest=hashlib.sha256(data).hexdigest(), size=len(data), boxes=boxes), data
 
 
+class BoxOpener(Protocol):
+    """What opens the box of a content key: an organisation's keys, or a key of one session."""
+
+    def open_box(self, box: bytes, info: bytes, aad: bytes) -> bytes:
+        """Open a box that `seal_box` made. Raises `SEAL_BROKEN`."""
+        ...
+
+
 class Opener:
     """Open one sealed payload, chunk by chunk. Not thread-safe; after a refusal it refuses everything.
 
     Args:
-        keys: the receiver's private keys.
+        keys: the receiver's private keys, or the one that it announced for this payload.
         org: the receiver's id, as in `ref.boxes`.
         ref: where the sender's signed statement says the payload is.
         context: as given by the sender.
@@ -181,7 +189,7 @@ class Opener:
     """
 
     def __init__(
-        self, keys: OrgKeys, org: str, ref: SealedRef, context: bytes, *, plain_size_max: int = PLAIN_SIZE_MAX
+        self, keys: BoxOpener, org: str, ref: SealedRef, context: bytes, *, plain_size_max: int = PLAIN_SIZE_MAX
     ) -> None:
         padded = _plain_size(ref.size)
         if padded > padme(LENGTH_BYTES + plain_size_max):
@@ -281,7 +289,7 @@ def open_to_fd(opener: Opener, chunks: Iterable[bytes], fd: int) -> int:
 
 
 def open_bytes(
-    keys: OrgKeys,
+    keys: BoxOpener,
     org: str,
     ref: SealedRef,
     context: bytes,

@@ -6,8 +6,8 @@ Rules:
 2. A term that only some profiles of aggregation enforce is refused under the others.
 3. A step of a kind that this node cannot run is refused by name, at the same places.
 4. Who takes part is judged by legal owner: members of one owner count once, and nobody is its own peer.
-5. `round_recipients` permits: whoever takes part sees each round's model, so it has to be named. The term lets nobody
-   open more than that; under `threshold` shares are sealed to the lead, whomever it names.
+5. `round_recipients` permits: whoever takes part sees each round's model, so it has to be named. Who opens a round's
+   sum beside the lead is named by the step (`opened_by`), within that term, and only under a profile that keeps to it.
 
 Source: negotiation.md sections 3 and 5, secure-aggregation.md section 1.
 """
@@ -32,6 +32,8 @@ BOUNDS = ("clip_norm", "range", "weight_max")
 PROFILES_WITH_BOUNDS = frozenset({"lead-key", "masked", "threshold"})
 # Under the others the lead opens a sum alone: nobody could keep the promise.
 PROFILES_WITH_QUORUM = frozenset({"threshold"})
+# Under the others nobody but the lead has a key that opens a sum.
+PROFILES_WITH_OPENERS = frozenset({"threshold"})
 # Of two parties, one subtracts its own part of a sum and holds the other's.
 SUM_PARTIES_MIN, SUM_PARTIES_MAX = 3, 50
 
@@ -77,11 +79,7 @@ class Abilities:
         profile = str(terms.get("aggregation", "plain"))
         if profile not in self.profiles:
             raise ComityError(ErrorCode.UNSUPPORTED, f"this node has no profile {profile}", field="aggregation")
-        for field in BOUNDS:
-            if field in terms and profile not in PROFILES_WITH_BOUNDS:
-                raise _powerless(field, profile)
-        if "release_quorum" in terms and profile not in PROFILES_WITH_QUORUM:
-            raise _powerless("release_quorum", profile)
+        _check_powers(terms, profile, steps)
         needed = IsolationLevel.for_term(terms.get("isolation"))
         if needed > IsolationLevel.for_term(self.isolation):
             raise ComityError(ErrorCode.ISOLATION_TOO_WEAK, asked=needed.term, offered=self.isolation)
@@ -97,6 +95,17 @@ class Abilities:
                 )
 
 
+def _check_powers(terms: Terms, profile: str, steps: Collection[Step]) -> None:
+    """Refuse what the profile has no means to keep to. Raises `UNSUPPORTED`."""
+    for field in BOUNDS:
+        if field in terms and profile not in PROFILES_WITH_BOUNDS:
+            raise _powerless(field, profile)
+    if "release_quorum" in terms and profile not in PROFILES_WITH_QUORUM:
+        raise _powerless("release_quorum", profile)
+    if profile not in PROFILES_WITH_OPENERS and any(set(step.openers) != {step.lead} for step in steps):
+        raise _powerless("opened_by", profile)
+
+
 def check_purpose(terms: Terms, purpose: str) -> None:
     """Refuse a purpose outside what the terms permit. Raises `TERMS_CONFLICT`."""
     if "purposes" in terms and purpose not in terms["purposes"]:
@@ -108,7 +117,7 @@ def check_sight(terms: Terms, orgs: Collection[str]) -> None:
 
     Args:
         terms: of an agreement, or of one about to be.
-        orgs: the lead and all who take part.
+        orgs: the lead, all who take part, and who opens sums.
 
     Raises:
         ComityError: `TERMS_CONFLICT`, naming the term and who is left out.

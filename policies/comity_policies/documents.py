@@ -156,6 +156,9 @@ class Proposal(Document):
         # An optional lead could leave the agreement without its lead.
         if any(step.lead not in self.required for step in self.steps):
             raise malformed("the lead of every step is a required organisation")
+        # So could an optional opener, and a stranger takes no part in the round whose sum it would open.
+        if any(not set(step.openers) <= set(self.required) for step in self.steps):
+            raise malformed("who opens sums beside the lead is a required organisation")
         keys = [ask.key for ask in self.datasets]
         if len(set(keys)) != len(keys) or any(ask.org not in self.asked for ask in self.datasets):
             raise malformed("each dataset is asked for once, of an organisation that takes part")

@@ -39,6 +39,13 @@ class RunBook:
     shown: int = 0
     unshown: int = 0
     same: int = 0
+    # By run and order, what its openers say of the sum.
+    opened: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def differing(self) -> list[str]:
+        """Who is at odds with another opener about the sum of an order, sorted."""
+        return sorted({org for said in self.opened.values() if len(set(said.values())) > 1 for org in said})
 
     def add(self, agreement: Agreement) -> None:
         """Note a verified agreement and the names of all its runs. Raises `AGREEMENT_INVALID` if it stands here."""
@@ -108,6 +115,9 @@ class RunBook:
         for name, spent in receipt.grants.items():
             if name in limits and spent > limits[name]:
                 raise _broken(f"{org} spent more {name} than the agreement grants", org=org, spent=spent)
+        check_opened(receipt, org, agreement)
+        if receipt.opened is not None:
+            self.opened.setdefault((receipt.run, receipt.order), {})[org] = receipt.opened
         minimum = cohorts.minimum_of(agreement, org)
         cohorts.verify(receipt, org, minimum)
         cohorts.verify_same(receipt, org, self._before(receipt, org))
@@ -194,6 +204,12 @@ class RunBook:
     def _party(self, agreement: Agreement, org: str) -> None:
         if org not in agreement.parties:
             raise _broken(f"{org} is no party of this agreement", org=org)
+
+
+def check_opened(receipt: Receipt, org: str, agreement: Agreement) -> None:
+    """Refuse a receipt for an opened sum of somebody who opens none by the agreement. Raises `FORBIDDEN`."""
+    if receipt.opened is not None and org not in agreement.proposal.step(receipt.step).openers:
+        raise ComityError(ErrorCode.FORBIDDEN, f"{org} opens no sums of this agreement", org=org)
 
 
 def _broken(detail: str, **facts: str | int) -> ComityError:

@@ -29,6 +29,8 @@ ROUNDS_MAX = 100_000
 PAYLOAD_JSON_BYTES_MAX = 256 << 10
 MAP_ITEMS_MAX = 64
 OUTCOMES = ("result", "refused", "failed")
+# An opener's receipt beside the one of its own part: it opened the sum that the order's results went into.
+OPENED = "opened"
 # What a lead may ask for; Flower's `train.<name>` variants share the first word.
 MESSAGE_TYPES = ("train", "evaluate", "query", "aggregate")
 # Orders of these words are rounds: each has the next number, and the grant pays it.
@@ -134,7 +136,7 @@ class Receipt(Document):
     """What one order came to at one party: digests, predicates and use, never measured counts (ledger.md section 1)."""
 
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"cohort": (CohortProof, None)}
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"cohort", "evidence"})
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"cohort", "evidence", "opened"})
 
     agreement: str
     run: str
@@ -152,12 +154,18 @@ class Receipt(Document):
     cohort: CohortProof | None = None
     # Digests of the other parties' evidence that the node relied on (`evidence`), sorted.
     evidence: tuple[str, ...] | None = None
+    # What the openers of a sum say of it to each other; equal digests of one order name one sum.
+    opened: str | None = None
 
     def __post_init__(self) -> None:
         for each in (self.agreement, self.run, self.step):
             name_of(each)
         digest_of(self.order)
-        choice_of(self.outcome, OUTCOMES)
+        choice_of(self.outcome, (*OUTCOMES, OPENED))
+        if (self.outcome == OPENED) != (self.opened is not None):
+            raise malformed("a receipt names an opened sum exactly when there is one")
+        if self.opened is not None:
+            digest_of(self.opened)
         if self.evidence is not None:
             self._fix(evidence=tuple(sorted({digest_of(each) for each in items_of(self.evidence, PARTIES_MAX)})))
         if self.cohort is not None and self.outcome != "result":

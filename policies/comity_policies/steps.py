@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 from comity_crypto.psi.identifiers import NORMALISATIONS
-from comity_policies.document import Document, Part, choice_of, digest_of, items_of, line_of, name_of
+from comity_policies.document import Document, Part, choice_of, digest_of, items_of, line_of, name_of, org_set
 from comity_policies.orders import ROUNDS_MAX
 from comity_policies.query import Query
 from comity_policies.term_rows import column, malformed, text_of, whole_number
@@ -71,6 +71,12 @@ class Step(Document):
         """The most rounds that it takes; both orders of an intersection belong to one."""
         return int(getattr(self, "rounds", 1))
 
+    @property
+    def openers(self) -> tuple[str, ...]:
+        """Who opens each round's sum, sorted: the lead, and whom the step names beside it."""
+        beside: tuple[str, ...] | None = getattr(self, "opened_by", None)
+        return tuple(sorted({self.lead, *(beside or ())}))
+
     def _check_step(self, kind: str) -> None:
         name_of(self.id)
         choice_of(self.kind, (kind,))
@@ -80,9 +86,13 @@ class Step(Document):
 
 @dataclass(frozen=True, slots=True)
 class TrainStep(Step):
-    """One federated training: `lead` runs the ServerApp, all parties its ClientApp."""
+    """One federated training: `lead` runs the ServerApp, all parties its ClientApp.
+
+    `opened_by` names who opens each round's sum beside the lead, each for itself; absent where the lead alone does.
+    """
 
     NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"app": (AppRef, None)}
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"opened_by"})
 
     id: str
     lead: str
@@ -91,10 +101,15 @@ class TrainStep(Step):
     run_config: dict[str, str | int | bool]
     reply_timeout_s: int
     kind: str = TRAIN
+    opened_by: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_step(TRAIN)
         whole_number(self.rounds, 1, ROUNDS_MAX)
+        if self.opened_by is not None:
+            self._fix(opened_by=org_set(self.opened_by))
+            if not self.opened_by or self.lead in self.opened_by:
+                raise malformed("opened_by names organisations beside the lead, or is absent")
         if not isinstance(self.run_config, dict) or len(self.run_config) > RUN_CONFIG_ITEMS_MAX:
             raise malformed(f"run_config is an object of at most {RUN_CONFIG_ITEMS_MAX} items")
         for key, item in self.run_config.items():

@@ -171,7 +171,8 @@ EXPLAINED: dict[str, Explained] = {
     ),
     "round_recipients": Explained(
         "Who may see the global model of each round. Training shows it to the lead and all participants, so they have "
-        "to be among them. It permits and does not deliver: under `threshold` too, the lead alone opens a round's sum.",
+        "to be among them. It permits and does not deliver: the lead opens a round's sum, and under `threshold` also "
+        "those whom the step's `opened_by` names within this term.",
         ["hospital-a", "hospital-b", "hospital-c"],
         ["hospital-a", "hospital-b"],
         _ORGS,

@@ -80,19 +80,27 @@ def result(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the model.")] = None,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
+    round_number: Annotated[
+        int | None,
+        typer.Option("--round", min=1, help="The mean of this round, where you open sums beside the lead."),
+    ] = None,
 ) -> None:
     """Fetch a run's result, a model as a NumPy archive; of an intersection or a statistic, show what it found.
 
     \b
-    Example:
+    Examples:
       comity runs result RUN --output model.npz
+      comity runs result RUN --round 3 --output round-3.npz
     """
     from comity_client import where
     from comity_client.commands.aggregate import answer_lines, answer_of
     from comity_client.commands.intersect import found, found_words
 
-    target = output or Path(f"{run}.npz")
+    target = output or Path(f"{run}.npz" if round_number is None else f"{run}-round-{round_number}.npz")
     with where.node(home) as node:
+        if round_number is not None:
+            _show_file(run, target, node.fetch_sum(run, round_number, target), as_json)
+            return
         card = node.card(run)
         common, answer = found(card), answer_of(card)
         size_bytes = 0 if common or answer else node.fetch_result(run, target)
@@ -108,9 +116,12 @@ def result(
         else:
             typer.echo(found_words(run, common))
         return
-    document = {"run": run, "file": str(target), "size_bytes": size_bytes}
+    _show_file(run, target, size_bytes, as_json)
+
+
+def _show_file(run: str, target: Path, size_bytes: int, as_json: bool) -> None:
     if as_json:
-        print_json(document)
+        print_json({"run": run, "file": str(target), "size_bytes": size_bytes})
     else:
         typer.echo(f"{target}: {size_bytes} bytes")
 

@@ -48,6 +48,7 @@ def train(
     minimum: Annotated[int | None, typer.Option(min=1, help="The fewest organisations to train with.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default what the app says.")] = None,
     aggregation: Annotated[str | None, typer.Option(help="plain, lead-key, masked, or threshold: the default.")] = None,
+    opened_by: Annotated[list[str] | None, typer.Option(help="Who opens rounds' sums beside you; repeat it.")] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(help="A column to ask for; repeat it. By default all of your own dataset of that name."),
@@ -63,9 +64,7 @@ def train(
     ] = None,
     person: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Who will see the result, for policies that ask; repeat it. By default whoever is logged in."
-        ),
+        typer.Option(help="Who will see the result, for policies that ask; repeat it. By default who is logged in."),
     ] = None,
     deadline: Annotated[str, typer.Option(help="How long answers are awaited: 90s, 30m, 24h, 7d.")] = "24h",
     reply_timeout: Annotated[
@@ -85,7 +84,7 @@ def train(
     wish.update({"title": title, "partners": partners or [], "optional": optional or [], "columns": column or []})
     wish.update({"run_config": run_config(config or []), "terms": {} if terms is None else read_terms(terms)})
     given: dict[str, Any] = {"persons": person, "minimum": minimum, "rounds": rounds, "aggregation": aggregation}
-    given["reply_timeout_s"] = None if reply_timeout is None else seconds(reply_timeout)
+    given |= {"opened_by": opened_by, "reply_timeout_s": None if reply_timeout is None else seconds(reply_timeout)}
     if accepts is not None or bound:
         given |= {"accepts": accepts or "within", "bounds": read_values(bound or [])}
     wish.update(cast("TrainWish", {name: value for name, value in given.items() if value is not None}))

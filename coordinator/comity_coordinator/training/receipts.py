@@ -16,7 +16,8 @@ from comity_coordinator.training import store
 from comity_coordinator.training.model import Run
 from comity_crypto.statements import Statement
 from comity_policies import cohorts
-from comity_policies.documents import Receipt
+from comity_policies.documents import Agreement, Receipt
+from comity_policies.history_runs import check_opened
 
 # A party that floods the ledger is stopped; a run of 10,000 rounds with train and evaluate stays well below.
 RECEIPTS_PER_PARTY_MAX = 100_000
@@ -32,7 +33,8 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
         ComityError: `AGREEMENT_UNKNOWN`, `NOT_A_MEMBER`, `ORDER_MISMATCH` if it does not belong to the run;
             `GRANT_EXHAUSTED` beyond the agreement; `CONFLICT` for a number and `ORDER_REPLAYED` for an order that has
             another receipt; `TOO_LARGE` for too many; `CLAIM_UNPROVEN` for a proof that does not hold (about 4 ms);
-            `ATTESTATION_MISSING` for a result without the evidence that the agreement asks for.
+            `FORBIDDEN` for a sum that it does not open by the agreement; `ATTESTATION_MISSING` for a result without
+            the evidence that the agreement asks for.
     """
     if receipt.agreement != run.agreement:
         raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run belongs to another agreement")
@@ -50,6 +52,8 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
             raise ComityError(ErrorCode.GRANT_EXHAUSTED, f"more {name} than the agreement grants", spent=spent)
     if run.received.get(org, 0) >= RECEIPTS_PER_PARTY_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "too many receipts for one run", limit=RECEIPTS_PER_PARTY_MAX)
+    if receipt.opened is not None:
+        check_opened(receipt, org, _agreement(conn, run))
     if receipt.cohort is not None:
         cohorts.verify(receipt, org, _minimum(conn, run, org))
         cohorts.verify_same(receipt, org, _before(conn, run, org, receipt))
@@ -74,7 +78,11 @@ def _before(conn: Connection, run: Run, org: str, receipt: Receipt) -> str | Non
 
 
 def _minimum(conn: Connection, run: Run, org: str) -> int:
+    return cohorts.minimum_of(_agreement(conn, run), org)
+
+
+def _agreement(conn: Connection, run: Run) -> Agreement:
     row = negotiation_store.agreement(conn, run.agreement)
     if row is None:
         raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run's agreement is not here")
-    return cohorts.minimum_of(negotiation_store.read_agreement(row.document), org)
+    return negotiation_store.read_agreement(row.document)

@@ -74,4 +74,6 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/runs/{run}/events"): ROLES,
     ("GET", "/v1/runs/{run}/result"): frozenset({ADMIN, PROPOSER}),
     ("GET", "/v1/runs/{run}/card"): ROLES,
+    ("GET", "/v1/runs/{run}/sums"): ROLES,
+    ("GET", "/v1/runs/{run}/sums/{number}"): frozenset({ADMIN, PROPOSER}),
 }

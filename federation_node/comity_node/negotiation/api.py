@@ -59,6 +59,7 @@ class TrainRequest(BaseModel):
     accepts: str = Field(default="any", max_length=16)
     bounds: dict[str, Any] = Field(default_factory=dict)
     persons: list[str] = Field(default_factory=list, max_length=64)
+    opened_by: list[str] = Field(default_factory=list, max_length=64)
 
 
 class RevisionRequest(BaseModel):
@@ -116,7 +117,7 @@ def _add_making(routes: APIRouter, node: NodeContext, service: NegotiationServic
             columns = (await asyncio.to_thread(catalogue.get, request.dataset)).columns
         # Whoever asks is one of the people unless others are named; the node's own Unix user is nobody in particular.
         persons = tuple(request.persons) or (() if who.user == LOCAL_USER else (who.user,))
-        names = {name: tuple(getattr(request, name)) for name in ("partners", "optional")}
+        names = {name: tuple(getattr(request, name)) for name in ("partners", "optional", "opened_by")}
         names |= {"columns": columns, "persons": persons}
         aggregation = str(request.aggregation or request.terms.get("aggregation") or node.settings.aggregation)
         app = offered.folder(request.app, who)

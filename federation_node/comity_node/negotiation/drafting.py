@@ -42,6 +42,7 @@ class TrainWish:
         accepts: which stricter terms are taken without another word: any, none, or within `bounds`.
         bounds: the strictest terms taken unasked, in their JSON form.
         persons: people of this organisation who will see the result.
+        opened_by: required organisations that open each round's sum beside this one.
     """
 
     app: Path
@@ -61,6 +62,7 @@ class TrainWish:
     accepts: str = "any"
     bounds: dict[str, Any] = field(default_factory=dict)
     persons: tuple[str, ...] = ()
+    opened_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def draft(
         rounds=rounds,
         run_config=run_config,
         reply_timeout_s=wish.reply_timeout_s,
+        opened_by=wish.opened_by or None,
     )
     proposal = Proposal(
         proposal_id=ids.new_id("prop"),

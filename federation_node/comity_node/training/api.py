@@ -124,6 +124,17 @@ def _add_results(routes: APIRouter, node: NodeContext, service: TrainingService)
         """Return a result's model card."""
         return (await service.results.find((await _found(node, run)).run)).card
 
+    @routes.get("/v1/runs/{run}/sums")
+    async def list_sums(run: str) -> list[dict[str, Any]]:
+        """Return the cards of the rounds' sums that this organisation opened beside the lead and still keeps."""
+        return await service.sums.list((await _found(node, run)).run)
+
+    @routes.get("/v1/runs/{run}/sums/{number}")
+    async def fetch_sum(run: str, number: int, word: str = "train") -> FileResponse:
+        """Return the mean of a round, `model.npz`, where this organisation opened its sum beside the lead."""
+        found = await service.sums.find((await _found(node, run)).run, number, word)
+        return FileResponse(found.folder / "model.npz", filename="model.npz")
+
 
 async def _stream(service: TrainingService, run: str, after: int) -> AsyncIterator[str]:
     events = service.events.watch(run, after)

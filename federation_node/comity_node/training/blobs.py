@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
-from comity_crypto.keys import OrgKeys
 from comity_crypto.sealing import (
     SEALED_CHUNK_BYTES,
+    BoxOpener,
     Opener,
     SealedRef,
     read_sealed,
@@ -98,7 +98,7 @@ async def sync(path: Path, *, uncache: bool = False) -> None:
 
 
 async def open_stream(
-    keys: OrgKeys,
+    keys: BoxOpener,
     org: str,
     ref: SealedRef,
     context: bytes,
@@ -145,7 +145,7 @@ async def open_stream(
 
 
 async def open_sealed(
-    keys: OrgKeys,
+    keys: BoxOpener,
     org: str,
     sealed: SealedBlob,
     context: bytes,
@@ -278,7 +278,7 @@ def _sync(path: Path, uncache: bool = False) -> None:
 
 
 def _open_here(
-    keys: OrgKeys, org: str, sealed: SealedBlob, context: bytes, folder: Path, size_max: int, salt_bytes: int
+    keys: BoxOpener, org: str, sealed: SealedBlob, context: bytes, folder: Path, size_max: int, salt_bytes: int
 ) -> tuple[Blob, bytes]:
     opener = Opener(keys, org, sealed.ref, context, plain_size_max=size_max + salt_bytes)
     landing = _Landing(opener, salt_bytes, None)

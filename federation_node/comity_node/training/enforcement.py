@@ -237,7 +237,7 @@ def check_3_conforms(case: Case) -> None:
     check_purpose(agreement.terms, agreement.proposal.purpose)
     # Both parties of an intersection take part in it, also where an order goes to one of them.
     check_company(agreement.terms, agreement.parties if step.kind == INTERSECT else order.receivers, case.charter)
-    check_sight(agreement.terms, (order.lead, *order.receivers))
+    check_sight(agreement.terms, (order.lead, *order.receivers, *step.openers))
 
 
 def check_4_grant(case: Case) -> None:
@@ -261,7 +261,7 @@ def check_5_policy(case: Case, decide: Decide) -> Need | None:
         "agreement": agreement_facts(agreement, case.order.agreement),
         "charter": facts_of(case.charter, agreement.parties, app_digests([step])),
         "step": step.to_json(),
-        "order": order_facts(case.order),
+        "order": order_facts(case.order, step),
         "me": case.me,
         "now": case.now,
         "grants": {f"{name}_left": remaining.get(name) for name in grants.FIELDS},
@@ -295,7 +295,7 @@ def check_egress(
     Raises:
         ComityError: `EGRESS_DENIED` naming the rule, or the engine's own code.
     """
-    terms = agreement.terms
+    terms, step = agreement.terms, step_of(agreement, order)
     if facts["kind"] not in terms.get("egress", {facts["kind"]}):
         raise ComityError(ErrorCode.EGRESS_DENIED, "the terms let no such kind out", kind=str(facts["kind"]))
     for ask in own_datasets(agreement, me):
@@ -303,8 +303,8 @@ def check_egress(
             raise ComityError(ErrorCode.EGRESS_DENIED, "fewer records than the terms ask for", dataset=ask.dataset)
     document = {
         "agreement": agreement_facts(agreement, order.agreement),
-        "step": step_of(agreement, order).to_json(),
-        "order": order_facts(order),
+        "step": step.to_json(),
+        "order": order_facts(order, step),
         "me": me,
         "now": now,
         "result": dict(facts),
@@ -367,14 +367,15 @@ def agreement_facts(agreement: Agreement, digest: str) -> dict[str, Any]:
     }
 
 
-def order_facts(order: OrderHeader) -> dict[str, Any]:
-    """Return what policies see of an order."""
+def order_facts(order: OrderHeader, step: Step) -> dict[str, Any]:
+    """Return what policies see of an order: `openers` are who opens the sum that it goes into."""
     return {
         "step": order.step,
         "round": order.round,
         "message_type": order.message_type,
         "lead": order.lead,
         "receivers": list(order.receivers),
+        "openers": list(step.openers),
     }
 
 

@@ -155,7 +155,8 @@ def ask_for_order(order: Received, agreement: Agreement, need: Need, me: str, no
         "datasets": [ask.to_json() for ask in enforcement.own_datasets(agreement, me)],
     }
     if alone:
-        document["order"] = {**enforcement.order_facts(header), "digest": order.digest, "reply_by": header.reply_by}
+        facts = enforcement.order_facts(header, step)
+        document["order"] = {**facts, "digest": order.digest, "reply_by": header.reply_by}
     subject = order.digest if alone else canonical.digest({"run": header.run, "step": header.step})
     named = step.app.name if isinstance(step, TrainStep) else step.kind
     what = f"{named} in {header.run}" + (f", round {header.round}" if alone else "")
@@ -166,10 +167,11 @@ def ask_for_result(
     agreement: Agreement, order: OrderHeader, order_digest: str, facts: Mapping[str, Any], need: Need, me: str
 ) -> ReviewAsk:
     """Return what people are asked before a result leaves; `facts` name its `sha256` besides what was measured."""
+    shown = enforcement.order_facts(order, enforcement.step_of(agreement, order))
     document = {
         **_about(agreement, order, need, me),
         "asks": f"may this result leave {me}?",
-        "order": {**enforcement.order_facts(order), "digest": order_digest, "reply_by": order.reply_by},
+        "order": {**shown, "digest": order_digest, "reply_by": order.reply_by},
         "result": dict(facts),
     }
     title = f"let out {facts['kind']} of round {order.round} in {order.run}"

@@ -1,4 +1,5 @@
-"""What training needs of other capabilities: the agreements that this organisation holds, their apps, and its people.
+"""What training needs of other capabilities: the agreements that this organisation holds, their apps, and its people;
+and what its profiles need of it: a desk for sums that were opened.
 
 `service.py` wires it to the negotiation's store and to reviews; nothing else here knows these capabilities.
 """
@@ -6,15 +7,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
+from comity.wire.errors import ComityError
 from comity_crypto.quorum import QuorumCertificate
 from comity_node.reviews.model import Review, ReviewAsk, Verdict
+from comity_node.training.blobs import Blob
 from comity_policies.decisions import ReviewNeed
-from comity_policies.documents import Agreement
+from comity_policies.documents import Agreement, OrderHeader
 
 FINAL = "final"
 WITHDRAWN = "withdrawn"
@@ -77,4 +81,37 @@ class People(Protocol):
 
     def on_news(self, listener: Callable[[Review, str, dict[str, Any]], None]) -> None:
         """Call `listener(item, kind, facts)` for whatever happens to an item."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SeenSum:
+    """A sum that this organisation opened beside its lead.
+
+    Args:
+        order_digest: of the order that the sum answers. session: of the sum. openers: who opens it. members: who is in
+            it. digest: what openers say of it to each other (`comity_crypto.secagg.threshold.compared`).
+    """
+
+    order: OrderHeader
+    order_digest: str
+    session: str
+    openers: tuple[str, ...]
+    members: tuple[str, ...]
+    digest: str
+
+
+class SumDesk(Protocol):
+    """Where opened sums go (`seen_sums.py`)."""
+
+    async def keep(self, seen: SeenSum, content: Blob) -> None:
+        """Keep a sum; `content` stays the caller's. Raises `SPOOL_FULL`, `PAYLOAD_DIGEST`."""
+        ...
+
+    async def sign(self, order: OrderHeader, order_digest: str, digest: str) -> None:
+        """Sign a receipt that this organisation opened the sum of an order. Raises `JOURNAL_UNWRITABLE`."""
+        ...
+
+    def incident(self, order: OrderHeader, error: ComityError) -> None:
+        """Tell people what came up about the sum of an order."""
         ...

@@ -44,7 +44,8 @@ log = structlog.get_logger("comity.node.training")
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an order ended here. `result` is the digest of what left; `code` the catalogue code of anything else;
-    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`).
+    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`); `opened` is what an opener says
+    of the sum that the order's results went into.
     """
 
     outcome: str
@@ -54,6 +55,7 @@ class Outcome:
     duration_s: float
     claim: Claim | None = None
     evidence: tuple[str, ...] | None = None
+    opened: str | None = None
 
 
 class ReceiptBook:
@@ -107,6 +109,7 @@ class ReceiptBook:
             journal_seq=number,
             duration_s=math.ceil(outcome.duration_s),
             evidence=outcome.evidence,
+            opened=outcome.opened,
         )
         store.put_receipt(conn, number, order.run, self._signed(receipt).to_bytes(), outcome.claim)
         self._trace = scope.trace()

@@ -102,7 +102,7 @@ class Results:
         plain = await blobs.sha256_of(content)
         card = {**card, "content": {"sha256": plain, "size_bytes": content.size}}
         if node.settings.org in recipients:
-            await asyncio.to_thread(_store, node.settings.results_folder / run, content, card)
+            await asyncio.to_thread(store_files, node.settings.results_folder / run, content, card)
         keys = {org: charter.member(org).keys.sealing for org in recipients}
         salt = secrets.token_bytes(SALT_BYTES)
         whole = await asyncio.to_thread(_joined, card, content)
@@ -267,12 +267,12 @@ def _unpack(folder: Path, whole: Blob) -> None:
     try:
         if not isinstance(card, dict):
             raise ComityError(ErrorCode.REPLY_SHAPE, "the result's card is not an object")
-        _store(folder, content, card)
+        store_files(folder, content, card)
     finally:
         content.close()
 
 
-def _store(folder: Path, content: Blob, card: dict[str, Any]) -> None:
+def store_files(folder: Path, content: Blob, card: dict[str, Any]) -> None:
     """Write a result's files; the card comes last, so that a folder with a card is whole."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with memory.mapped(content.fd, content.size) as view:

@@ -30,6 +30,7 @@ from comity_node.training.receipts import ReceiptBook
 from comity_node.training.replies import Replies
 from comity_node.training.results import Results
 from comity_node.training.runs import Runs
+from comity_node.training.seen_sums import SeenSums
 from comity_node.training.standing import Standing
 from comity_node.training.workshop import Workshop
 from comity_node.transport.model import Message
@@ -74,11 +75,14 @@ class TrainingService:
         self._receipts = ReceiptBook(node)
         kinds = _kinds(node)
         self._workshop = Workshop(node, agreements, self.catalogue, kinds)
+        threshold = ThresholdProfile(node, agreements)
+        self.sums = SeenSums(node, self._receipts, self.events)
+        threshold.report_to(self.sums)
         profiles: tuple[AggregationProfile, ...] = (
             PlainProfile(node),
             LeadKeyProfile(node, agreements),
             MaskedProfile(node, agreements),
-            ThresholdProfile(node, agreements),
+            threshold,
         )
         own = [kind.profile for kind in kinds.values() if kind.profile is not None]
         self._profiles: Profiles = {profile.name: profile for profile in (*profiles, *own)}

@@ -139,6 +139,7 @@ CATALOG: dict[E, Row] = {
     E.CIPHERTEXT_INVALID: Row(_BAD, 422, "The ciphertext is not well formed.", False, Move.OTHER_ORG),
     E.SUM_MISMATCH: Row("DATA_LOSS", 409, "The encrypted sum does not match its parts.", False, Move.OPERATOR),
     E.BAD_SHARE: Row(_BAD, 422, "A share of a key does not fit.", False, Move.OTHER_ORG),
+    E.SUMS_DIFFER: Row("DATA_LOSS", 409, "Openers of one sum saw different sums.", False, Move.OTHER_ORG),
     E.PROOF_INVALID: Row("DATA_LOSS", 409, "The Merkle proof does not hold.", False, Move.OPERATOR),
     E.LEDGER_INVALID: Row("DATA_LOSS", 409, "The ledger does not hold.", False, Move.OPERATOR),
     E.CLAIM_UNPROVEN: Row(_BAD, 422, "The zero-knowledge proof does not hold.", False, Move.OTHER_ORG),

@@ -82,6 +82,7 @@ REMEDIES: dict[E, str] = {
     E.CIPHERTEXT_INVALID: "Nothing was added. The named organisation's node has to be looked at.",
     E.SUM_MISMATCH: "Nothing was used. Ask the operator: the coordinator added wrongly.",
     E.BAD_SHARE: "Nothing was opened. The named organisation's node has to be looked at.",
+    E.SUMS_DIFFER: "Stop the run and compare the named organisations' receipts: one of them says what it did not see.",
     E.PROOF_INVALID: "Keep the file. Ask the operator, and compare exports with the other members.",
     E.LEDGER_INVALID: "Keep the file. Ask the operator, and compare exports with the other members.",
     E.CLAIM_UNPROVEN: "Do not rely on what was claimed. The organisation's node has to be looked at.",

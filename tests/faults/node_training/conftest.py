@@ -445,13 +445,13 @@ class Rig:
     def agree(
         self, app: Path, *, rounds: int, config: dict[str, Any] | None = None, terms: dict[str, Any] | None = None,
         columns: tuple[str, ...] = ("age", "outcome"), datasets: bool = True, timeout_s: int = 60, uses: int = 1,
-        parties: tuple[str, ...] = ORGS,
+        parties: tuple[str, ...] = ORGS, opened_by: tuple[str, ...] | None = None,
     ) -> Agreement:  # fmt: skip
         bundle = build_app(app)
         if not (self.folder / "apps" / bundle.digest).exists():
             unpack(bundle.data, self.folder / "apps" / bundle.digest)
         ref = AppRef(bundle.digest, bundle.size, bundle.name, bundle.publisher, bundle.version)
-        step = TrainStep("fit", ORGS[0], ref, rounds, config or {}, timeout_s)
+        step = TrainStep("fit", ORGS[0], ref, rounds, config or {}, timeout_s, opened_by=opened_by)
         asks = tuple(DatasetAsk(org, "patients", columns) for org in parties) if datasets else ()
         return self.agree_on(step, asks, parties, terms, uses)
 

@@ -17,10 +17,10 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.digests import DIGEST_VALUES, sum_digests
 from comity_crypto.secagg.bfv.params import AGG_Q16, LIMBS
 from comity_crypto.secagg.frame import events
-from comity_crypto.secagg.frame.boxes import BoxKey
+from comity_crypto.secagg.frame.boxes import BOX_KEY_BYTES, BoxKey
 from comity_crypto.secagg.lead_key import aggregator, contributor
 from comity_crypto.secagg.lead_key import events as encrypted
-from comity_crypto.secagg.threshold import ceremony, keyholder
+from comity_crypto.secagg.threshold import ceremony, keyholder, opener
 from comity_crypto.secagg.threshold import events as threshold_events
 from comity_crypto.secagg.threshold import lead as threshold_lead
 from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer, parse_threshold_message
@@ -60,6 +60,8 @@ def offer_for(n: int, threshold: int, **changes: Any) -> ThresholdOffer:
         transcript=sha("transcript"),
         holders=orgs(n),
         threshold=threshold,
+        openers=orgs(n)[:1],
+        box_key=bytes(BOX_KEY_BYTES),
     )
     return replace(base, **changes)
 
@@ -210,6 +212,8 @@ class Rounds(Base):
     liars: Callable[[str, tuple[str, ...], int], bool] = lambda org, members, number: False
     garbled: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
+    # What an opener says of the sum that a call opened; all see the same by default.
+    sees: Callable[[str, str], str] = lambda org, call: sha(f"sum {call}")
 
     def start(self) -> Rounds:
         self.states[LEAD], _ = threshold_lead.start(self.offer, now=0.0)
@@ -227,9 +231,13 @@ class Rounds(Base):
             )
             self.perform(org, out)
             self.queue.append((org, events.ValuesReady(sha(f"values {org}"))))
+        for org in self.offer.openers[1:]:
+            self.states[f"{org}/opener"], _ = opener.start(org, self.offer, now=0.0)
         return self
 
     def machine(self, target: str) -> Any:
+        if target.endswith("/opener"):
+            return opener
         if target.endswith("/key"):
             return keyholder
         return {LEAD: threshold_lead, ADDER: aggregator}.get(target, contributor)
@@ -256,12 +264,12 @@ class Rounds(Base):
                     if org not in self.silent:
                         self.queue.append((me, threshold_events.ShareMade(call, sha(f"share {org} {call}"))))
                 case threshold_events.StartFuse():
-                    self.queue.append((LEAD, self.fused(output)))
+                    self.queue.append((me, self.fused(me, output)))
                 case _:
                     pass
 
-    def fused(self, job: threshold_events.StartFuse) -> events.Event:
-        call = self.states[LEAD].call
+    def fused(self, me: str, job: threshold_events.StartFuse) -> events.Event:
+        call = self.states[LEAD].call if me == LEAD else self.states[me].fusing
         assert {org for org, _ in job.shares} == set(call.members)
         for org, share in job.shares:
             assert share == sha(f"share {org} {job.call}")
@@ -269,7 +277,8 @@ class Rounds(Base):
                 return threshold_events.ShareRefused(org, job.call, ComityError(ErrorCode.CIPHERTEXT_INVALID))
         if any(self.liars(org, call.members, call.number) for org in call.members):
             return threshold_events.QuorumFailed(job.call)
-        return events.SumDecoded()
+        org = self.offer.lead if me == LEAD else me.removesuffix("/opener")
+        return threshold_events.SumOpened(job.call, self.sees(org, job.call), sha(f"slots {self.sees(org, '')}"))
 
     def digest(self, me: str, challenge: bytes, digest: str) -> tuple[int, ...]:
         if not me.endswith("/key"):
@@ -279,10 +288,16 @@ class Rounds(Base):
 
     def send(self, me: str, to: events.Audience, message: Any) -> None:
         keyholders = [f"{org}/key" for org in self.offer.parties]
-        everyone = [*self.offer.parties, *keyholders, LEAD, ADDER]
+        openers = [f"{org}/opener" for org in self.offer.openers[1:]]
+        everyone = [*self.offer.parties, *keyholders, *openers, LEAD, ADDER]
         lead_nodes = [self.offer.lead, f"{self.offer.lead}/key", LEAD]
-        source = self.offer.lead if me == LEAD else me.removesuffix("/key")
-        for target in everyone if to is events.Audience.ALL else lead_nodes:
+        audiences = {
+            events.Audience.ALL: everyone,
+            events.Audience.LEAD: lead_nodes,
+            events.Audience.OPENERS: [*lead_nodes, *openers],
+        }
+        source = self.offer.lead if me == LEAD else me.removesuffix("/key").removesuffix("/opener")
+        for target in audiences[to]:
             if target == me:
                 continue
             said = self.forge(target, me, parse_threshold_message(message.KIND, message.to_json()))

@@ -343,7 +343,7 @@ def test_a_call_before_the_check_is_not_answered(make_round: Make) -> None:
 def test_only_the_lead_says_that_the_sum_is_open(make_round: Make) -> None:
     network = holder_at_calls(make_round)
     state, offer = network.states["org-01/key"], network.offer
-    word = threshold_messages.Opened(offer.digest, state.seen.notice.digest, ())
+    word = threshold_messages.Opened(offer.digest, state.seen.notice.digest, (), OTHER, OTHER)
     with pytest.raises(ComityError):
         keyholder.step(state, events.Received("org-02", word), 1.0)
     with pytest.raises(ComityError):

@@ -14,7 +14,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.secagg.bfv.params import AGG_Q16
-from comity_crypto.secagg.frame.boxes import BoxKey
+from comity_crypto.secagg.frame.boxes import BOX_KEY_BYTES, BoxKey
 from comity_crypto.secagg.threshold import ceremony
 from comity_crypto.secagg.threshold.batch import KeyBatch
 from comity_crypto.secagg.threshold.boxes import box_bytes, open_dealt, seal_dealt
@@ -55,6 +55,8 @@ def offer(**changes: Any) -> ThresholdOffer:
         transcript=BATCH.transcript,
         holders=ORGS,
         threshold=2,
+        openers=ORGS[:1],
+        box_key=bytes(BOX_KEY_BYTES),
     )
     return replace(base, **changes)
 
@@ -94,7 +96,7 @@ async def test_a_key_comes_back_once_and_is_private(keeping: KeyKeeping, tmp_pat
     [
         ({"agreement": "agr-2"}, "agreement"),
         ({"run": "run-2"}, "run"),
-        ({"lead": "org-01"}, "lead"),
+        ({"lead": "org-01", "openers": ("org-01",)}, "lead"),
         ({"ceremony": OTHER}, "ceremony"),
         ({"transcript": OTHER}, "transcript"),
         ({"holders": (*ORGS, "org-03")}, "holders"),

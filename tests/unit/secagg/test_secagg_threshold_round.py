@@ -192,6 +192,8 @@ class Round:
             transcript=held.transcript,
             holders=plan.holders,
             threshold=plan.threshold,
+            openers=plan.holders[:1],
+            box_key=BoxKey().public,
         )
 
     async def run(self) -> Round:
@@ -283,7 +285,7 @@ class Round:
             self.sums = encoder.decode(slots, job.contributors, X, 0.5)
         except ComityError:
             return kev.QuorumFailed(job.call)
-        return events.SumDecoded()
+        return kev.SumOpened(job.call, SHA)
 
     @property
     def blob_size(self) -> int:
@@ -392,5 +394,5 @@ async def test_strangers_shares_and_aggregates_are_refused_before_any_arithmetic
 
 def test_opened_names_suspects_or_nobody() -> None:
     for suspects in ([], ["org-01"], ["org-01", "org-02"]):
-        body = {"session": SHA, "notice": SHA, "suspects": suspects}
+        body = {"session": SHA, "notice": SHA, "suspects": suspects, "call": SHA, "sum": SHA}
         assert Opened.from_json(body).suspects == tuple(suspects)

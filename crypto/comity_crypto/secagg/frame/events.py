@@ -101,10 +101,14 @@ class Tick(Event):
 
 
 class Audience(StrEnum):
-    """Who gets a message. ALL is every party's contributor, the lead's holder and the coordinator's aggregator."""
+    """Who gets a message. ALL is every party's contributor, the lead's holder and the coordinator's aggregator.
+
+    OPENERS are the lead, and under `threshold` those whom the offer names beside it.
+    """
 
     ALL = "all"
     LEAD = "lead"
+    OPENERS = "openers"
 
 
 @dataclass(frozen=True)

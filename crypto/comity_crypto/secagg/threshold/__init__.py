@@ -4,12 +4,15 @@
    T < n, parts are dealt as shares (`keys`). A key is usable when every holder has signed the whole transcript.
 2. The round is that of `lead_key`, with masks around every upload all the same; linear digests go to all, for every
    holder checks the aggregate before it shares anything of it.
-3. Shares are smudged and sealed to the lead (`shares`). Where shares do not open the sum, other quorums tell whose are
-   wrong (`blame`); at T = n nobody can tell.
+3. Shares are smudged and sealed to those who open the sum (`shares`): the lead, and whom the offer names beside it.
+   Each of them opens for itself, and they compare what they saw (`opener`, `compared`). Where shares do not open the
+   sum, other quorums tell whose are wrong (`blame`); at T = n nobody can tell.
 4. Every key serves once, and is erased when the sum is open, or the session over.
 
     messages, events            what ceremony and quorum add to `lead_key`
-    ceremony, keyholder, lead   the machines of a holder in a ceremony, of a holder in a round, of the lead
+    ceremony, keyholder         the machines of a holder in a ceremony and in a round
+    lead, opener                the machines of the lead, and of another opener of the sum
+    compared                    what openers say of the sum that they saw
     keys, shares, boxes         a collective key, decryption shares, dealt parts under way
     jobs, workers               the same in worker processes
     batch, blame                a finished ceremony; which quorum to ask next
@@ -27,6 +30,7 @@ The sequence (`ALL` = all holders; contributors as in `lead_key`)
      |-- ThresholdOffer -------->| ... the round of `lead_key`, up to the linear digests, to ALL ...
      |<-- Checked -----------------------------------------------| to the lead; the aggregate is the sum of the uploads
      |-- QuorumCall ------------>|------------------------------>| to ALL; at most 8 in a session
-     |<-- ShareReady, share -------------------------------------| to the lead, sealed; once for each call
+     |<-- ShareReady, share -------------------------------------| to the openers, sealed; once for each call
      |-- Opened ---------------->|------------------------------>| to ALL; erase
+     |<-- SumSeen -----------------------------------------------| openers to each other; nobody waits for it
 """

@@ -59,6 +59,19 @@ class ShareRefused(Event):
 
 
 @dataclass(frozen=True)
+class SumOpened(Event):
+    """The shares of a call opened the sum, and it is decoded.
+
+    Args:
+        sum: what `compared.sum_digest` says of it. slots: SHA-256 of the summed slots, which stays at home.
+    """
+
+    call: str
+    sum: str
+    slots: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class QuorumFailed(Event):
     """The shares of a call do not open the sum: check slots or ranges do not fit."""
 
@@ -120,22 +133,34 @@ class StoreKeys(Output):
 
 @dataclass(frozen=True)
 class StartShare(Output):
-    """Make this holder's share for a quorum, with fresh noise, seal it to who opens, send it; answer `ShareMade`."""
+    """Make this holder's share for a quorum, with fresh noise, seal it, send it; answer `ShareMade`.
+
+    `receivers` are who opens, each with its key for boxes.
+    """
 
     call: str
     members: tuple[str, ...]
+    receivers: tuple[tuple[str, bytes], ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class StartFuse(Output):
     """Get these shares, add them to the aggregate, decode for so many contributors.
 
-    Answers: `SumDecoded`, `QuorumFailed` if what came out is no sum, `ShareRefused` for a share that is none.
+    Answers: `SumOpened`, `QuorumFailed` if what came out is no sum, `ShareRefused` for a share that is none.
     """
 
     call: str
     shares: tuple[tuple[str, str], ...]
     contributors: int
+
+
+@dataclass(frozen=True)
+class KeepSum(Output):
+    """Keep the sum that a call opened, beside this opener's word about it."""
+
+    call: str
+    sum: str
 
 
 @dataclass(frozen=True)

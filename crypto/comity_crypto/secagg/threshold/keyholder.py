@@ -4,7 +4,9 @@
    digests is the digest of the aggregate under the challenge that the aggregate's own hash fixed.
 2. Answers the lead's calls, at most `threshold.messages.ANSWERS_MAX`, each once: a repeated call gets the same share
    again, never the same product under other noise.
-3. The share of the key is erased when the sum is open, when the session fails, and when the time is up.
+3. Seals a share to the openers that the offer names, and to nobody else: to the lead's key in the offer, and to the
+   keys in the announcements that the signed roster names. All of them get the same share.
+4. The share of the key is erased when the sum is open, when the session fails, and when the time is up.
 
 The shell lets no second session begin with the same key (`used once` is its journal's to keep).
 """
@@ -20,11 +22,11 @@ from comity_crypto.secagg.frame.events import Audience, EraseKey, Event, Finishe
 from comity_crypto.secagg.frame.machine import Step, finished, opening
 from comity_crypto.secagg.frame.messages import Abort
 from comity_crypto.secagg.lead_key import watcher
-from comity_crypto.secagg.lead_key.messages import LinearDigest
+from comity_crypto.secagg.lead_key.messages import LinearDigest, Ready
 from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
 from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState, check_aggregate
 from comity_crypto.secagg.threshold.events import ShareMade, StartShare
-from comity_crypto.secagg.threshold.messages import Checked, Opened, QuorumCall, ShareReady, ThresholdOffer
+from comity_crypto.secagg.threshold.messages import Checked, Opened, QuorumCall, ShareReady, SumSeen, ThresholdOffer
 
 
 class Phase(StrEnum):
@@ -77,8 +79,8 @@ class _KeyHolder(WatcherMachine[KeyHolderState]):
                 case Opened() as word:
                     _check_lead(state, event.issuer, word)
                     return replace(state, opened=word), []
-                case Checked() | ShareReady():
-                    return state, []  # the lead's own holder hears what the others tell the lead
+                case Checked() | ShareReady() | SumSeen():
+                    return state, []  # an opener's own holder hears what openers are told
         if isinstance(event, ShareMade) and event.call in {call.digest for call in state.calls.values()}:
             answer = ShareReady(state.offer.digest, event.call, event.digest)
             return replace(state, answers={event.call: answer, **state.answers}), []  # the first answer stays
@@ -89,14 +91,22 @@ class _KeyHolder(WatcherMachine[KeyHolderState]):
         _check_call(state, issuer, call)
         if call.number in state.calls:
             answer = state.answers.get(call.digest)
-            return state, [Send(Audience.LEAD, answer)] if answer else []
+            return state, [Send(Audience.OPENERS, answer)] if answer else []
         # Numbers are below ANSWERS_MAX and each is taken once: that bounds answers and patience alike.
         state = replace(state, calls={**state.calls, call.number: call}, deadline=now + self.wait_s(state))
-        return state, [StartShare(call.digest, call.members)] if state.me in call.members else []
+        share = StartShare(call.digest, call.members, _receivers(state))
+        return state, [share] if state.me in call.members else []
 
     def wait_s(self, state: KeyHolderState) -> float:
         """For calls: the lead waits `step_s` for each one's shares."""
         return 3 * state.limits.step_s if state.phase is Phase.CALLS else super().wait_s(state)
+
+
+def _receivers(state: KeyHolderState) -> tuple[tuple[str, bytes], ...]:
+    """Return who opens, with the keys that offer and roster fix: all who signed the roster see the same ones."""
+    offer, seen = state.offer, state.seen
+    others = [org for org in offer.openers if org != offer.lead and org in seen.members]
+    return ((offer.lead, offer.box_key), *((org, seen.said(Ready, org).box_key) for org in others))
 
 
 def _check_lead(state: KeyHolderState, issuer: str, message: QuorumCall | Opened) -> None:
@@ -133,7 +143,7 @@ def _on_calls(state: KeyHolderState) -> Step[KeyHolderState] | None:
         return finished(state, EraseKey(), Finished(state.seen.members))
     fresh = [answer for answer in state.answers.values() if answer.call not in state.sent]
     state = replace(state, sent=state.sent | {answer.call for answer in fresh})
-    return state, [Send(Audience.LEAD, answer) for answer in fresh]
+    return state, [Send(Audience.OPENERS, answer) for answer in fresh]
 
 
 step = _KeyHolder(

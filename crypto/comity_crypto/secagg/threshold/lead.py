@@ -26,7 +26,6 @@ from comity_crypto.secagg.frame.events import (
     Output,
     Received,
     Send,
-    SumDecoded,
 )
 from comity_crypto.secagg.frame.machine import Step, finished, opening, timed_out, until
 from comity_crypto.secagg.frame.messages import Abort
@@ -35,9 +34,18 @@ from comity_crypto.secagg.lead_key.messages import LinearDigest
 from comity_crypto.secagg.lead_key.transcript import EncryptedTranscript
 from comity_crypto.secagg.lead_key.watcher import WATCHING, WatcherMachine, WatcherState
 from comity_crypto.secagg.threshold.blame import Trials, narrowing_quorum, next_quorum
-from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, Suspected
+from comity_crypto.secagg.threshold.compared import check_share, with_share
+from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, SumOpened, Suspected
 from comity_crypto.secagg.threshold.keyholder import HolderTranscript
-from comity_crypto.secagg.threshold.messages import ANSWERS_MAX, Checked, Opened, QuorumCall, ShareReady, ThresholdOffer
+from comity_crypto.secagg.threshold.messages import (
+    ANSWERS_MAX,
+    Checked,
+    Opened,
+    QuorumCall,
+    ShareReady,
+    SumSeen,
+    ThresholdOffer,
+)
 
 
 class Phase(StrEnum):
@@ -61,8 +69,13 @@ class LeadState(WatcherState):
     slow: frozenset[str] = frozenset()
     hasty: bool = False  # a quorum is left without one that does not answer this call
     trials: Trials = field(default_factory=Trials)
-    opened: bool = False
-    decoded: bool = False
+    first: SumOpened | None = None  # the call that opened the sum
+    decoded: SumOpened | None = None  # what came of the call that is being fused
+
+    @property
+    def opened(self) -> bool:
+        """Whether the sum is open."""
+        return self.first is not None
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -94,9 +107,11 @@ class _Lead(WatcherMachine[LeadState]):
     def take(self, state: LeadState, event: Event, now: float) -> Step[LeadState] | None:
         if isinstance(event, Received) and isinstance(event.message, Checked | ShareReady):
             return _heard(state, event.issuer, event.message), []
+        if isinstance(event, Received) and isinstance(event.message, SumSeen):
+            return state, []  # compared by the shell, for as long as words come
         if state.phase is Phase.FUSING and state.call is not None:
-            if isinstance(event, SumDecoded):
-                return replace(state, decoded=True), []
+            if isinstance(event, SumOpened) and event.call == state.call.digest:
+                return replace(state, decoded=event), []
             if isinstance(event, QuorumFailed | ShareRefused) and event.call == state.call.digest:
                 return _judged(state, event, state.call), []
         taken = super().take(state, event, now)
@@ -134,10 +149,7 @@ class _Lead(WatcherMachine[LeadState]):
 
 def _heard(state: LeadState, issuer: str, message: Checked | ShareReady) -> LeadState:
     """Take a holder's word. Raises `FORBIDDEN`, `ROSTER_MISMATCH`, `CONFLICT`."""
-    if issuer not in state.offer.parties:
-        raise ComityError(ErrorCode.FORBIDDEN, "not a holder in this session")
-    if message.session != state.offer.digest:
-        raise ComityError(ErrorCode.ROSTER_MISMATCH, "the message belongs to another session")
+    check_share(state.offer, issuer, message)
     if isinstance(message, Checked):
         if state.checked.get(issuer, message.notice) != message.notice:
             raise ComityError(ErrorCode.CONFLICT, "a holder checked another aggregate before")
@@ -145,9 +157,7 @@ def _heard(state: LeadState, issuer: str, message: Checked | ShareReady) -> Lead
     call = state.call
     if state.phase is not Phase.SHARES or call is None or message.call != call.digest or issuer not in call.members:
         raise ComityError(ErrorCode.CONFLICT, "nobody waits for this share")
-    if state.shares.get(issuer, message.share) != message.share:
-        raise ComityError(ErrorCode.CONFLICT, "a holder gave another share before", org=issuer)
-    return replace(state, shares={**state.shares, issuer: message.share})
+    return replace(state, shares=with_share(state.shares, issuer, message))
 
 
 def _judged(state: LeadState, event: QuorumFailed | ShareRefused, call: QuorumCall) -> LeadState:
@@ -174,9 +184,10 @@ def _without_gone(state: LeadState) -> LeadState:
 def _end(state: LeadState) -> Step[LeadState]:
     """The sum is open: let the holders erase, name the suspects."""
     assert state.seen.notice is not None, "what is open was published"
+    assert state.first is not None, "it ends well only with a sum"
     suspects = state.trials.suspects
     named: list[Output] = [Suspected(suspects)] if suspects else []
-    word = Opened(state.offer.digest, state.seen.notice.digest, suspects)
+    word = Opened(state.offer.digest, state.seen.notice.digest, suspects, state.first.call, state.first.sum)
     return finished(state, *named, Send(Audience.ALL, word), Finished(state.seen.members))
 
 
@@ -193,7 +204,7 @@ def _on_quorum(state: LeadState) -> Step[LeadState] | Failed | None:
         return _end(state) if state.opened else _wait_for_more(state)
     call = QuorumCall(offer.digest, notice.digest, state.calls, quorum)
     hasty = not state.slow.intersection(quorum) and len(set(state.usable) - state.slow) > offer.threshold
-    state = replace(state, calls=state.calls + 1, call=call, hasty=hasty, shares={}, phase=Phase.SHARES, decoded=False)
+    state = replace(state, calls=state.calls + 1, call=call, hasty=hasty, shares={}, phase=Phase.SHARES, decoded=None)
     return state, [Send(Audience.ALL, call)]
 
 
@@ -221,10 +232,10 @@ def _on_shares(state: LeadState) -> Step[LeadState] | None:
 
 
 def _on_fusing(state: LeadState) -> Step[LeadState] | None:
-    if not state.decoded or state.call is None:
+    if state.decoded is None or state.call is None:
         return None
     trials = state.trials.with_success(state.call.members)
-    state = replace(state, trials=trials, opened=True)
+    state = replace(state, trials=trials, first=state.first or state.decoded)
     return (replace(state, phase=Phase.QUORUM), []) if len(trials.common) > 1 else _end(state)
 
 

@@ -9,7 +9,7 @@ Rules as in `frame.messages`. Besides:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -185,7 +185,11 @@ class TranscriptSignature(InSession):
 
 @dataclass(frozen=True)
 class ThresholdOffer(Offer):
-    """A lead's offer of a collective key: `key_id` is one of the ceremony whose transcript all `holders` signed."""
+    """A lead's offer of a collective key: `key_id` is one of the ceremony whose transcript all `holders` signed.
+
+    `openers` open the sum, each for itself: shares are sealed to the lead's `box_key`, which is of this attempt, and to
+    the keys that the others announce as parties. Both are part of the session's name: nobody adds an opener to it.
+    """
 
     KIND: ClassVar[str] = "secagg.threshold-offer"
     DIGESTS_TO_ALL: ClassVar[bool] = True
@@ -193,9 +197,13 @@ class ThresholdOffer(Offer):
     transcript: str = read_by(read_hash)
     holders: tuple[str, ...] = read_by(read_orgs)
     threshold: int = read_by(read_count(2, CONTRIBUTORS_MAX))
+    openers: tuple[str, ...] = read_by(read_orgs)
+    box_key: bytes = read_by(read_box_key)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.lead not in self.openers or not {*self.openers} <= {self.lead, *self.parties}:
+            raise ComityError(ErrorCode.ROSTER_MISMATCH, "a sum is opened by its lead, and by parties of it")
         if not set(self.parties) <= set(self.holders) or self.threshold > len(self.holders):
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer's parties are not holders of its key")
         if len(self.parties) < self.threshold:
@@ -204,6 +212,18 @@ class ThresholdOffer(Offer):
     def point(self, org: str) -> int:
         """Return a holder's point, from 1."""
         return self.holders.index(org) + 1
+
+    def check_openers(self, agreed: Collection[str]) -> None:
+        """Refuse an offer whose openers are not those of the agreement, as far as they are parties of this attempt.
+
+        Raises:
+            ComityError: `ROSTER_MISMATCH`, naming the field and who is one too many, or is left out.
+        """
+        wanted = {self.lead} | (set(agreed) & set(self.parties))
+        odd = sorted(wanted ^ set(self.openers))
+        if odd:
+            detail = "a sum is opened by those whom the agreement names, and by nobody else"
+            raise ComityError(ErrorCode.ROSTER_MISMATCH, detail, field="openers", org=odd[0])
 
 
 @dataclass(frozen=True)
@@ -235,11 +255,25 @@ class ShareReady(InSession):
 
 @dataclass(frozen=True)
 class Opened(InSession):
-    """The lead has the sum: keys are of no more use. `suspects` holds those whose shares did not fit."""
+    """The lead has the sum: keys are of no more use. `suspects` holds those whose shares did not fit.
+
+    `call` is the one whose shares opened it, `sum` what `compared.sum_digest` says of it.
+    """
 
     KIND: ClassVar[str] = "secagg.opened"
     notice: str = read_by(read_hash)
     suspects: tuple[str, ...] = read_by(read_or_none(read_orgs))
+    call: str = read_by(read_hash)
+    sum: str = read_by(read_hash)
+
+
+@dataclass(frozen=True)
+class SumSeen(InSession):
+    """An opener has the sum: by which call, and what `compared.sum_digest` says of it. To the other openers."""
+
+    KIND: ClassVar[str] = "secagg.sum-seen"
+    call: str = read_by(read_hash)
+    sum: str = read_by(read_hash)
 
 
 CEREMONY_BODIES: tuple[type[InSession], ...] = (
@@ -251,7 +285,8 @@ CEREMONY_BODIES: tuple[type[InSession], ...] = (
     DealCheck,
     TranscriptSignature,
 )
-THRESHOLD_BODIES = BODIES | by_kind(KeyPlan, *CEREMONY_BODIES, ThresholdOffer, Checked, QuorumCall, ShareReady, Opened)
+_ROUND_BODIES: tuple[type[Body], ...] = (ThresholdOffer, Checked, QuorumCall, ShareReady, Opened, SumSeen)
+THRESHOLD_BODIES = BODIES | by_kind(KeyPlan, *CEREMONY_BODIES, *_ROUND_BODIES)
 
 
 def parse_threshold_message(kind: str, body: Any) -> Body:

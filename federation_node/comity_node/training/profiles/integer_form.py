@@ -29,7 +29,7 @@ from comity_node.training import blobs
 from comity_node.training.blobs import Blob
 from comity_node.training.enforcement import word_of
 from comity_node.training.profiles import sum_form
-from comity_node.training.profiles.sum_form import Formed, Plan, Shape
+from comity_node.training.profiles.sum_form import Decode, Formed, Plan, Shape
 from comity_policies.documents import AggregateStep, Agreement, OrderHeader
 
 EncodeIntegers = Callable[[NDArray[np.int64]], Encoded] | Callable[[NDArray[np.int64]], EncodedWords]
@@ -64,6 +64,26 @@ def plan(agreement: Agreement, step: AggregateStep, asked: bytes) -> Plan:
     question = Question.from_bytes(asked, step.query)
     length = length_of(parts_of(step.query, question, "privacy" in agreement.terms))
     return Plan(False, Bounds(1.0, 1.0), 1, Layout(0), length * vectors.LIMBS)
+
+
+def reply_of(
+    fixed: Plan,
+    order: OrderHeader,
+    content: Blob,
+    sums: NDArray[Any],
+    contributors: int,
+    shape: Shape,
+    decode: Decode,
+    decode_integers: DecodeIntegers,
+) -> Blob:
+    """Turn an opened sum into the reply that stands for all; `content` is the order's. Raises `SUM_MISMATCH`."""
+    if fixed.integers is not None:
+        return blobs.from_bytes(unform(fixed, sums, contributors, decode_integers))
+    word = word_of(order.message_type)
+    asked = read_blob(memory.map_blob(content.fd, content.size))
+    decoded = sum_form.decode(sums, contributors, asked, word, fixed, decode)
+    reply = sum_form.unform(decoded, shape, asked, word, contributors, fixed.weight_max)
+    return Blob(*memory.write_parts(reply.parts()))
 
 
 def form(fixed: Plan, reply: bytes, key: bytes, encode: EncodeIntegers) -> Formed:

@@ -37,6 +37,7 @@ from comity_crypto.secagg.frame.messages import Announcement, Notice, Roster
 from comity_crypto.secagg.lead_key.messages import Offer
 from comity_crypto.secagg.masked.messages import MaskedOffer
 from comity_crypto.secagg.spoken import AnyOffer
+from comity_crypto.secagg.threshold.messages import ThresholdOffer
 from comity_crypto.statements import Statement
 from comity_node.context import NodeContext
 from comity_node.training.profiles import sum_wire
@@ -182,7 +183,11 @@ class Said:
     ) -> None:
         """Sign and send a message; machines of this node hear it at once, `but` the speaker. `sealed` goes with it."""
         offer, me = self._offer, self._exchange.me
-        audience = {offer.lead} if to is Audience.LEAD else {*offer.parties, offer.lead}
+        audience = {offer.lead}
+        if to is Audience.OPENERS and isinstance(offer, ThresholdOffer):
+            audience = {*offer.openers}
+        elif to is Audience.ALL:
+            audience = {*offer.parties, offer.lead}
         if me in audience:
             self._exchange.hear(me, message, but=but)
         await self._send(message, audience, sealed)

@@ -33,7 +33,9 @@ log = structlog.get_logger("comity.node.training")
 class Opening(Protocol):
     """What opens a sum: performs the outputs of the lead's machine; `opened` is the reply once it is there."""
 
-    opened: Blob | None
+    @property
+    def opened(self) -> Blob | None:
+        """The reply that stands for all."""
 
     def close(self) -> None:
         """Let go of the aggregate."""

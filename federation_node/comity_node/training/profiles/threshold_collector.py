@@ -3,7 +3,8 @@
 1. Every attempt takes the next key of the run's batches whose holders include the parties. Without one, a ceremony is
    called among them first; a batch that comes to its end is followed by the next one, ahead of time, and the first one
    is made while the app starts.
-2. The lead holds one share as every holder does: it opens what a quorum shares, and nothing else.
+2. The lead holds one share as every holder does: it opens what a quorum shares, and nothing else. Whom the agreement
+   names beside it opens by itself (`threshold_opening`); the lead waits for none of them.
 3. A quorum that opens no sum is another machine's matter (`comity_crypto.secagg.threshold.lead`); who is suspected is
    named to whoever watches the run.
 """
@@ -13,39 +14,32 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.secagg.bfv.blobs import check_blob
-from comity_crypto.secagg.bfv.workers import memory_file
-from comity_crypto.secagg.frame.blobs import BlobKind, file_digest
+from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.frame.driver import Driver
-from comity_crypto.secagg.frame.events import Event, Output, Received, Send, SumDecoded, abort_of
+from comity_crypto.secagg.frame.events import Received, abort_of
 from comity_crypto.secagg.frame.messages import ATTEMPT_MAX
 from comity_crypto.secagg.lead_key.messages import LinearDigest
 from comity_crypto.secagg.threshold import lead as threshold_lead
 from comity_crypto.secagg.threshold.batch import KeyBatch
-from comity_crypto.secagg.threshold.events import QuorumFailed, ShareRefused, StartFuse, Suspected
 from comity_crypto.secagg.threshold.lead import LeadState
 from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer
-from comity_crypto.secagg.threshold.workers import KeyWorkers
-from comity_node.training import blobs
-from comity_node.training.blobs import Blob
 from comity_node.training.enforcement import step_of
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.base import Delivery
 from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_form import Plan
-from comity_node.training.profiles.sum_holding import Decode, refused
+from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_lead import Opened, SumCollector
-from comity_node.training.profiles.sum_wire import Addressed
 from comity_node.training.profiles.threshold_exchange import ThresholdExchange
-from comity_node.training.profiles.threshold_part import quorum_of, share_context
+from comity_node.training.profiles.threshold_fusing import Fuser, LeadFusing
+from comity_node.training.profiles.threshold_part import openers_of, quorum_of
 from comity_policies.documents import Agreement
 
 # A ceremony costs a round or two; one batch serves four rounds of training and evaluation.
@@ -54,8 +48,6 @@ KEYS_PER_BATCH = 8
 KEYS_LEFT_MIN = 3
 # One to train, one to evaluate.
 ORDERS_A_ROUND = 2
-# A share is its header and chunks; sealing adds less than this.
-_SEALING_BYTES = 64 << 10
 
 log = structlog.get_logger("comity.node.training")
 
@@ -115,6 +107,7 @@ class ThresholdCollector(SumCollector):
         if number > ATTEMPT_MAX:
             raise ComityError(ErrorCode.RUN_FAILED, "the secure sum did not succeed", attempts=number)
         batch, key_id = await self._key(exchange, parties)
+        box_key = BoxKey()
         parameters = batch.plan.parameter_set
         offer = ThresholdOffer(
             agreement=order.agreement,
@@ -134,14 +127,22 @@ class ThresholdCollector(SumCollector):
             transcript=batch.transcript,
             holders=batch.plan.holders,
             threshold=batch.plan.threshold,
+            openers=openers_of(step_of(self.question.agreement, order), parties),
+            box_key=box_key.public,
         )
         state, outputs = threshold_lead.start(offer, now=time.monotonic(), limits=self._limits)
         said = Said(exchange, offer)
-        work = _Fusing(exchange, offer, said, partial(self.opened, fixed=fixed), self._sink.suspect)
+        fuser = Fuser(exchange, offer, box_key, partial(self.opened, fixed=fixed))
+        work = LeadFusing(fuser, offer, said, self._sink.suspect)
+        exchange.openings.compare(offer, order, self.question.order_digest)
         driver = Driver(state, threshold_lead.step, work.perform, refused)
         work.driver = driver
         try:
-            return await self.work(offer, driver, outputs, said, work, (None, b""))
+            opened = await self.work(offer, driver, outputs, said, work, (None, b""))
+            first = driver.state.first
+            assert first is not None, "it ends well only with a sum"
+            await exchange.openings.saw(offer.digest, exchange.me, first.call, first.sum)
+            return opened
         finally:
             await exchange.keeping.erase(key_id)
 
@@ -194,131 +195,3 @@ class ThresholdCollector(SumCollector):
         rounds = step_of(self.question.agreement, order).most_rounds
         each = -(-(order.seq + 1) // max(1, order.round))
         return each * (rounds - order.round) + each - 1
-
-
-class _Fusing:
-    """Performs the outputs of the lead's machine. `opened` is the reply that stands for all, once it is there."""
-
-    driver: Driver[LeadState]
-
-    def __init__(
-        self,
-        exchange: ThresholdExchange,
-        offer: ThresholdOffer,
-        said: Said,
-        decode: Decode,
-        suspect: Callable[[Sequence[str]], None],
-    ) -> None:
-        self._suspect = suspect
-        self._exchange = exchange
-        self._offer = offer
-        self._said = said
-        self._decode = decode
-        self._work = KeyWorkers(exchange.workers, offer.parameter_set)
-        self._aggregate = -1
-        self.opened: Blob | None = None
-
-    async def perform(self, output: Output) -> None:
-        """Do one output."""
-        if isinstance(output, Send):
-            await self._said.say(output.to, output.message, but=self.driver.tell)
-        elif isinstance(output, StartFuse):
-            self.driver.work(self._fuse(output))
-        elif isinstance(output, Suspected):
-            log.warning("sum.suspects", run=self._offer.run, round=self._offer.round, orgs=list(output.orgs))
-            self._suspect(output.orgs)
-
-    def close(self) -> None:
-        """Let go of the aggregate."""
-        if self._aggregate >= 0:
-            os.close(self._aggregate)
-            self._aggregate = -1
-
-    def discard(self) -> None:
-        """Close what nobody will take."""
-        if self.opened is not None:
-            self.opened.close()
-
-    async def _fuse(self, job: StartFuse) -> Event:
-        offer = self._offer
-        aggregate = await self._total()
-        shares: list[Blob] = []
-        try:
-            for org, digest in job.shares:
-                try:
-                    shares.append(await self._share(org, job.call, digest))
-                except ComityError as error:
-                    return ShareRefused(org, job.call, error)
-            try:
-                slots = await self._work.fuse(offer.chunks, aggregate, [share.fd for share in shares])
-            except ComityError as error:
-                if "holder" not in error.facts:
-                    raise
-                return ShareRefused(job.shares[int(error.facts["holder"])][0], job.call, error)
-        finally:
-            for share in shares:
-                share.close()
-        try:
-            opened = await self._decode(slots, job.contributors)
-        except ComityError as error:
-            if error.code is not ErrorCode.SUM_MISMATCH:
-                raise
-            return QuorumFailed(job.call)
-        if self.opened is None:
-            self.opened = opened
-        else:
-            opened.close()
-        return SumDecoded()
-
-    async def _total(self) -> int:
-        """Return the aggregate's file: what this node checked as a holder, or fetched once. Raises `PAYLOAD_DIGEST`."""
-        notice = self.driver.state.seen.notice
-        assert notice is not None, "shares are of what was published"
-        if self._aggregate >= 0:
-            return self._aggregate
-        checked = self._exchange.checked.get(notice.aggregate)
-        fd = memory_file("aggregate") if checked is None else os.dup(checked)
-        try:
-            if checked is None:
-                await self._exchange.download(Addressed(notice.aggregate, self._offer.upload_bytes), fd)
-                if (await asyncio.to_thread(file_digest, fd))[0] != notice.aggregate:
-                    raise ComityError(ErrorCode.PAYLOAD_DIGEST, "the aggregate is not the one that was announced")
-            check_blob(fd, self._offer.parameter_set, BlobKind.AGGREGATE, self._offer.chunks)
-        except BaseException:  # also a cancelled caller leaves no descriptor
-            os.close(fd)
-            raise
-        self._aggregate = fd
-        return fd
-
-    async def _share(self, org: str, call: str, digest: str) -> Blob:
-        """Return a holder's share for a call. Raises why it is none."""
-        exchange, offer = self._exchange, self._offer
-        if org == exchange.me:
-            own = exchange.own_share(call)
-            if own is None:
-                raise ComityError(ErrorCode.PAYLOAD_MISSING, "this node's own share is gone")
-            return own
-        ref = exchange.address(org, call)
-        if ref is None or ref.size > self._size + _SEALING_BYTES:
-            raise ComityError(ErrorCode.PAYLOAD_MISSING, "a share came without its address, or is too large")
-        node = exchange.node
-        blob, _ = await blobs.open_stream(
-            node.keys,
-            exchange.me,
-            ref,
-            share_context(offer, org, call),
-            node.payloads.get(ref),
-            size_max=self._size,
-        )
-        try:
-            check_blob(blob.fd, offer.parameter_set, BlobKind.SHARE, offer.chunks)
-            if await blobs.sha256_of(blob) != digest:
-                raise ComityError(ErrorCode.PAYLOAD_DIGEST, "a share is not the one that was named")
-        except BaseException:  # also a cancelled caller leaves no blob
-            blob.close()
-            raise
-        return blob
-
-    @property
-    def _size(self) -> int:
-        return self._offer.upload_bytes  # a share is half of this

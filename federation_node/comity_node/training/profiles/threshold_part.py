@@ -3,7 +3,10 @@
 1. The round's key comes from a ceremony of which this node has a share; it is taken for the session, once, before
    anything is said, and erased at the session's end, whatever that is.
 2. Two machines work on one session: the contributor, and the holder that checks the aggregate and shares it.
-3. A share leaves sealed to the lead; what other parties get to see of it is its hash.
+3. A share leaves sealed to those who open the sum by the agreement, whose names the offer has to repeat; what other
+   parties get to see of it is its hash.
+4. Where this organisation opens sums beside the lead, that goes on by itself (`threshold_opening`), whatever becomes of
+   this part.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Collection
 
 import structlog
 
@@ -24,12 +28,14 @@ from comity_crypto.secagg.lead_key import contributor
 from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest
 from comity_crypto.secagg.spoken import AnyOffer
 from comity_crypto.secagg.threshold import keyholder
+from comity_crypto.secagg.threshold.compared import SALT_BYTES
 from comity_crypto.secagg.threshold.events import ShareMade, StartShare
 from comity_crypto.secagg.threshold.keyholder import KeyHolderState
 from comity_crypto.secagg.threshold.messages import ShareReady, ThresholdOffer, default_threshold
 from comity_crypto.secagg.threshold.workers import KeyWorkers, QuorumOf
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob
+from comity_node.training.enforcement import step_of
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Said
@@ -37,8 +43,9 @@ from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_part import Part, Work
 from comity_node.training.profiles.sum_wire import Addressed
 from comity_node.training.profiles.threshold_exchange import ThresholdExchange
+from comity_node.training.profiles.threshold_fusing import OwnShare, share_context
 from comity_node.training.profiles.threshold_keeping import HeldKey
-from comity_policies.documents import Agreement
+from comity_policies.documents import Agreement, Step
 
 PAUSE_S = 0.2
 
@@ -57,13 +64,19 @@ def quorum_of(agreement: Agreement) -> int:
     return max(parties // 2 + 1, int(agreement.terms["release_quorum"]))
 
 
-def share_context(offer: ThresholdOffer, org: str, call: str) -> bytes:
-    """Return the context that a decryption share is sealed under."""
-    return f"comity/secagg/share/v1/{offer.digest}/{org}/{call}".encode()
+def openers_of(step: Step, parties: Collection[str]) -> tuple[str, ...]:
+    """Return who opens a sum of these parties: the lead, and whom the agreement names beside it, if it is there."""
+    return tuple(org for org in step.openers if org == step.lead or org in parties)
 
 
 class ThresholdPart(Part):
     """See the head of this module."""
+
+    def _shape(self) -> str:
+        """Return the names of this party's numbers. Raises `PAYLOAD_MISSING` before there are any."""
+        if self._values is None:
+            raise ComityError(ErrorCode.PAYLOAD_MISSING, "this part has no numbers yet")
+        return self._values.shape
 
     def _minimum(self) -> int:
         return max(super()._minimum(), quorum_of(self._agreement))
@@ -71,6 +84,7 @@ class ThresholdPart(Part):
     def _judge_numbers(self, offer: AnyOffer) -> None:
         if not isinstance(offer, ThresholdOffer) or offer.parameters != parameters_of(self._agreement).name:
             raise ComityError(ErrorCode.ROSTER_MISMATCH, "the offer is of another profile or has other parameters")
+        offer.check_openers(step_of(self._agreement, self.order).openers)
 
     async def _session_of(
         self, offer: AnyOffer, said: Said, sealed: SealedRef | None, public_key: bytes | None
@@ -90,12 +104,13 @@ class ThresholdPart(Part):
             await asyncio.shield(exchange.keeping.erase(offer.key_id))
 
     async def _both(self, offer: ThresholdOffer, held: HeldKey, said: Said, exchange: ThresholdExchange) -> None:
+        box_key = BoxKey()
         state, outputs = contributor.start(
             exchange.me,
             offer,
             order_digest=self._digest,
             chunks=self._chunks,
-            box_key=BoxKey(),
+            box_key=box_key,
             entropy=os.urandom,
             now=time.monotonic(),
             limits=self._limits,
@@ -108,6 +123,10 @@ class ThresholdPart(Part):
         holding = _Sharing(exchange, offer, held, said)
         other = Driver(watch, keyholder.step, holding.perform, refused)
         holding.driver = other
+        if exchange.me in offer.openers and exchange.me != offer.lead:
+            exchange.openings.begin(
+                offer, self._agreement, self.order, self._digest, box_key, self._limits, self._shape
+            )
         silences = [exchange.listen(offer, driver.tell), exchange.listen(offer, other.tell)]
         try:
             if self._values is not None:
@@ -176,30 +195,29 @@ class _Sharing:
             made = await self._work.share(offer.chunks, of, held, self._fd, target)
         finally:
             os.close(held)
-        blob = Blob(target, made.size_bytes)
-        if offer.lead == exchange.me:
-            exchange.keep_share(job.call, blob)
-            return ShareMade(job.call, made.digest)
+        blob, salt, keys = Blob(target, made.size_bytes), os.urandom(SALT_BYTES), dict(job.receivers)
+        own = keys.pop(exchange.me, None) is not None
         try:
-            self._sealed[job.call] = await self._upload(job.call, blob)
+            if keys:
+                self._sealed[job.call] = await self._upload(job.call, blob, salt, keys)
+            if own:
+                exchange.keep_share(job.call, OwnShare(blob.duplicate(), salt))
         finally:
             blob.close()
         return ShareMade(job.call, made.digest)
 
-    async def _upload(self, call: str, blob: Blob) -> SealedRef:
-        """Seal a share to the lead and put it into the spool."""
+    async def _upload(self, call: str, blob: Blob, salt: bytes, keys: dict[str, bytes]) -> SealedRef:
+        """Seal a share to who opens, by the keys of this attempt, and put it into the spool."""
         offer, node = self._offer, self._exchange.node
-        charter = node.charters.current()
-        if charter is None:
-            raise ComityError(ErrorCode.NOT_A_MEMBER, "there is no charter in force here")
-        keys = {offer.lead: charter.member(offer.lead).keys.sealing}
         context = share_context(offer, self._exchange.me, call)
-        sealed = await blobs.seal(blob, node.settings.payloads_folder, keys, context, fsync=False)
+        sealed = await blobs.seal(blob, node.settings.payloads_folder, keys, context, salt=salt, fsync=False)
         path = node.settings.payloads_folder / str(sealed.file)  # small ones are held inline
         try:
             while True:  # bounded by the session's deadlines, whose end cancels this job
                 try:
-                    await node.payloads.put(path if sealed.inline is None else sealed.inline, sealed.ref, (offer.lead,))
+                    await node.payloads.put(
+                        path if sealed.inline is None else sealed.inline, sealed.ref, tuple(sorted(keys))
+                    )
                 except ComityError as error:
                     log.warning("sum.share", run=offer.run, error=str(error))
                     await asyncio.sleep(PAUSE_S)
