@@ -20,7 +20,9 @@ Numbered obligations, the same numbers in code, reports and errors:
    (`history_independent.py`);
 10. evidence: under `attestation: required` every party showed evidence that its machine is one that the charter trusts,
    bound to its key and to the answers, before anything was done; every result names the evidence of the other parties
-   (`history_evidence.py`).
+   (`history_evidence.py`);
+11. sums: what a result says of its weight in a secure sum is a commitment; a lead's statement on a sum names every
+   contributor that committed, and it knows what opens the sum of their commitments (`history_sums.py`).
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from comity_crypto import merkle
 from comity_crypto.notes import verify_note
 from comity_crypto.quorum import QuorumCertificate
 from comity_crypto.statements import Statement, verify_statement
+from comity_policies import sums
 from comity_policies.charter import (
     Charter,
     changes,
@@ -53,6 +56,7 @@ from comity_policies.history_charters import CharterBook, Decided
 from comity_policies.history_evidence import EvidenceBook
 from comity_policies.history_independent import SecondLook
 from comity_policies.history_runs import RunBook
+from comity_policies.history_sums import SumBook
 from comity_policies.proofs import verify_agreement
 
 __all__ = ["Check", "Report", "verify_export"]
@@ -74,6 +78,7 @@ OBLIGATIONS = {
     8: "the root over all entries is the signed checkpoint's",
     9: "every certificate, key and proof holds under an independent implementation",
     10: "every evidence is bound to its party's key and agreement, and chains to what the charter trusts",
+    11: "every proof of a sum is its lead's and holds for the commitments of every contributor",
 }
 
 
@@ -132,6 +137,7 @@ class _History:
     decisions: CharterBook = field(default_factory=CharterBook)
     runs: RunBook = field(default_factory=RunBook)
     evidence: EvidenceBook = field(default_factory=EvidenceBook)
+    sums: SumBook = field(default_factory=SumBook)
     tree: merkle.Tree = field(default_factory=merkle.Tree)
     counts: Counter[str] = field(default_factory=Counter)
     seen: set[str] = field(default_factory=set)
@@ -253,14 +259,24 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
     if statement.kind == "agreement":
         _enter_agreement(history, index, statement)
         return
+    if statement.kind == sums.KIND:
+        _enter_sum(history, index, statement)
+        return
     with _Obligation(10, index):
         if statement.kind in (EVIDENCE, ASK):
             history.held[10] += history.evidence.enter(statement, history.charter)
             return
         history.evidence.check_work(statement)
+    _enter_work(history, index, statement)
+
+
+def _enter_work(history: _History, index: int, statement: Statement) -> None:
     number = {"receipt": 6, "counter-acceptance": 5}.get(statement.kind, 7)
     with _Obligation(number, index):
         history.held[number] += history.runs.enter(statement)
+    if statement.kind == "receipt":
+        with _Obligation(11, index):
+            history.sums.receipt(statement, history.runs)
     if history.second is not None:
         with _Obligation(9, index):
             history.held[9] += history.second.receipt(statement, history.runs)
@@ -322,6 +338,15 @@ def _enter_agreement(history: _History, index: int, statement: Statement) -> Non
             history.held[9] += history.second.certificate(certificate, "agreement", made_under)
 
 
+def _enter_sum(history: _History, index: int, statement: Statement) -> None:
+    with _Obligation(11, index):
+        said, commitments = history.sums.enter(statement, history.runs)
+        history.held[11] += 1
+    if history.second is not None:
+        with _Obligation(9, index):
+            history.held[9] += sums.verify_independently(said, statement.issuer, commitments)
+
+
 def _check_signature(statement: Statement, charter: Charter) -> None:
     if (statement.issuer == ids.COORDINATOR) != (statement.kind in COORDINATOR_KINDS):
         raise ComityError(ErrorCode.LEDGER_INVALID, f"{statement.issuer} may not state a {statement.kind}")
@@ -337,15 +362,14 @@ def _report(history: _History, size: int) -> Report:
         notes[6] = f"{shown} results under min_cohort prove it, {unshown} only say so"
         if history.runs.same:
             notes[6] += f"; {history.runs.same} prove that as many records stood behind an earlier result of their run"
-    if history.runs.opened:
-        also = f"{len(history.runs.opened)} sums were opened by more than the lead"
-        named = ", ".join(history.runs.differing)
-        notes[6] = "; ".join(filter(None, (notes.get(6), also, named and f"SUMS_DIFFER: {named} saw different sums")))
     notes[10] = history.evidence.note()
+    notes[11] = history.sums.note()
     checks = tuple(
         Check(number, title, history.held[number], notes.get(number, ""))
         for number, title in OBLIGATIONS.items()
-        if (number != 9 or history.second is not None) and (number != 10 or history.evidence.agreements)
+        if (number != 9 or history.second is not None)
+        and (number != 10 or history.evidence.agreements)
+        and (number != 11 or history.sums.seen)
     )
     counts = dict(sorted(history.counts.items()))
     root, chain = history.tree.root().hex(), tuple(history.decisions.chain)

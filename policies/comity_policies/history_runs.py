@@ -147,6 +147,10 @@ class RunBook:
         org = statement.issuer
         return cohorts.verify_independently(receipt, org, minimum, self._before(receipt, org))
 
+    def agreement_of(self, digest: str, run: str, org: str) -> Agreement:
+        """Return the agreement of a run of which `org` is a party. Raises `AGREEMENT_UNKNOWN`, `LEDGER_INVALID`."""
+        return self._run({"agreement": digest, "run": run}, org)
+
     def _before(self, receipt: Receipt, org: str) -> str | None:
         """Return the commitment that a receipt compares its own with."""
         if receipt.cohort is None or receipt.cohort.before is None or receipt.cohort.before == receipt.order:

@@ -35,7 +35,7 @@ OPENED = "opened"
 MESSAGE_TYPES = ("train", "evaluate", "query", "aggregate")
 # Orders of these words are rounds: each has the next number, and the grant pays it.
 ROUND_WORDS = frozenset({"train", "aggregate"})
-COMMITMENT_BYTES, COHORT_PROOF_BYTES, SAME_PROOF_BYTES = 48, 832, 80
+COMMITMENT_BYTES, COHORT_PROOF_BYTES, SAME_PROOF_BYTES, OPENING_PROOF_BYTES = 48, 832, 80, 112
 
 
 def sealed_json(value: Any) -> dict[str, Any]:
@@ -132,11 +132,51 @@ class CohortProof(Part):
 
 
 @dataclass(frozen=True, slots=True)
+class WeightCommitment(Part):
+    """A commitment (base64) to what a result weighs in a secure sum, and the digest of the set that it was made for."""
+
+    commitment: str
+    contributors: str
+
+    def __post_init__(self) -> None:
+        from_base64(self.commitment, what="commitment", size_bytes=COMMITMENT_BYTES)
+        digest_of(self.contributors)
+
+
+@dataclass(frozen=True, slots=True)
+class SumProof(Part):
+    """A lead's word that it can open what the contributors to one order's sum committed to (`sums`).
+
+    `total` is the sum of their commitments, `proof` that the lead knows its opening, both as base64.
+    """
+
+    agreement: str
+    run: str
+    order: str
+    seq: int
+    contributors: tuple[str, ...]
+    total: str
+    proof: str
+
+    def __post_init__(self) -> None:
+        name_of(self.run)
+        for each in (self.agreement, self.order):
+            digest_of(each)
+        whole_number(self.seq, 0, canonical.INTEGER_MAX)
+        self._fix(contributors=org_set(self.contributors))
+        from_base64(self.total, what="total", size_bytes=COMMITMENT_BYTES)
+        from_base64(self.proof, what="proof", size_bytes=OPENING_PROOF_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt(Document):
     """What one order came to at one party: digests, predicates and use, never measured counts (ledger.md section 1)."""
 
-    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {"cohort": (CohortProof, None)}
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"cohort", "evidence", "opened"})
+    NESTED: ClassVar[dict[str, tuple[type[Part], int | None]]] = {
+        "cohort": (CohortProof, None),
+        "weight": (WeightCommitment, None),
+    }
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"cohort", "evidence", "opened", "weight"})
 
     agreement: str
     run: str
@@ -154,6 +194,7 @@ class Receipt(Document):
     cohort: CohortProof | None = None
     # Digests of the other parties' evidence that the node relied on (`evidence`), sorted.
     evidence: tuple[str, ...] | None = None
+    weight: WeightCommitment | None = None
     # What the openers of a sum say of it to each other; equal digests of one order name one sum.
     opened: str | None = None
 
@@ -170,6 +211,8 @@ class Receipt(Document):
             self._fix(evidence=tuple(sorted({digest_of(each) for each in items_of(self.evidence, PARTIES_MAX)})))
         if self.cohort is not None and self.outcome != "result":
             raise malformed("only a result shows its cohort")
+        if self.weight is not None and self.outcome != "result":
+            raise malformed("only a result commits to its weight")
         for number in (self.seq, self.egress_bytes, self.journal_seq, self.duration_s):
             whole_number(number, 0, canonical.INTEGER_MAX)
         self._fix(code=None if not self.code else line_of(self.code, 64))

@@ -50,7 +50,8 @@ class Run:
     `steps` are the ids of the agreement's steps, `limits` what it grants at most to any one party. `limit_s` bounds the
     time from READY to the end. `until` is the instant at which `DeadlinePassed` takes effect.
     `expected` is how many receipts each party owes, as far as the lead said; `received` how many came. `finished` is
-    the digest of the lead's statement about the end, empty if the coordinator ended the run.
+    the digest of the lead's statement about the end, empty if the coordinator ended the run. `proved` is the number of
+    the newest order whose sum the lead has proved, -1 before the first.
     """
 
     run: str
@@ -74,6 +75,7 @@ class Run:
     expected: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
     closed: bool = False
+    proved: int = -1
 
     @property
     def awaited(self) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from sqlalchemy import Connection
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.attestation import service as evidence
 from comity_coordinator.ledger import store as ledger_store
-from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.training import store
 from comity_coordinator.training.model import Run
+from comity_coordinator.training.totals import agreement_of
 from comity_crypto.statements import Statement
-from comity_policies import cohorts
-from comity_policies.documents import Agreement, Receipt
+from comity_policies import cohorts, sums
+from comity_policies.documents import Receipt
 from comity_policies.history_runs import check_opened
 
 # A party that floods the ledger is stopped; a run of 10,000 rounds with train and evaluate stays well below.
@@ -53,10 +53,12 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
     if run.received.get(org, 0) >= RECEIPTS_PER_PARTY_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "too many receipts for one run", limit=RECEIPTS_PER_PARTY_MAX)
     if receipt.opened is not None:
-        check_opened(receipt, org, _agreement(conn, run))
+        check_opened(receipt, org, agreement_of(conn, run))
     if receipt.cohort is not None:
-        cohorts.verify(receipt, org, _minimum(conn, run, org))
+        cohorts.verify(receipt, org, cohorts.minimum_of(agreement_of(conn, run), org))
         cohorts.verify_same(receipt, org, _before(conn, run, org, receipt))
+    if receipt.weight is not None:
+        sums.check_weight(receipt, agreement_of(conn, run))
     executed = receipt.outcome == "result"
     evidence.check_receipt(conn, run.agreement, org, receipt.evidence, result=executed)
     if executed and store.is_executed(conn, org, receipt.order):
@@ -75,14 +77,3 @@ def _before(conn: Connection, run: Run, org: str, receipt: Receipt) -> str | Non
         return None
     earlier = Receipt.from_json(Statement.from_bytes(content).body)
     return None if earlier.cohort is None else earlier.cohort.commitment
-
-
-def _minimum(conn: Connection, run: Run, org: str) -> int:
-    return cohorts.minimum_of(_agreement(conn, run), org)
-
-
-def _agreement(conn: Connection, run: Run) -> Agreement:
-    row = negotiation_store.agreement(conn, run.agreement)
-    if row is None:
-        raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run's agreement is not here")
-    return negotiation_store.read_agreement(row.document)

@@ -23,15 +23,16 @@ from comity_coordinator.db import after_commit
 from comity_coordinator.feed import Feed
 from comity_coordinator.inbound import CharterOf, Outbox, Signer
 from comity_coordinator.ledger.service import Ledger
-from comity_coordinator.training import model, store
+from comity_coordinator.training import model, store, totals
 from comity_coordinator.training.endings import finished_event
 from comity_coordinator.training.model import Event, Run, RunState
 from comity_coordinator.training.receipts import enter_receipt
 from comity_coordinator.transport.model import Message
 from comity_coordinator.workflows.engine import WorkflowEngine
 from comity_crypto.statements import Statement
+from comity_policies import sums
 from comity_policies.documents import Agreement, Receipt, run_id
-from comity_policies.orders import ROUNDS_MAX
+from comity_policies.orders import ROUNDS_MAX, SumProof
 
 RECEIPTS_PER_BATCH_MAX = 64
 SMALL_BYTES_MAX = 16 << 10
@@ -73,6 +74,7 @@ class TrainingService:
         self._outbox.register("run.progress", self.progress)
         self._outbox.register("run.finished", self.finished)
         self._outbox.register("receipts", self.receipts)
+        self._outbox.register("sum-proofs", self.sum_proofs)
 
     def parties_of(self, conn: Connection, run: str) -> frozenset[str]:
         """Return who may exchange messages of `run`; empty if there is no such run."""
@@ -176,6 +178,25 @@ class TrainingService:
                 new[run.run] += 1
         for name, count in new.items():
             self._apply(conn, runs[name], model.Received(org, count))
+
+    def sum_proofs(self, conn: Connection, org: str, message: Message) -> None:
+        """Take a batch of a lead's statements on sums: all of it or none.
+
+        Raises:
+            ComityError: `TOO_LARGE` above 64 statements; what the checks of each raise (`totals`).
+        """
+        charter = inbound.charter(conn, self._charter_of)
+        body = message.document()
+        if not isinstance(body, dict) or set(body) != {"proofs"} or not isinstance(body["proofs"], list):
+            raise ComityError(ErrorCode.MALFORMED, "a batch of statements on sums is a list")
+        if len(body["proofs"]) > totals.PER_BATCH_MAX:
+            raise ComityError(ErrorCode.TOO_LARGE, proofs=len(body["proofs"]), limit=totals.PER_BATCH_MAX)
+        for value in body["proofs"]:
+            said = Statement.from_json(value)
+            inbound.check(charter, org, said, sums.KIND)
+            proof = SumProof.from_json(said.body)
+            if totals.enter_sum(conn, self._run(conn, said.body), org, proof, said.digest):
+                self._ledger.append(conn, said)
 
     # What a workflow engine calls (`workflows.engine.Supervised`).
 

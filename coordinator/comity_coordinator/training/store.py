@@ -156,6 +156,7 @@ def to_json(run: Run) -> dict[str, Any]:
         "expected": dict(run.expected),
         "received": dict(run.received),
         "closed": run.closed,
+        "proved": run.proved,
     }
 
 

@@ -3,7 +3,8 @@
 1. `at-least`: a committed number is at least k, without the number (cohorts in receipts).
 2. `between`: each of several committed numbers lies in a public range [low, high] (statistics).
 3. `same-value`: two commitments hold one number (`schnorr`).
-4. An aggregate is the sum of what was committed to (`pedersen.verify_sum`, `pedersen.verify_vector_sum`).
+4. An aggregate is the sum of what was committed to: with the blindings' sum in hand (`pedersen.verify_sum`,
+   `pedersen.verify_vector_sum`), or without showing total and blinding (`openings`, weights of secure sums).
 
 A claim's public numbers are in its transcript. Each has a twin in `independent`, written apart, with another engine.
 """

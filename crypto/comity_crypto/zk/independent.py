@@ -92,6 +92,22 @@ def _sum(commitments: Sequence[bytes], names: Sequence[str], totals: Sequence[in
     _require(curve.eq(left, right), "the sum")
 
 
+def verify_sum_opening(commitments: Sequence[bytes], commitment: bytes, proof: bytes, binding: Binding) -> None:
+    """As `openings.sum_of`, compared with `commitment`, and `openings.verify_opening`. Raises `CLAIM_UNPROVEN`."""
+    _require(1 <= len(commitments) <= 1024 and len(proof) == 112, "the size")
+    held, summed = _point(commitment), curve.Z1
+    for each in commitments:
+        summed = curve.add(summed, _point(each))
+    _require(curve.eq(summed, held), "the sum")
+    shown, value, blinding = _point(proof[:48]), _number(proof[48:80]), _number(proof[80:])
+    heard = _Heard("sum-opening", binding)
+    heard.bytes("commitment", commitment)
+    heard.bytes("R", proof[:48])
+    challenge = heard.challenge("c")
+    left = _multiples([_generator("value"), _generator("blinding")], [value, blinding])
+    _require(curve.eq(left, curve.add(shown, curve.multiply(held, challenge))), "the equation")
+
+
 def _range(heard: _Heard, commitments: Sequence[bytes], shifts: Sequence[int], proof: bytes, bits: int) -> None:
     """Both equations of section 4.2, with m commitments padded by commitments to nothing."""
     m = 1

@@ -195,7 +195,8 @@ class Participant:
                 asked.close()
         size = job.released_bytes
         claim = cohorts.claim_of(agreement, self._node.settings.org, job.cohort)
-        outcome = Outcome("result", None, protected.receipt_digest, size, _since(began), claim, verdict.evidence)
+        shown = (claim, verdict.evidence, protected.weight)
+        outcome = Outcome("result", None, protected.receipt_digest, size, _since(began), *shown)
         try:
             await self._finish(order, verdict, outcome, protected, None)
         except BaseException:  # also a cancelled caller leaves no blob

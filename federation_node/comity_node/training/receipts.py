@@ -28,7 +28,7 @@ from comity_node.training import store
 from comity_policies import cohorts
 from comity_policies.cohorts import Claim, Earlier
 from comity_policies.documents import OrderHeader, Receipt
-from comity_policies.orders import CohortProof
+from comity_policies.orders import CohortProof, WeightCommitment
 
 BATCH_MAX = 64
 INTERVAL_S = 1.0
@@ -44,8 +44,9 @@ log = structlog.get_logger("comity.node.training")
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an order ended here. `result` is the digest of what left; `code` the catalogue code of anything else;
-    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`); `opened` is what an opener says
-    of the sum that the order's results went into.
+    `claim` is what the receipt will prove, `evidence` what it rests on (`attestation`), `weight` its
+    commitment to what the result weighs in a secure sum; `opened` is what an opener says of the sum that the order's
+    results went into.
     """
 
     outcome: str
@@ -55,6 +56,7 @@ class Outcome:
     duration_s: float
     claim: Claim | None = None
     evidence: tuple[str, ...] | None = None
+    weight: WeightCommitment | None = None
     opened: str | None = None
 
 
@@ -109,6 +111,7 @@ class ReceiptBook:
             journal_seq=number,
             duration_s=math.ceil(outcome.duration_s),
             evidence=outcome.evidence,
+            weight=outcome.weight,
             opened=outcome.opened,
         )
         store.put_receipt(conn, number, order.run, self._signed(receipt).to_bytes(), outcome.claim)

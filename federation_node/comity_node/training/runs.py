@@ -21,7 +21,7 @@ from comity.wire import catalog, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
-from comity_node.training import enforcement, store
+from comity_node.training import enforcement, store, sum_proofs
 from comity_node.training.answers import AnswerBook
 from comity_node.training.behind import WriteBehind
 from comity_node.training.closing import Closing
@@ -210,6 +210,7 @@ class Runs:
             self._node.ledger.expect(conn, statement)
             ended = {} if row.ended_at else {"ended_at": self._now(), "state": state}
             store.change_run(conn, run, closed=True, **ended)
+            sum_proofs.send(conn, self._node, run)
             files = store.files_of(conn, run)
             store.forget_work(conn, run)
             self._participant.reviews.end_of_run(conn, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from comity_node.negotiation import store as negotiation
 from comity_node.reviews.model import Review
 from comity_node.reviews.service import ReviewService
 from comity_node.statistics.service import StatisticKind
+from comity_node.training import sum_proofs
 from comity_node.training.behind import WriteBehind
 from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.events import RunEvents
@@ -131,6 +133,7 @@ class TrainingService:
         link.register("run.closed", self.runs.on_closed)
         link.on_presence(self._on_presence)
         link.on_refused("receipts", self._receipts.refused)
+        link.on_refused(sum_proofs.MESSAGE, partial(sum_proofs.refused, self._node))
         link.on_connected(self._standing.on_connected)
 
     async def start(self) -> None:

@@ -20,6 +20,7 @@ from comity_node.training.blobs import Blob
 from comity_node.training.tables import AnswerRow
 from comity_node.transport.model import Message
 from comity_policies.documents import Agreement, OrderHeader, ReplyHeader
+from comity_policies.orders import WeightCommitment
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ class Protected:
     """What leaves: the reply's payload and digest, and the bytes, inline or as a file of the payload folder.
 
     For the lead's own part, which stays, `payload` is None and `file` or `inline` hold the plain content. `charged`
-    says that the grant was charged when the bytes left. `stored` is called once the order's end is on disk.
+    says that the grant was charged when the bytes left. `stored` is called once the order's end is on disk. `weight` is
+    what the receipt commits to, of a result in a secure sum.
     """
 
     payload: dict[str, Any] | None
@@ -91,6 +93,7 @@ class Protected:
     size_bytes: int
     charged: bool = False
     stored: Callable[[], None] | None = None
+    weight: WeightCommitment | None = None
 
 
 @dataclass(frozen=True, slots=True)

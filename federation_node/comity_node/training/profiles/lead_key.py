@@ -166,7 +166,9 @@ class LeadKeyProfile:
         left_s = (instants.parse(order.reply_by) - self._node.clock()).total_seconds()
         upload = await part.summed(max(0.0, left_s) + SLACK_S)
         if outgoing.own:
-            return Protected(None, upload, upload, shape, None, len(shape), charged=True, stored=part.stored)
+            return Protected(
+                None, upload, upload, shape, None, len(shape), charged=True, stored=part.stored, weight=part.weight
+            )
         return await self._named(part, shape, upload)
 
     async def end(self, order_digest: str, error: ComityError) -> None:
@@ -319,7 +321,15 @@ class LeadKeyProfile:
             blob.close()
         ref = sealed.ref
         return Protected(
-            ref.to_json(), ref.digest, upload, sealed.inline, sealed.file, ref.size, charged=True, stored=part.stored
+            ref.to_json(),
+            ref.digest,
+            upload,
+            sealed.inline,
+            sealed.file,
+            ref.size,
+            charged=True,
+            stored=part.stored,
+            weight=part.weight,
         )
 
 

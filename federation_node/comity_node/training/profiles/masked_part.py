@@ -50,6 +50,7 @@ from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_part import UPLOAD_PAUSE_S, Part
 from comity_node.training.profiles.sum_wire import Addressed
+from comity_node.training.profiles.weighing import Pairs, pairs_of
 
 # One member may be lost after the commitments; each one more would cost two that may be dishonest
 # (`masked_transcript`).
@@ -147,6 +148,7 @@ class _MaskedWork:
         self._part = part
         self._path = path
         self._said = said
+        self._pairs: Pairs = {}
 
     async def perform(self, output: Output) -> None:
         if isinstance(output, Send):
@@ -169,6 +171,9 @@ class _MaskedWork:
         self._path.unlink(missing_ok=True)
 
     async def _mask(self, job: StartMask) -> Event:
+        # After the own mask and the round's come the pairs', in the order of the members' names.
+        seeds = [mask.key for mask in job.masks[2:]]
+        self._pairs = pairs_of(self._part.exchange.me, self.driver.state.seen.members, seeds)
         return BlobReady(*await asyncio.to_thread(_masked, self._part.slots, job, self._path))
 
     async def _upload(self, upload: StartUpload) -> Event:
@@ -180,7 +185,7 @@ class _MaskedWork:
             await asyncio.sleep(UPLOAD_PAUSE_S)
 
     async def _settle(self, job: StartSettle) -> Event:
-        await self._part.tell_end(job.upload_digest)
+        await self._part.tell_end(job.upload_digest, self.driver.state.seen.survivors, self._pairs)
         return Settled()
 
 

@@ -46,6 +46,7 @@ from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_form import Decode, Plan, Shape
 from comity_node.training.profiles.sum_holding import Holding, Opening, recalled, refused, write_content
 from comity_node.training.profiles.sum_part import key_context, minimum_of
+from comity_node.training.profiles.weighing import total_of
 from comity_node.training.tables import INLINE_BYTES_MAX, AnswerRow
 from comity_policies.documents import ReplyHeader
 
@@ -105,6 +106,7 @@ class SumCollector:
         self._task: asyncio.Task[None] | None = None
         self._driver: Driver[Any] | None = None
         self._delivered = False
+        self._total: int | None = None  # of the weights, once a sum is open
         self._committed: frozenset[str] = frozenset()
         self._shape: asyncio.Future[Shape] = asyncio.get_running_loop().create_future()
 
@@ -348,6 +350,7 @@ class SumCollector:
         content, word = self.question.content, word_of(self.question.order.message_type)
         asked = read_blob(memory.map_blob(content.fd, content.size))
         decoded = sum_form.decode(sums, contributors, asked, word, fixed, self._decode)
+        self._total = total_of(decoded)
         reply = sum_form.unform(decoded, shape, asked, word, contributors, fixed.weight_max)
         return Blob(*memory.write_parts(reply.parts()))
 
@@ -361,7 +364,7 @@ class SumCollector:
         else:
             name = f"mean-{order.run}-{order.seq}"
             await asyncio.to_thread(write_content, blob, str(self.question.folder / name))
-        named = json.dumps({"members": list(opened.members)})
+        named = json.dumps({"members": list(opened.members), "total": self._total})
         rows = [
             AnswerRow(order.run, order.seq, org, RESULT, None, named, inline, name, blob.size) for org in opened.members
         ]
@@ -375,12 +378,8 @@ class SumCollector:
         members = json.loads(given.reference or "{}").get("members", [])
         blob = await recalled(self.question, given)
         order = self.question.order
-        rows = [
-            AnswerRow(
-                order.run, order.seq, org, RESULT, None, given.reference, given.inline, given.file, given.size_bytes
-            )
-            for org in members
-        ]
+        kept = (RESULT, None, given.reference, given.inline, given.file, given.size_bytes)
+        rows = [AnswerRow(order.run, order.seq, org, *kept) for org in members]
         await self._hand_out(blob, rows)
         for org in order.receivers:
             if org not in members:

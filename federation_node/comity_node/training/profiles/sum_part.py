@@ -57,9 +57,12 @@ from comity_node.training import blobs, grants, store
 from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Exchange, Said
+from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_store import PartRow
 from comity_node.training.profiles.sum_wire import Addressed
+from comity_node.training.profiles.weighing import Pairs, pairs_of, weighed
 from comity_policies.documents import Agreement, OrderHeader
+from comity_policies.orders import WeightCommitment
 
 UPLOAD_PAUSE_S = 1.0
 
@@ -121,6 +124,7 @@ class Part:
         self._driver: Driver[Any] | None = None
         self._said: Said | None = None
         self._summed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.weight: WeightCommitment | None = None
         self._stored = asyncio.Event()
         if ended:
             self._stored.set()
@@ -163,9 +167,10 @@ class Part:
         """The order's end is on disk."""
         self._stored.set()
 
-    async def tell_end(self, upload_digest: str) -> None:
-        """Let the order end, and wait until that is on disk."""
+    async def tell_end(self, upload_digest: str, members: tuple[str, ...], pairs: Pairs) -> None:
+        """Let the order end, committed to its weight among `members`, and wait until that is on disk."""
         if not self._summed.done():
+            self.weight = weighed(self.node, self._agreement, self.order, self._digest, self.slots, members, pairs)
             self._summed.set_result(upload_digest)
         await self._stored.wait()
 
@@ -246,7 +251,7 @@ class Part:
         )
         path = node.settings.payloads_folder / f".upload-{offer.digest[:32]}"
         work = Work(self, offer, key, path, said)
-        driver = Driver(state, contributor.step, work.perform, _refused)
+        driver = Driver(state, contributor.step, work.perform, refused)
         work.driver = self._driver = driver
         silence = self.exchange.listen(offer, driver.tell)
         try:
@@ -352,6 +357,7 @@ class Work:
         self._path = path
         self._said = said
         self._fd = -1
+        self._pairs: Pairs = {}
 
     async def perform(self, output: Output) -> None:
         if isinstance(output, Send):
@@ -375,9 +381,9 @@ class Work:
         self._path.unlink(missing_ok=True)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         slots = self._part.slots
-        return await self._part.exchange.workers.encrypt(
-            self._offer.parameter_set, self._key, slots, job.pairs, self._fd
-        )
+        self._pairs = pairs_of(self._part.exchange.me, self.driver.state.seen.members, [e.seed for e in job.pairs])
+        parameters, workers = self._offer.parameter_set, self._part.exchange.workers
+        return await workers.encrypt(parameters, self._key, slots, job.pairs, self._fd)
 
     async def _upload(self, upload: StartUpload) -> Event:
         """Send the file until the coordinator says what became of it; this job never ends by itself."""
@@ -388,13 +394,7 @@ class Work:
             await asyncio.sleep(UPLOAD_PAUSE_S)
 
     async def _linear_digest(self, job: StartDigest) -> Event:
-        workers = self._part.exchange.workers
-        values = await workers.digest(
-            self._offer.parameter_set, BlobKind.UPLOAD, self._offer.chunks, job.challenge, self._fd
-        )
-        await self._part.tell_end(job.digest)
+        offer, workers = self._offer, self._part.exchange.workers
+        values = await workers.digest(offer.parameter_set, BlobKind.UPLOAD, offer.chunks, job.challenge, self._fd)
+        await self._part.tell_end(job.digest, self.driver.state.seen.members, self._pairs)
         return DigestReady(values)
-
-
-def _refused(error: ComityError) -> None:
-    log.warning("sum.refused", error=str(error))
