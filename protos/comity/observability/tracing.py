@@ -21,7 +21,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 from opentelemetry.util.types import Attributes
@@ -134,8 +134,9 @@ def start_with(exporter: SpanExporter, service: str, settings: TraceSettings, or
     """As `start`, to any exporter."""
     resource = Resource.create({"service.name": service, **({"comity.org": org} if org else {})})
     limits = SpanLimits(max_span_attributes=ATTRIBUTES_MAX, max_span_attribute_length=VALUE_CHARS_MAX)
-    sampler = Bounded(settings.sample, settings.foreign_per_minute) if settings.sample else ALWAYS_OFF
-    provider = TracerProvider(sampler, resource, shutdown_on_exit=False, span_limits=limits)
+    provider = TracerProvider(
+        Bounded(settings.sample, settings.foreign_per_minute), resource, shutdown_on_exit=False, span_limits=limits
+    )
     provider.add_span_processor(
         BatchSpanProcessor(
             exporter,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.collector import Collector, Span, collecting
 
 from comity_client.demo.cast import leftovers
 
@@ -32,7 +34,14 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> dict[str, Any]:
+def collector() -> Iterator[Collector]:
+    """Takes the traces of all processes; in earnest each party would have its own."""
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path, collector: Collector) -> dict[str, Any]:
     """The summary of one run."""
     done = subprocess.run(
         # `make demo` runs the default, `threshold`; the story is the same, and the ceremony is not told here.
@@ -41,6 +50,7 @@ def told(folder: Path) -> dict[str, Any]:
         text=True,
         timeout=DEMO_TIMEOUT_S,
         check=False,
+        env={**os.environ, **collector.environment},
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 1, f"one JSON object and nothing else:\n{done.stdout}\n{done.stderr[-4000:]}"
@@ -92,6 +102,81 @@ def test_no_token_is_in_any_log(told: dict[str, Any], folder: Path) -> None:
         text = log.read_text()
         assert "comity-join-1." not in text
         assert not [each for each in secrets if each in text]
+
+
+# docs/observability.md: who makes which span, and below which one; Temporal's own are named by its library.
+ORGS = frozenset(HOSPITALS)
+OPERATOR = frozenset({""})
+LEAD = frozenset({"hospital-a"})
+TREE = {
+    "propose": (LEAD, {""}),
+    "take proposal.submit": (OPERATOR, {"propose"}),
+    "engine open": (OPERATOR, {"take proposal.submit"}),
+    "StartWorkflow:Negotiation": (OPERATOR, {"engine open"}),
+    "RunWorkflow:Negotiation": (OPERATOR, {"StartWorkflow:Negotiation"}),
+    "take offer": (ORGS, {"take proposal.submit"}),
+    "decide proposal": (ORGS, {"take offer"}),
+    "take proposal.answer": (OPERATOR, {"take offer"}),
+    "take agreement.sign": (ORGS, {"take proposal.answer"}),
+    "take agreement.signature": (OPERATOR, {"take agreement.sign"}),
+    "take agreement.final": (ORGS, {"take agreement.signature"}),
+    "engine run": (OPERATOR, {"take agreement.signature"}),
+    "StartWorkflow:Run": (OPERATOR, {"engine run"}),
+    "RunActivity:supervise_run": (OPERATOR, {"StartActivity:supervise_run"}),
+    "take run.prepare": (ORGS, {"take agreement.signature"}),
+    "take run.ready": (OPERATOR, {"take run.prepare"}),
+    "take run.start": (LEAD, {"take run.ready"}),
+    "round": (LEAD, {"take run.start"}),
+    "relay order": (OPERATOR, {"round", "take run.start"}),
+    "take order": (ORGS - LEAD, {"relay order"}),
+    "order": (ORGS, {"round", "take order", "take run.start"}),
+    "decide dispatch": (ORGS, {"order"}),
+    "decide egress": (ORGS, {"order"}),
+    "relay reply": (OPERATOR, {"order", "take order"}),
+    "take reply": (LEAD, {"relay reply"}),
+    "receipts": (ORGS, {"order"}),
+    "take receipts": (OPERATOR, {"receipts"}),
+    "take run.finished": (OPERATOR, {"take run.start"}),
+    "take result": (ORGS - LEAD, {"relay result"}),
+}
+NAMES = {
+    "comity.org": r"hospital-[abc]",
+    "comity.proposal": r"[a-z]+-[0-9a-f-]{20,40}",
+    "comity.agreement": r"[0-9a-f]{64}",
+    "comity.run": r"[a-z]+-[0-9a-f-]{20,40}",
+    "temporalWorkflowID": r"(negotiation|run)/[a-z]+-[0-9a-f-]{20,40}(/[0-9]+)?",
+    "temporalRunID": r"[0-9a-f-]{36}",
+    "temporalActivityID": r"[0-9a-f-]{1,36}",
+}
+
+
+def test_one_trace_follows_a_proposal_through_every_process(told: dict[str, Any], collector: Collector) -> None:
+    by_trace: dict[str, list[Span]] = {}
+    for span in collector.spans:
+        by_trace.setdefault(span.trace, []).append(span)
+    assert len(by_trace) == 2, "the proposal that became a run, and the one that was denied"
+    spans = max(by_trace.values(), key=len)
+    by_id = {span.id: span for span in spans}
+    assert len(by_id) == len(spans)
+    for span in spans:
+        assert not span.parent or span.parent in by_id, f"{span.name} hangs on nothing"
+    for name, (where, above) in TREE.items():
+        found = [span for span in spans if span.name == name]
+        assert {span.at for span in found} == where, name
+        assert {by_id[span.parent].name if span.parent else "" for span in found} <= above, name
+    for trace in by_trace.values():
+        assert [span.name for span in trace if not span.parent] == ["propose"]
+
+
+def test_traces_hold_ids_and_nothing_else(told: dict[str, Any], collector: Collector) -> None:
+    for span in collector.spans:
+        assert span.events == 0, span
+        assert re.fullmatch(r"[A-Z_]*", span.status), span
+        for name, value in span.attributes.items():
+            assert name in NAMES, span
+            assert re.fullmatch(NAMES[name], str(value)), (name, value)
+    runs = {span.attributes["comity.run"] for span in collector.spans if span.name == "take order"}
+    assert len(runs) == 1
 
 
 def test_ctrl_c_leaves_nothing_and_the_folder_is_taken_again(told: dict[str, Any], folder: Path) -> None:
