@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +9,14 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from harness.networks import networks_of
+
 from comity_crypto.secagg.frame import events
 
-HERE = Path(__file__).resolve().parent
 ROUNDS_MAX = 200
 ADDER, OVER = "(adder)", ("done", "failed")
-
-
-def _networks(folder: str) -> Any:
-    name = f"networks_of_{folder}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE.parent / folder / "conftest.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 def _tell_failure(network: Any) -> None:
@@ -68,7 +58,7 @@ def make_sum() -> Callable[..., Any]:
     def make(profile: str, n: int, threshold: int, **hooks: Any) -> Any:
         tamper = hooks.pop("tampered", lambda network: None)
         if profile == "threshold":
-            made = _networks("threshold")
+            made = networks_of("threshold")
             wrong = hooks.pop("wrong", "")
             liars = {"liars": lambda org, members, number: org == wrong} if wrong else {}
             network = made.Rounds(offer=made.offer_for(n, threshold), **liars, **hooks)
@@ -76,11 +66,11 @@ def make_sum() -> Callable[..., Any]:
             _tell_failure(network)
             return network.start().run().settle()
         if profile == "masked":
-            made = _networks("masked_sum")
+            made = networks_of("masked_sum")
             secret = made.RoundSecret(made.os.urandom)
             network = made.Network(made.offer_for(n, secret), secret, **hooks)
         else:
-            made = _networks("secagg")
+            made = networks_of("secagg")
             network = made.Network(made.offer_for(n), **hooks)
         tamper(network)
         _tell_failure(network)
