@@ -3,11 +3,12 @@
 Rules
 1. A function given to `transact` may run several times and must be repeatable: it touches nothing but its connection.
    When it runs again, and for how long, is said in `retries.py`.
-2. Whatever has to happen outside (wake a stream, tell the workflow engine) goes through `after_commit`; a transaction
+2. What a transaction would write many times over goes through `put_off`, and is written once, before the commit.
+3. Whatever has to happen outside (wake a stream, tell the workflow engine) goes through `after_commit`; a transaction
    that fails runs none of its hooks.
-3. The schema is portable: text ids, canonical text for JSON, bytes, RFC 3339 text for instants, no serial ids.
-4. SQLite: WAL, `synchronous=FULL` (an acknowledged message is on the disk), `BEGIN IMMEDIATE`, foreign keys on.
-5. PostgreSQL and CockroachDB: SERIALIZABLE; every wait has a bound, the server's for a client that vanished included.
+4. The schema is portable: text ids, canonical text for JSON, bytes, RFC 3339 text for instants, no serial ids.
+5. SQLite: WAL, `synchronous=FULL` (an acknowledged message is on the disk), `BEGIN IMMEDIATE`, foreign keys on.
+6. PostgreSQL and CockroachDB: SERIALIZABLE; every wait has a bound, the server's for a client that vanished included.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ UNANSWERED_TIMEOUT_MS = 10_000
 # Drivers by the database that a URL names; no others are tested.
 DRIVERS = {"postgresql": "postgresql+psycopg", "cockroachdb": "cockroachdb+psycopg"}
 _HOOKS = "comity_after_commit"
+_PUT_OFF = "comity_put_off"
 # `psycopg.pq.TransactionStatus.INERROR`; SQLite does without the driver's 10 MB.
 _IN_ERROR = 3
 
@@ -58,15 +60,37 @@ def after_commit(conn: Connection, hook: Callable[[], None]) -> None:
     hooks.append(scope.bound(hook))
 
 
+def put_off(conn: Connection, key: tuple[str, str], value: Any, write: Callable[[Connection], None]) -> None:
+    """Have `write` called once before the commit, instead of what was put off under `key`; `awaited` returns `value`.
+
+    What asks the database itself for something that may be put off calls `catch_up` first.
+    """
+    conn.info[_PUT_OFF][key] = (value, write)
+
+
+def awaited(conn: Connection, kind: str) -> list[Any]:
+    """Return the values that are put off under a key of `kind`."""
+    return [value for key, (value, _) in conn.info.get(_PUT_OFF, {}).items() if key[0] == kind]
+
+
+def catch_up(conn: Connection) -> None:
+    """Write now what was put off in this transaction."""
+    waiting = conn.info.get(_PUT_OFF, {})
+    while waiting:
+        key = next(iter(waiting))
+        waiting.pop(key)[1](conn)
+
+
 def attempt(conn: Connection, fn: Callable[[], T]) -> T:
     """Run `fn` inside a savepoint: if it raises, its writes and its hooks are dropped, the transaction goes on."""
     hooks: list[Callable[[], None]] = conn.info[_HOOKS]
-    before = len(hooks)
+    before, waiting = len(hooks), dict(conn.info.get(_PUT_OFF, {}))
     try:
         with conn.begin_nested():
             return fn()
     except BaseException:  # whatever it was, its hooks must not run
         del hooks[before:]
+        conn.info[_PUT_OFF] = waiting
         raise
 
 
@@ -130,8 +154,10 @@ class Database:
         with self.engine.connect() as conn:
             hooks: list[Callable[[], None]] = []
             conn.info[_HOOKS] = hooks
+            conn.info[_PUT_OFF] = {}
             with conn.begin() as transaction:
                 result = fn(conn)
+                catch_up(conn)
                 _refuse_failed(conn)
                 try:
                     transaction.commit()

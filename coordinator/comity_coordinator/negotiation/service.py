@@ -222,7 +222,7 @@ class NegotiationService:
         store.put_signature(conn, digest, org, bls)
         if after.phase is Phase.VERIFIED:
             after = self._finalize(conn, after, store.read_agreement(row.document), charter)
-        store.save(conn, after)
+        store.save(conn, replace(record, negotiation=after))
         self._tell(conn, after)
 
     def withdrawal(self, conn: Connection, org: str, message: Message) -> None:
@@ -330,7 +330,7 @@ class NegotiationService:
             self._ledger.append(conn, said, patient=after.phase in model.OPEN)
         if after.phase is Phase.SIGNING and not after.agreement:
             after = self._draft(conn, record, after, charter)
-        store.save(conn, after)
+        store.save(conn, replace(record, negotiation=after))
         self._tell(conn, after)
         if after.phase is Phase.TERMINATED:
             after_commit(conn, partial(self._engine.negotiation_ended, subjects.of(after)))

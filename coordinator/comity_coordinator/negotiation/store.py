@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 from comity.wire import canonical
-from comity_coordinator.db import metadata
+from comity_coordinator.db import awaited, catch_up, metadata, put_off
 from comity_coordinator.negotiation import states
 from comity_coordinator.negotiation.states import OPEN, Negotiation, Phase
 from comity_policies.documents import Agreement
@@ -78,6 +78,7 @@ signatures = Table(
     Column("signature", LargeBinary(96), nullable=False),
 )
 
+_KIND = "negotiation"
 REVISIONS_SHOWN_MAX = 50
 READ_KEPT = 64
 DRAFT, FINAL, WITHDRAWN, VOID = "draft", "final", "withdrawn", "void"
@@ -168,6 +169,7 @@ def create(conn: Connection, record: Record) -> None:
 
 def supersede(conn: Connection, record: Record) -> None:
     """Put a revision as it ended behind a newer one, which takes its row."""
+    catch_up(conn)
     negotiation = record.negotiation
     conn.execute(delete(negotiations).where(negotiations.c.proposal_id == negotiation.proposal_id))
     conn.execute(
@@ -189,8 +191,16 @@ def superseded(conn: Connection, proposal_id: str) -> list[Record]:
     return [_record(*row) for row in reversed(rows)]
 
 
-def save(conn: Connection, negotiation: Negotiation) -> None:
-    """Write a negotiation's new state."""
+def save(conn: Connection, record: Record) -> None:
+    """Keep a negotiation's new state: fifty answers that are taken in one transaction are one writing of it."""
+    put_off(conn, (_KIND, record.negotiation.proposal_id), record, lambda conn: _write(conn, record.negotiation))
+
+
+def _unwritten(conn: Connection) -> list[Record]:
+    return awaited(conn, _KIND)
+
+
+def _write(conn: Connection, negotiation: Negotiation) -> None:
     conn.execute(
         update(negotiations)
         .where(negotiations.c.proposal_id == negotiation.proposal_id)
@@ -200,6 +210,7 @@ def save(conn: Connection, negotiation: Negotiation) -> None:
 
 def untold(conn: Connection, limit: int) -> list[Negotiation]:
     """Return negotiations whose state the nodes concerned were not sent yet."""
+    catch_up(conn)
     query = select(negotiations.c.document).where(negotiations.c.told.is_(False))
     rows = conn.execute(query.order_by(negotiations.c.proposal_id).limit(limit)).scalars()
     return [_READ.read(document) for document in rows]
@@ -207,18 +218,25 @@ def untold(conn: Connection, limit: int) -> list[Negotiation]:
 
 def set_told(conn: Connection, proposal_id: str, revision: int) -> None:
     """Note that the nodes concerned were sent a negotiation's state."""
+    catch_up(conn)
     this = (negotiations.c.proposal_id == proposal_id, negotiations.c.revision == revision)
     conn.execute(update(negotiations).where(*this).values(told=True))
 
 
 def by_id(conn: Connection, proposal_id: str) -> Record | None:
     """Return the negotiation of a proposal."""
+    for record in _unwritten(conn):
+        if record.negotiation.proposal_id == proposal_id:
+            return record
     row = conn.execute(select(*_COLUMNS).where(negotiations.c.proposal_id == proposal_id)).first()
     return None if row is None else _record(*row)
 
 
 def by_proposal_digest(conn: Connection, digest: str) -> Record | None:
     """Return the negotiation of the proposal revision with this digest, also of one that was superseded."""
+    for record in _unwritten(conn):
+        if record.proposal_digest == digest:
+            return record
     row = conn.execute(select(*_COLUMNS).where(negotiations.c.proposal_digest == digest)).first()
     if row is None:
         row = conn.execute(select(*_PAST).where(revisions.c.proposal_digest == digest)).first()
@@ -227,6 +245,7 @@ def by_proposal_digest(conn: Connection, digest: str) -> Record | None:
 
 def listed(conn: Connection, after: str, limit: int, open_only: bool) -> list[Record]:
     """Return negotiations in the order of their ids, those after `after`."""
+    catch_up(conn)
     query = select(*_COLUMNS).where(negotiations.c.proposal_id > after)
     if open_only:
         query = query.where(negotiations.c.phase.in_([str(phase) for phase in OPEN]))
@@ -235,12 +254,14 @@ def listed(conn: Connection, after: str, limit: int, open_only: bool) -> list[Re
 
 def in_phase(conn: Connection, phase: Phase) -> list[Record]:
     """Return all negotiations in `phase`."""
+    catch_up(conn)
     query = select(*_COLUMNS).where(negotiations.c.phase == str(phase)).order_by(negotiations.c.proposal_id)
     return [_record(*row) for row in conn.execute(query)]
 
 
 def open_until(conn: Connection) -> list[tuple[str, int, str]]:
     """Return (proposal id, revision, deadline) of all open negotiations."""
+    catch_up(conn)
     query = select(negotiations.c.proposal_id, negotiations.c.revision, negotiations.c.until).where(
         negotiations.c.phase.in_([str(phase) for phase in OPEN])
     )
@@ -249,6 +270,7 @@ def open_until(conn: Connection) -> list[tuple[str, int, str]]:
 
 def open_count(conn: Connection, proposer: str, limit: int) -> int:
     """Return how many negotiations `proposer` has open, counted up to `limit`."""
+    catch_up(conn)
     query = select(negotiations.c.proposal_id).where(
         negotiations.c.proposer == proposer, negotiations.c.phase.in_([str(phase) for phase in OPEN])
     )

@@ -4,17 +4,20 @@ import base64
 import json
 
 import pytest
+from sqlalchemy import event
 
 from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.training import store as training_store
+from comity_coordinator.transport.model import Message
 from comity_crypto.merkle import leaf_hash, root, verify_inclusion
 from comity_crypto.notes import verify_note
 from comity_crypto.quorum import QuorumCertificate, independent_verify, message_for, verify_certificate
 from comity_crypto.statements import Statement
-from comity_policies.documents import Agreement, Receipt, run_id
+from comity_policies.documents import Agreement, Answer, Receipt, run_id
 from comity_policies.history import verify_export
+from comity_policies.terms import Terms
 
 
 def receipt(world, org, run, agreement, seq, **changes):
@@ -163,6 +166,31 @@ def test_duplicates_change_nothing(world):
     assert len(world.hub.sent["beta"]) == after > before
     other = world.proposal(proposal_id=proposal.proposal_id, title="Something else")
     assert world.propose(other)[2].code is ErrorCode.CONFLICT
+
+
+def test_what_is_said_in_one_transaction_writes_the_negotiation_once(world):
+    proposal, _, _ = world.propose()
+    writes = []
+    event.listen(
+        world.db.engine,
+        "before_cursor_execute",
+        lambda conn, cursor, statement, *_: writes.append(statement) if "UPDATE negotiations" in statement else None,
+    )
+    body = Answer(proposal.digest, "allow", (), Terms.parse({}), "11" * 32, "22" * 32, "embedded").to_json()
+
+    def hear(conn):
+        for org in ("alpha", "beta"):
+            data = world.say(org, "answer", body).to_bytes()
+            world.negotiation.answer(conn, org, Message(f"together-{org}", "proposal.answer", org, (), "", data, seq=1))
+
+    world.read(hear)
+    assert len(writes) == 1
+    kept = world.read(lambda conn: negotiation_store.by_proposal_digest(conn, proposal.digest)).negotiation
+    assert {org: str(leg.state) for org, leg in kept.legs.items()} == {
+        "alpha": "ACCEPTED",
+        "beta": "ACCEPTED",
+        "gamma": "REQUESTED",
+    }
 
 
 def test_forged_and_foreign_messages_are_refused_and_change_nothing(world):

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator import db as db_module
-from comity_coordinator.db import Database, after_commit, attempt, open_database
+from comity_coordinator.db import Database, after_commit, attempt, awaited, catch_up, open_database, put_off
 
 
 @pytest.fixture
@@ -101,6 +101,71 @@ def test_attempt_drops_writes_and_hooks_of_what_failed(database: Database) -> No
 
     database.transact(outer)
     assert (ran, _count(database)) == (["outer"], 2)
+
+
+def _values(database: Database) -> list[int]:
+    return [row[0] for row in database.transact(lambda conn: conn.execute(text("SELECT x FROM t ORDER BY x")).all())]
+
+
+def _put(conn: Any, key: str, value: int) -> None:
+    def write(conn: Any) -> None:
+        conn.execute(text("INSERT INTO t VALUES (:x)"), {"x": value})
+
+    put_off(conn, ("row", key), value, write)
+
+
+def test_what_is_put_off_is_written_once_and_last_before_the_commit(database: Database) -> None:
+    def work(conn: Any) -> None:
+        for value in (1, 2, 3):
+            _put(conn, "a", value)
+        _put(conn, "b", 9)
+        assert conn.execute(text("SELECT count(*) FROM t")).scalar_one() == 0
+        assert (awaited(conn, "row"), awaited(conn, "other")) == ([3, 9], [])
+
+    database.transact(work)
+    assert _values(database) == [3, 9]
+    database.transact(lambda conn: None)
+    assert _values(database) == [3, 9]
+
+
+def test_who_catches_up_sees_it_and_it_is_not_written_again(database: Database) -> None:
+    def work(conn: Any) -> int:
+        _put(conn, "a", 1)
+        catch_up(conn)
+        assert awaited(conn, "row") == []
+        return int(conn.execute(text("SELECT count(*) FROM t")).scalar_one())
+
+    assert (database.transact(work), _values(database)) == (1, [1])
+
+
+def test_what_a_failed_attempt_put_off_is_as_it_was_before(database: Database) -> None:
+    def fails(conn: Any, early: bool) -> None:
+        _put(conn, "a", 2)
+        _put(conn, "b", 3)
+        if early:
+            catch_up(conn)
+        raise ComityError(ErrorCode.CONFLICT)
+
+    def work(conn: Any) -> None:
+        _put(conn, "a", 1)
+        for early in (False, True):
+            with pytest.raises(ComityError):
+                attempt(conn, lambda early=early: fails(conn, early))  # type: ignore[misc]
+            assert awaited(conn, "row") == [1]
+
+    database.transact(work)
+    assert _values(database) == [1]
+
+
+def test_a_transaction_that_fails_leaves_nothing_put_off_behind(database: Database) -> None:
+    def work(conn: Any) -> None:
+        _put(conn, "a", 1)
+        raise ComityError(ErrorCode.CONFLICT)
+
+    with pytest.raises(ComityError):
+        database.transact(work)
+    database.transact(lambda conn: None)
+    assert _values(database) == []
 
 
 def test_change_counter_sees_own_and_other_commits(database: Database, tmp_path: Path) -> None:
