@@ -196,7 +196,7 @@ class Limits:
     ready_s: float = 60.0
     values_s: float = 3600.0
     step_s: float = 120.0
-    upload_s: float = 60.0
+    upload_s: float = 120.0
     share_s: float = 20.0
 
     def uploads_s(self, size_bytes: int) -> float:
