@@ -30,9 +30,11 @@ from comity_coordinator.db import Database, open_database
 from comity_coordinator.feed import Feed
 from comity_coordinator.governance.policy import ConsortiumGate
 from comity_coordinator.governance.service import Governance, ProofsOnceNamed, genesis_in_force
+from comity_coordinator.ledger.incidents import Incidents
 from comity_coordinator.ledger.sequencer import Sequencer
 from comity_coordinator.ledger.service import Ledger
-from comity_coordinator.ledger.servicer import LedgerReadServicer
+from comity_coordinator.ledger.servicer import LedgerReadServicer, LedgerWitnessServicer
+from comity_coordinator.ledger.witnessing import Rounds, Witnessing
 from comity_coordinator.membership.registry import Registry
 from comity_coordinator.membership.service import Membership
 from comity_coordinator.membership.servicer import EnrolmentServicer, MembershipServicer
@@ -175,18 +177,22 @@ class Coordinator:
             self.membership.on_enrolled(self.governance.ballots.candidate)
             self.negotiation.register()
             self.attestation.register(self.negotiation)
+            Incidents(self.governance.in_charge, self.ledger).register(self.hub)
             self.governance.on_charter(self.negotiation.charter_changed)
             self.training.register()
             self.hub.authorise_runs(self.training.parties_of)
             self.hub.observe(KIND, self.sums.observe)
             stack.push_async_callback(self.sums.close)
-            await self._serve_nodes(stack)
+            witnessing = Witnessing(self.governance.in_charge)
+            rounds = Rounds(self.database, witnessing, self.hub.tell, self.hub.connected)
+            self.ledger.on_checkpoint(rounds.wake)
+            await self._serve_nodes(stack, rounds)
             sequencer = Sequencer(self.database, self.ledger)
             await self.engine.start(self.negotiation, self.training)
             stack.push_async_callback(self.engine.close)
             await self._serve_operator(stack)
             teller = Teller(self.database, self.negotiation)
-            work = (sequencer.run, teller.run, self._sweep, self._end_ballots, self.sums.run)
+            work = (sequencer.run, rounds.run, teller.run, self._sweep, self._end_ballots, self.sums.run)
             tasks = [_keep(stack, each) for each in work]
             self._announce()
             stopped = asyncio.create_task(self._stop.wait())
@@ -201,7 +207,7 @@ class Coordinator:
         telling = starting.Telling("comity-coordinator", metrics.BOOK, gauges.read, metrics.READ_ERRORS)
         self.metrics_port = await starting.begin(stack, telling, self.settings.metrics, self.settings.traces)
 
-    async def _serve_nodes(self, stack: AsyncExitStack) -> None:
+    async def _serve_nodes(self, stack: AsyncExitStack, rounds: Rounds) -> None:
         edge = Edge(self.settings.consortium, self.registry.admit)
         server, self.port = build_server(edge, self.tls, self.settings.listen)
         digest = bytes.fromhex(x509.fingerprint(self.tls.certificate_pem))
@@ -217,8 +223,9 @@ class Coordinator:
             MembershipServicer(self.database, self.membership, self.governance, self.authority), server
         )
         ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server(
-            LedgerReadServicer(self.database, self.ledger, Memory(self.ledger)), server
+            LedgerReadServicer(self.database, self.ledger, Memory(self.ledger), rounds.witnessing), server
         )
+        ledger_pb2_grpc.add_LedgerWitnessServiceServicer_to_server(LedgerWitnessServicer(self.database, rounds), server)
         await server.start()
         stack.push_async_callback(server.stop, self.settings.stop_grace_s)
         stack.callback(self.hub.drop_all, ComityError(ErrorCode.UNAVAILABLE, "the coordinator stops"))

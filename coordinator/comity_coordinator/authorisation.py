@@ -53,4 +53,5 @@ METHODS: dict[str, str] = {
     "/comity.v1.LedgerReadService/GetInclusionProof": ORG,
     "/comity.v1.LedgerReadService/GetConsistencyProof": ORG,
     "/comity.v1.LedgerReadService/GetStanding": ORG,
+    "/comity.v1.LedgerWitnessService/AddCosignature": ORG,
 }

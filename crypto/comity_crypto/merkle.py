@@ -140,6 +140,10 @@ class Tree:
         """Number of leaves."""
         return self._size
 
+    def peaks(self) -> list[bytes]:
+        """Return the hashes of the complete subtrees, left to right: with the size, all that appending needs."""
+        return [value for _, value in self._peaks]
+
     def append(self, leaf: bytes) -> list[tuple[int, int, bytes]]:
         """Add a leaf hash and return the (level, index, hash) that became complete, for the caller to store.
 

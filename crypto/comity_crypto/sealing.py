@@ -2,7 +2,8 @@
 
 Form (architecture.md section 4, "End to end"):
 * A fresh 256-bit content key for each payload, sealed to every receiver by HPKE; the context is bound to each box.
-* Plain stream = true length (u64, big-endian), the data, zero padding up to a Padme size, so that size tells little.
+* Plain stream = lengths (u64, big-endian: 16 bits of the header's, 48 of the data's), a header of at most 4 KiB for
+  what a sender says besides (its newest checkpoint), the data, zero padding up to a Padme size that tells little.
 * Chunks of `PLAIN_CHUNK_BYTES`, each AES-256-GCM: nonce = chunk number (96 bit, big-endian); associated data =
   SHA-256 of the context, then 0x01 for the last chunk and 0x00 for others. One wire chunk carries one sealed chunk.
 * Address = SHA-256 of all sealed bytes; the sender signs it in a statement.
@@ -22,7 +23,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,14 +35,18 @@ from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.encoding import fields, from_base64, to_base64
 from comity_crypto.keys import BOX_OVERHEAD_BYTES, seal_box
+from comity_crypto.padding import LENGTH_BYTES, plain_size_of
+from comity_crypto.padding import PLAIN_CHUNK_BYTES as PLAIN_CHUNK_BYTES
+from comity_crypto.padding import SEALED_CHUNK_BYTES as SEALED_CHUNK_BYTES
+from comity_crypto.padding import TAG_BYTES as TAG_BYTES
+from comity_crypto.padding import padme as padme
+from comity_crypto.padding import sealed_size as sealed_size
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-TAG_BYTES = 16
-SEALED_CHUNK_BYTES = 512 * 1024
-PLAIN_CHUNK_BYTES = SEALED_CHUNK_BYTES - TAG_BYTES
-LENGTH_BYTES = 8
+HEADER_BYTES_MAX = 4_096
+_DATA_BITS = 48
 CONTENT_KEY_BYTES = 32
 BOX_BYTES = CONTENT_KEY_BYTES + BOX_OVERHEAD_BYTES
 RECEIVERS_MAX = 256
@@ -78,7 +83,7 @@ class SealedRef:
             raise ComityError(ErrorCode.MALFORMED, "a sealed size is a number")
         if not LENGTH_BYTES + TAG_BYTES <= self.size <= SEALED_SIZE_MAX:
             raise ComityError(ErrorCode.MALFORMED, "no sealed payload has this size", size_bytes=self.size)
-        _plain_size(self.size)
+        plain_size_of(self.size)
         if not isinstance(self.boxes, dict) or not 1 <= len(self.boxes) <= RECEIVERS_MAX:
             raise ComityError(ErrorCode.MALFORMED, f"a payload has 1 to {RECEIVERS_MAX} receivers")
         for org, box in self.boxes.items():
@@ -98,23 +103,13 @@ class SealedRef:
         return cls(digest=found["digest"], size=found["size"], boxes=found["boxes"])
 
 
-def padme(size_bytes: int) -> int:
-    """Return the padded size: at most 12 % more, and O(log log n) bits of the size remain visible (PETS 2019, 4)."""
-    if size_bytes < 2:
-        return size_bytes
-    exponent = size_bytes.bit_length() - 1
-    mask = (1 << (exponent - exponent.bit_length())) - 1
-    return (size_bytes + mask) & ~mask
-
-
-def sealed_size(plain_bytes: int) -> int:
-    """Return the number of sealed bytes for `plain_bytes` of data."""
-    padded = padme(LENGTH_BYTES + plain_bytes)
-    return padded + TAG_BYTES * -(-padded // PLAIN_CHUNK_BYTES)
-
-
 def seal_to_file(
-    parts: Sequence[Buffer], path: Path, receivers: Mapping[str, bytes], context: bytes, fsync: bool
+    parts: Sequence[Buffer],
+    path: Path,
+    receivers: Mapping[str, bytes],
+    context: bytes,
+    fsync: bool,
+    header: bytes = b"",
 ) -> SealedRef:
     """Seal `parts`, one after the other, into the new file `path` (0600), in one pass and bounded memory.
 
@@ -126,11 +121,12 @@ def seal_to_file(
         receivers: organisation -> `MemberKeys.sealing`.
         context: what the payload belongs to; the receiver must give the same bytes.
         fsync: whether file and folder are on disk when this returns.
+        header: what the sender says besides, at most 4 KiB.
 
     Raises:
         ComityError: `MALFORMED` for a bad receiver; `TOO_LARGE`; `SPOOL_FULL` if the disk is full.
     """
-    key, views, size = _begin(parts)
+    key, views, size = _begin(parts, header)
     boxes = _boxes(key, receivers, context)
     digest = hashlib.sha256()
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -138,7 +134,7 @@ def seal_to_file(
     try:
         try:
             buffer = memoryview(bytearray(SEALED_CHUNK_BYTES))
-            for sealed in _sealed(key, views, size, context, buffer):
+            for sealed in _sealed(key, views, size, header, context, buffer):
                 digest.update(sealed)
                 write_all(fd, sealed)
             if fsync:
@@ -154,15 +150,17 @@ def seal_to_file(
         beside.unlink(missing_ok=True)
     if fsync:
         _sync_folder(path.parent)
-    return SealedRef(digest=digest.hexdigest(), size=sealed_size(size), boxes=boxes)
+    return SealedRef(digest=digest.hexdigest(), size=sealed_size(size, len(header)), boxes=boxes)
 
 
-def seal_to_bytes(parts: Sequence[Buffer], receivers: Mapping[str, bytes], context: bytes) -> tuple[SealedRef, bytes]:
+def seal_to_bytes(
+    parts: Sequence[Buffer], receivers: Mapping[str, bytes], context: bytes, header: bytes = b""
+) -> tuple[SealedRef, bytes]:
     """Seal `parts` in memory; arguments and refusals as in `seal_to_file`."""
-    key, views, size = _begin(parts)
+    key, views, size = _begin(parts, header)
     boxes = _boxes(key, receivers, context)
     buffer = memoryview(bytearray(SEALED_CHUNK_BYTES))
-    data = b"".join(bytes(sealed) for sealed in _sealed(key, views, size, context, buffer))
+    data = b"".join(bytes(sealed) for sealed in _sealed(key, views, size, header, context, buffer))
     return SealedRef(digest=hashlib.sha256(data).hexdigest(), size=len(data), boxes=boxes), data
 
 
@@ -191,8 +189,8 @@ class Opener:
     def __init__(
         self, keys: BoxOpener, org: str, ref: SealedRef, context: bytes, *, plain_size_max: int = PLAIN_SIZE_MAX
     ) -> None:
-        padded = _plain_size(ref.size)
-        if padded > padme(LENGTH_BYTES + plain_size_max):
+        padded = plain_size_of(ref.size)
+        if padded > padme(LENGTH_BYTES + HEADER_BYTES_MAX + plain_size_max):
             raise ComityError(ErrorCode.TOO_LARGE, "a sealed payload is too large", limit_bytes=plain_size_max)
         box = ref.boxes.get(org)
         if box is None:
@@ -209,6 +207,8 @@ class Opener:
         self._number = 0
         self._fed = 0
         self._size = -1  # true length; known after the first chunk
+        self._head = LENGTH_BYTES  # where the data begins
+        self.header = b""
         self._broken = False
 
     @property
@@ -255,13 +255,15 @@ class Opener:
         self._hash.update(chunk)
         start, offset = self._number * PLAIN_CHUNK_BYTES, 0
         if self._number == 0:
-            self._size = int.from_bytes(plain[:LENGTH_BYTES], "big")
-            if padme(LENGTH_BYTES + self._size) != self._padded:
+            lengths = int.from_bytes(plain[:LENGTH_BYTES], "big")
+            self._size, self._head = lengths & ((1 << _DATA_BITS) - 1), LENGTH_BYTES + (lengths >> _DATA_BITS)
+            if self._head > LENGTH_BYTES + HEADER_BYTES_MAX or padme(self._head + self._size) != self._padded:
                 raise ComityError(ErrorCode.SEAL_BROKEN, "the true length does not fit the sealed size")
             if self._size > self._limit:
                 raise ComityError(ErrorCode.TOO_LARGE, "a sealed payload is too large", limit_bytes=self._limit)
-            offset = LENGTH_BYTES
-        end = min(len(plain), max(offset, LENGTH_BYTES + self._size - start))
+            offset = self._head
+            self.header = bytes(plain[LENGTH_BYTES:offset])
+        end = min(len(plain), max(offset, self._head + self._size - start))
         if end < len(plain) and plain[end:] != bytes(len(plain) - end):
             raise ComityError(ErrorCode.SEAL_BROKEN, "the padding is not zero")
         self._number += 1
@@ -296,14 +298,17 @@ def open_bytes(
     data: bytes | memoryview,
     *,
     plain_size_max: int = PLAIN_SIZE_MAX,
+    heard: Callable[[bytes], None] | None = None,
 ) -> bytes:
-    """Open a whole payload in memory; arguments and refusals as in `Opener`."""
+    """Open a whole payload in memory and tell `heard` its header; arguments and refusals as in `Opener`."""
     opener = Opener(keys, org, ref, context, plain_size_max=plain_size_max)
     view = memoryview(data)
     if len(view) != ref.size:
         raise ComityError(ErrorCode.PAYLOAD_TRUNCATED, "the payload has another size", size_bytes=len(view))
     parts = [opener.feed(view[at : at + SEALED_CHUNK_BYTES]) for at in range(0, len(view), SEALED_CHUNK_BYTES)]
     opener.finish()
+    if heard is not None:
+        heard(opener.header)
     return b"".join(part for part in parts if part is not None)
 
 
@@ -324,11 +329,13 @@ def write_all(fd: int, data: Buffer) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _begin(parts: Sequence[Buffer]) -> tuple[bytes, list[memoryview], int]:
+def _begin(parts: Sequence[Buffer], header: bytes) -> tuple[bytes, list[memoryview], int]:
     """Return a fresh content key, the parts as flat views, and their total size in bytes."""
     views = [memoryview(part) for part in parts]
     flat = [view.cast("B") for view in views if view.nbytes]
     size = sum(view.nbytes for view in flat)
+    if len(header) > HEADER_BYTES_MAX:
+        raise ComityError(ErrorCode.TOO_LARGE, "a payload's header is too large", limit_bytes=HEADER_BYTES_MAX)
     if size > PLAIN_SIZE_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "a payload is too large", size_bytes=size, limit_bytes=PLAIN_SIZE_MAX)
     return secrets.token_bytes(CONTENT_KEY_BYTES), flat, size
@@ -341,22 +348,22 @@ def _boxes(key: bytes, receivers: Mapping[str, bytes], context: bytes) -> dict[s
 
 
 def _sealed(
-    key: bytes, views: Sequence[memoryview], size: int, context: bytes, buffer: memoryview
+    key: bytes, views: Sequence[memoryview], size: int, header: bytes, context: bytes, buffer: memoryview
 ) -> Iterator[memoryview]:
     """Yield the sealed chunks, each a view of `buffer` that holds until the next one."""
     cipher, digest = AESGCM(key), hashlib.sha256(context).digest()
-    count = -(-padme(LENGTH_BYTES + size) // PLAIN_CHUNK_BYTES)
-    for number, plain in enumerate(_plain_chunks(views, size)):
+    count = -(-padme(LENGTH_BYTES + len(header) + size) // PLAIN_CHUNK_BYTES)
+    for number, plain in enumerate(_plain_chunks(views, size, header)):
         aad = digest + (b"\x01" if number == count - 1 else b"\x00")
         written = cipher.encrypt_into(number.to_bytes(12, "big"), plain, aad, buffer[: len(plain) + TAG_BYTES])
         yield buffer[:written]
 
 
-def _plain_chunks(views: Sequence[memoryview], size: int) -> Iterator[memoryview]:
-    """Cut length, data and padding into chunks; only a chunk that crosses a border is copied."""
+def _plain_chunks(views: Sequence[memoryview], size: int, header: bytes) -> Iterator[memoryview]:
+    """Cut lengths, header, data and padding into chunks; only a chunk that crosses a border is copied."""
     scratch = memoryview(bytearray(PLAIN_CHUNK_BYTES))
     held = 0
-    for segment in _segments(views, size):
+    for segment in _segments(views, size, header):
         at = 0
         while at < len(segment):
             take = min(PLAIN_CHUNK_BYTES - held, len(segment) - at)
@@ -373,21 +380,16 @@ def _plain_chunks(views: Sequence[memoryview], size: int) -> Iterator[memoryview
         yield scratch[:held]
 
 
-def _segments(views: Sequence[memoryview], size: int) -> Iterator[memoryview]:
-    yield memoryview(size.to_bytes(LENGTH_BYTES, "big"))
+def _segments(views: Sequence[memoryview], size: int, header: bytes) -> Iterator[memoryview]:
+    yield memoryview((len(header) << _DATA_BITS | size).to_bytes(LENGTH_BYTES, "big"))
+    if header:
+        yield memoryview(header)
     yield from views
-    rest = padme(LENGTH_BYTES + size) - LENGTH_BYTES - size
+    whole = LENGTH_BYTES + len(header) + size
+    rest = padme(whole) - whole
     while rest > 0:
         yield memoryview(_ZEROS)[:rest]
         rest -= len(_ZEROS)
-
-
-def _plain_size(size: int) -> int:
-    """Return the padded plain size behind `size` sealed bytes. Raises `MALFORMED` if no payload seals to it."""
-    padded = size - TAG_BYTES * -(-size // SEALED_CHUNK_BYTES)
-    if padded < LENGTH_BYTES or padded + TAG_BYTES * -(-padded // PLAIN_CHUNK_BYTES) != size:
-        raise ComityError(ErrorCode.MALFORMED, "no sealed payload has this size", size_bytes=size)
-    return padded
 
 
 def _sync_folder(folder: Path) -> None:

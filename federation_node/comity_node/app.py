@@ -27,7 +27,9 @@ from comity_node.context import NodeContext, Service
 from comity_node.governance.service import GovernanceService
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
+from comity_node.ledger.service import LedgerService
 from comity_node.ledger.store import LedgerStore
+from comity_node.negotiation.service import NegotiationService
 from comity_node.observability import metrics
 from comity_node.observability.gauges import Gauges
 from comity_node.policy.consortium import ConsortiumPolicy
@@ -92,6 +94,8 @@ class Node:
         self._listening = ""
         self._metrics_port = 0
         self._services = [service for name in CAPABILITIES if (service := _build(name, self.context)) is not None]
+        reader = self.context.services.get(LedgerService).reader
+        reader.on_entry("withdrawal", self.context.services.get(NegotiationService).on_withdrawal)
         journal.create_all()
         self.context.charters.load()
         self._consortium_policy.load(journal)

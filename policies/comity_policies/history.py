@@ -57,6 +57,7 @@ from comity_policies.history_evidence import EvidenceBook
 from comity_policies.history_independent import SecondLook
 from comity_policies.history_runs import RunBook
 from comity_policies.history_sums import SumBook
+from comity_policies.incidents import INCIDENT, Incident
 from comity_policies.proofs import verify_agreement
 
 __all__ = ["Check", "Report", "verify_export"]
@@ -261,6 +262,10 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
         return
     if statement.kind == sums.KIND:
         _enter_sum(history, index, statement)
+        return
+    if statement.kind == INCIDENT:
+        with _Obligation(12, index):
+            Incident.from_json(statement.body)
         return
     with _Obligation(10, index):
         if statement.kind in (EVIDENCE, ASK):

@@ -13,7 +13,8 @@ import base64
 from collections.abc import Iterable
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_policies.charter import Charter, Member, QuorumRule
+from comity_policies.charter import Charter, Member, QuorumRule, WitnessRule
+from comity_policies.charter_witnesses import WITNESSES_MAX
 from comity_policies.terms import Terms
 
 FOUNDERS_MIN = 2
@@ -42,6 +43,8 @@ def genesis_draft(members: Iterable[Member], *, consortium: str, log_name: str, 
         quorum=DEFAULT_QUORUM,
         max_checkpoint_age_s=MAX_CHECKPOINT_AGE_S,
         defaults=Terms(),
+        # Founders watch each other's coordinator: the first ones by name, because any sixteen are as good as others.
+        witnesses=WitnessRule.of(sorted(member.org for member in named)[:WITNESSES_MAX]),
     )
 
 

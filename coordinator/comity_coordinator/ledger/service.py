@@ -70,10 +70,15 @@ class Ledger:
         self._counter = itertools.count()
         self._last_ns = 0
         self._wake: Callable[[], None] | None = None
+        self._entered: Callable[[], None] | None = None
 
     def on_append(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from any thread, after a commit that left something to integrate."""
         self._wake = wake
+
+    def on_checkpoint(self, entered: Callable[[], None]) -> None:
+        """Have `entered` called, from any thread, after a commit that made a checkpoint."""
+        self._entered = entered
 
     def append(
         self, conn: Connection, statement: Statement, recipients: Sequence[str] = (), *, patient: bool = False
@@ -123,6 +128,8 @@ class Ledger:
         checkpoint = Checkpoint(self.log_name, tree.size, tree.root())
         note = self._sign_note(checkpoint.text())
         store.put_checkpoint(conn, store.CheckpointRow(tree.size, checkpoint.root, note), instants.to_text(now))
+        if self._entered is not None:
+            after_commit(conn, self._entered)
         concerned: dict[str, list[InclusionProof]] = {}
         for offset, row in enumerate(rows):
             proof = InclusionProof(row.digest, first + offset, tuple(tree.inclusion_proof(first + offset)), note)

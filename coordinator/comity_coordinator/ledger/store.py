@@ -203,6 +203,13 @@ def newest_checkpoint(conn: Connection) -> CheckpointRow | None:
     return None if row is None else CheckpointRow(int(row[0]), bytes(row[1]), row[2])
 
 
+def checkpoint(conn: Connection, size: int) -> CheckpointRow | None:
+    """Return the tree head of one size."""
+    columns = (checkpoints.c.size, checkpoints.c.root, checkpoints.c.note)
+    row = conn.execute(select(*columns).where(checkpoints.c.size == size)).first()
+    return None if row is None else CheckpointRow(int(row[0]), bytes(row[1]), row[2])
+
+
 def all_checkpoints(conn: Connection) -> list[CheckpointRow]:
     """Return every tree head, smallest first (for fsck)."""
     rows = conn.execute(select(checkpoints.c.size, checkpoints.c.root, checkpoints.c.note).order_by(checkpoints.c.size))

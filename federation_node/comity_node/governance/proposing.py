@@ -116,8 +116,8 @@ def _roots(current: Charter, wish: Wish) -> tuple[TrustRoot, ...]:
 def apply_setting(current: Charter, values: dict[str, Any], key: str, text: str) -> None:
     """Write one setting into the fields of the next charter.
 
-    Keys: `quorum.KIND` (a rule, or `default` for all), `roles.ROLE` (ORG,ORG or empty), `defaults.TERM` (JSON, or empty
-    for no default), `max_checkpoint_age_s`, `witnesses` (`WitnessRule.from_text`, or empty for none). Raises `MALFORMED`.
+    Keys: `quorum.KIND` (a rule, or `default` for all), `roles.ROLE` (ORG,ORG or empty), `defaults.TERM` (JSON, empty),
+    `max_checkpoint_age_s`, `witnesses` (`WitnessRule.from_text`, or empty for none). Raises `MALFORMED`.
     """
     if len(text) > SETTING_CHARS_MAX:
         raise malformed(f"a setting has at most {SETTING_CHARS_MAX} characters")

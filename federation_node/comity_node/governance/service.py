@@ -153,6 +153,13 @@ class GovernanceService:
         async with self._lock:
             await self._accept(statement)
 
+    async def entered(self, statement: Statement) -> None:
+        """Take a charter that was read in the ledger: nobody keeps one from this node by not sending it."""
+        if self._node.charters.knows(statement):
+            return
+        async with self._lock:
+            await self._accept(statement)
+
     async def _accept(self, statement: Statement) -> None:
         if statement.kind != CHARTER_KIND:
             raise ComityError(ErrorCode.MALFORMED, "not a charter")

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Collection
 
@@ -58,12 +59,14 @@ class CharterStore:
         self._journal = journal
         self._chain: list[Charter] = []
         self._by_digest: dict[str, Charter] = {}
+        self._stated = ""
 
     def load(self) -> None:
         """Read the chain from the journal; call once the tables exist."""
         query = sa.select(_charters.c.statement).order_by(_charters.c.version)
         rows = self._journal.transact(lambda conn: list(conn.execute(query).scalars()))
         self._chain = [Charter.from_json(Statement.from_bytes(row).body["charter"]) for row in rows]
+        self._stated = hashlib.sha256(rows[-1]).hexdigest() if rows else ""
         self._by_digest = {charter.digest: charter for charter in self._chain}
 
     def current(self) -> Charter | None:
@@ -76,9 +79,19 @@ class CharterStore:
             raise ComityError(ErrorCode.CHARTER_INVALID, "there is no charter yet: the founders have to sign genesis")
         return self._chain[-1]
 
+    def statements_in_force(self) -> tuple[str, ...]:
+        """Return the digest of the statement that put the charter into force; nothing before genesis."""
+        return (self._stated,) if self._stated else ()
+
     def at(self, digest: str) -> Charter | None:
         """Return the verified charter with this digest."""
         return self._by_digest.get(digest)
+
+    def knows(self, statement: Statement) -> bool:
+        """Tell whether a charter of this version is in force or was."""
+        charter = statement.body.get("charter")
+        version = charter.get("version") if isinstance(charter, dict) else None
+        return isinstance(version, int) and version < self.next_version()
 
     def former_members(self) -> dict[str, Member]:
         """Return whoever was a member and is none now, as the last charter that named it did."""
@@ -128,6 +141,7 @@ class CharterStore:
         await self._journal.run(lambda conn: _insert(conn, charter, statement))
         if charter.version == self.next_version():
             self._chain.append(charter)
+            self._stated = statement.digest
             self._by_digest[charter.digest] = charter
         return True
 

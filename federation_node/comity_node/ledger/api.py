@@ -20,11 +20,8 @@ def router(node: NodeContext) -> APIRouter:
 
     @api.get("")
     async def state() -> dict[str, Any]:
-        """Return how many of this node's entries are proved, the newest checkpoint, and alarms."""
-        counts = await node.journal.run(node.ledger.counts)
-        newest = await node.journal.run(node.ledger.newest)
-        alarms = await node.journal.run(node.ledger.alarms)
-        return {"entries": counts, "checkpoint": newest.note if newest else None, "alarms": alarms}
+        """Return what of this node is proved, what it has read, what is final, who is awaited, incidents."""
+        return await service.state()
 
     @api.get("/export")
     async def export() -> FileResponse:

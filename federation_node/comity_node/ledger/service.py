@@ -21,15 +21,22 @@ import structlog
 from sqlalchemy import Connection
 
 from comity.v1 import ledger_pb2
-from comity.wire import canonical, ids
+from comity.wire import canonical, ids, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto import merkle
 from comity_crypto.notes import Checkpoint, verify_note
 from comity_crypto.statements import STATEMENT_BYTES_MAX
 from comity_node.context import NodeContext
-from comity_node.ledger.store import PROOF_HASHES_MAX, EntryState, Proof, Seen, read_hashes
+from comity_node.governance.service import GovernanceService
+from comity_node.governance.store import CHARTER_KIND
+from comity_node.ledger import incidents, pointers
+from comity_node.ledger.describing import describe
+from comity_node.ledger.following import Follower
+from comity_node.ledger.reading import Reader
+from comity_node.ledger.store import PROOF_HASHES_MAX, EntryState, LedgerStore, Proof, Seen, read_hashes
 from comity_node.transport.dial import ask
 from comity_node.transport.model import Message
+from comity_policies.incidents import INCIDENT
 
 EXPORT_FORMAT = "comity-ledger-export/1"
 ENTRIES_AT_ONCE = 256
@@ -50,24 +57,78 @@ class LedgerService:
     def __init__(self, node: NodeContext) -> None:
         self._node = node
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.reader = Reader(node)
+        self.follower = Follower(node, self.reader, self._read_note, self._wake.set)
+        self.reader.on_entry(INCIDENT, self.follower.on_incident)
+        self.reader.on_entry(CHARTER_KIND, node.services.get(GovernanceService).entered)
         node.link.register("ledger.proof", self._proof)
+        node.link.register("ledger.asked", self._told)
+        node.link.register("ledger.final", self._told)
         node.link.on_connected(self.ask_again)
 
     async def start(self) -> None:
-        """Go on comparing checkpoints where the journal says that some are not compared."""
+        """Go on comparing checkpoints and reading the log where the journal says that this node stopped."""
+        self._loop = asyncio.get_running_loop()
+        await self._node.journal.run(self._node.ledger.load)
+        self._node.ledger.on_news(self._heard)
         self._wake.set()
-        self._task = asyncio.create_task(self._compare())
+        self._tasks = [asyncio.create_task(self._compare()), asyncio.create_task(self.follower.run())]
 
     async def stop(self) -> None:
-        """End the comparison; it resumes at the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """End both tasks; they resume at the next start."""
+        self._node.ledger.on_news(lambda: None)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def state(self) -> dict[str, Any]:
+        """Return for people how far this node has come, what is final and who is awaited, and incidents."""
+        return await describe(self._node, self.follower)
+
+    async def acknowledge(self, incident: str, user: str, reason: str) -> dict[str, Any]:
+        """Note that an admin knows of an incident; work goes on with what the coordinator shows now.
+
+        Raises:
+            ComityError: `NOT_FOUND`, `ILLEGAL_EVENT`.
+        """
+        now = instants.to_text(self._node.clock())
+
+        def write(conn: Connection) -> incidents.Seen:
+            seen = incidents.acknowledge(conn, incident, user, reason, now)
+            if not incidents.stopping(conn):
+                pointers.wipe_insisted(conn, list(seen.incident.evidence))
+                self._node.ledger.begin_anew(conn)
+            return seen
+
+        seen = await self._node.journal.run(write)
+        await self._node.journal.run(self._node.ledger.load)
+        log.warning("ledger.acknowledged", incident=incident, user=user, reason=reason)
+        self.follower.wake()
+        return seen.to_json()
+
+    async def _told(self, message: Message) -> None:
+        """Take the coordinator's word that there is something to look at; what it is, signatures say."""
+        if message.sender != ids.COORDINATOR:
+            raise ComityError(ErrorCode.FORBIDDEN, "only the coordinator tells of checkpoints")
+        note = message.document().get("note")
+        if not isinstance(note, str) or len(note) > NOTE_CHARS_MAX:
+            raise ComityError(ErrorCode.MALFORMED, "a signed note expected")
+        if message.kind == "ledger.asked":
+            self.follower.news(asked=note)
+        else:
+            self.follower.news(final=note)
+
+    def _heard(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self.follower.heard)
 
     async def ask_again(self) -> None:
         """Ask for proofs that never came: sent before a crash, or before this node knew the charter."""
         self._wake.set()
+        self.follower.wake()
         if self._node.charters.current() is None:
             return
         store = self._node.ledger
@@ -175,17 +236,27 @@ class LedgerService:
             request = ledger_pb2.GetConsistencyProofRequest(
                 old_size=oldest.size, new_size=newer.size, further_sizes=[seen.size for seen in further]
             )
-            found = await ask(self._node.dialer.ledger().GetConsistencyProof, request)
+            try:
+                found = await ask(self._node.dialer.ledger().GetConsistencyProof, request)
+            except ComityError as error:
+                if error.code is not ErrorCode.PROOF_INVALID:
+                    raise
+                # It has signed all of these: whoever cannot prove that they are one history has shown two.
+                await journal.run(partial(_fork, store=store, notes=[seen.note for seen in compared[-2:]]))
+                return
             proofs = [found.hashes, *(step.hashes for step in found.further)]
             for (smaller, larger), hashes in zip(itertools.pairwise(compared), proofs, strict=False):
                 if not _extends(smaller, larger, hashes):
                     log.error("ledger.alarm", reason=FORK, sizes=[smaller.size, larger.size])
-                    both = f"{smaller.note}\n{larger.note}"
-                    await journal.run(partial(store.alarm, reason=FORK, evidence=both))
+                    await journal.run(partial(_fork, store=store, notes=(smaller.note, larger.note)))
                     return
             if len(proofs) != len(compared) - 1:
                 raise ComityError(ErrorCode.PROOF_INVALID, "the coordinator did not prove every step")
             await journal.run(partial(store.consistent, compared=compared))
+
+
+def _fork(conn: Connection, store: LedgerStore, notes: Sequence[str]) -> None:
+    store.alarm(conn, FORK, *notes)
 
 
 def _extends(smaller: Seen, larger: Seen, hashes: Sequence[bytes]) -> bool:

@@ -1,10 +1,12 @@
-"""What this node expects to find in the ledger, and what was proved of it (ledger.md section 2).
+"""What this node expects to find in the ledger, what was proved of it, and what is final (ledger.md section 2).
 
 Rules:
 1. A statement is *expected* in the transaction that hands it in or takes it as final; its proof is checked against the
    leaf that was expected, whichever of the two comes first.
 2. Checkpoints form one chain: of two of one size, both roots are equal; a larger one extends a smaller one by proof.
    Anything else is a fork: both notes are kept as evidence and `check` refuses from then on.
+3. A statement is *final* once it stands below the newest final checkpoint. Where a charter names witnesses, nothing new
+   is begun on anything else, nor while that checkpoint is older than the charter allows.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -23,6 +26,9 @@ from comity_crypto import merkle
 from comity_crypto.statements import Statement
 from comity_node import journal
 from comity_node.journal import metadata
+from comity_node.ledger import incidents, pointers
+from comity_node.ledger.finality import Finality
+from comity_policies.charter import Charter
 
 HASH_BYTES = 32
 PROOF_HASHES_MAX = 64
@@ -48,13 +54,17 @@ EXPECTED_KINDS = frozenset(
         "run-closed",
     }
 )
+# What this node was told is decided: whoever says so and does not enter it withholds it.
+INSISTED_KINDS = frozenset({"charter", "agreement"})
 
 # Marks of the journal.
 BEHIND = "behind"
 RECOVERED_AT = "recovered_at"
 # As text: every order asks, and building the expression costs more than SQLite's answer.
 _DISTRUST = """
-    SELECT 'LEDGER_INVALID', reason FROM (SELECT reason FROM ledger_alarms ORDER BY id LIMIT 1)
+    SELECT 'LEDGER_INVALID', detail FROM (
+        SELECT detail FROM ledger_incidents WHERE org = '' AND grave AND acknowledged_at IS NULL LIMIT 1
+    )
     UNION ALL SELECT 'JOURNAL_BEHIND', value FROM journal_marks WHERE name = 'behind' LIMIT 1
 """
 
@@ -78,14 +88,6 @@ _checkpoints = sa.Table(
     sa.Column("root", sa.LargeBinary, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("consistent", sa.Boolean, nullable=False),
-)
-_alarms = sa.Table(
-    "ledger_alarms",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("evidence", sa.Text, nullable=False),
-    sa.Column("raised_at", sa.Text, nullable=False),
 )
 
 
@@ -118,13 +120,20 @@ class Seen:
     note: str
 
 
-class LedgerStore:
+class LedgerStore(Finality):
     """The ledger's part of the journal. Methods take the open transaction."""
+
+    def load(self, conn: Connection) -> None:
+        """Read what is final; call once the tables exist."""
+        final = pointers.get(conn, pointers.FINAL)
+        self.take_final(final, final.note.encode())
 
     def expect(self, conn: Connection, statement: Statement) -> None:
         """Expect `statement` in the ledger; kinds that never get there are ignored."""
         if statement.kind not in EXPECTED_KINDS:
             return
+        if statement.kind in INSISTED_KINDS:
+            pointers.insist(conn, statement.digest, statement.kind)
         row = conn.execute(sa.select(_entries).where(_entries.c.digest == statement.digest)).first()
         if row is None:
             leaf = merkle.leaf_hash(statement.to_bytes())
@@ -155,6 +164,7 @@ class LedgerStore:
         """Expect a statement no more: the coordinator refused it."""
         digest = hashlib.sha256(statement).hexdigest()
         conn.execute(_entries.delete().where(_entries.c.digest == digest, _entries.c.state == EntryState.EXPECTED))
+        pointers.settled(conn, digest)
 
     def asked(self, conn: Connection, digest: str) -> None:
         """Put a statement whose proof was asked for in vain behind the others."""
@@ -188,7 +198,7 @@ class LedgerStore:
             conn.execute(_checkpoints.insert().values(size=seen.size, root=seen.root, note=seen.note, consistent=first))
             return not first
         if row.root != seen.root:
-            self.alarm(conn, "two checkpoints of one size", row.note + "\n" + seen.note)
+            self.alarm(conn, "two checkpoints of one size", row.note, seen.note)
         return not row.consistent
 
     def to_compare(self, conn: Connection) -> list[Seen]:
@@ -222,23 +232,73 @@ class LedgerStore:
         query = sa.select(_checkpoints).where(_checkpoints.c.consistent).order_by(_checkpoints.c.size.desc())
         return _one(conn, query)
 
-    def alarm(self, conn: Connection, reason: str, evidence: str) -> None:
-        """Record that the ledger does not hold; kept for ever, with the evidence."""
-        _alarm(conn, reason, evidence)
+    def read(self, conn: Connection, seen: Seen, found: Sequence[tuple[str, int]]) -> None:
+        """Note that this node has read the log up to `seen` and found entries (digest, index) there itself."""
+        self.see(conn, seen)
+        conn.execute(_checkpoints.update().where(_checkpoints.c.size == seen.size).values(consistent=True))
+        place = dict(found)
+        for start in range(0, len(found), _AT_ONCE):
+            some = [digest for digest, _ in found[start : start + _AT_ONCE]]
+            known = sa.select(_entries.c.digest).where(_entries.c.digest.in_(some), _entries.c.leaf.is_not(None))
+            for digest in list(conn.execute(known).scalars()):
+                values = {"state": EntryState.INCLUDED, "position": place[digest], "size": seen.size, "root": seen.root}
+                conn.execute(_entries.update().where(_entries.c.digest == digest).values(**values))
+        for digest, _, _ in pointers.insisted(conn):
+            if digest in place:
+                pointers.settled(conn, digest)
+
+    def lies_on(self, conn: Connection, size: int, root: bytes) -> bool:
+        """Tell whether a checkpoint is one of the history that this node has read or had proved."""
+        query = sa.select(_checkpoints.c.root).where(_checkpoints.c.size == size, _checkpoints.c.consistent)
+        return bool(conn.execute(query).scalar() == root)
+
+    def alarm(self, conn: Connection, reason: str, *evidence: str, kind: str = "fork") -> bool:
+        """Note an incident with its evidence (signed notes, or digests); False if the same is open already."""
+        return incidents.add(conn, kind, reason, evidence)
 
     def alarms(self, conn: Connection) -> list[str]:
-        """Return the reasons of the first 100 alarms."""
-        return list(conn.execute(sa.select(_alarms.c.reason).order_by(_alarms.c.id).limit(100)).scalars())
+        """Return what keeps this node from new work, in a sentence each."""
+        return incidents.stopping(conn)
 
     def check(self, conn: Connection) -> None:
         """Refuse new work on a history that was rewritten, or from a journal that forgot some of its own.
 
         Raises:
-            ComityError: `LEDGER_INVALID` once any alarm was raised; `JOURNAL_BEHIND` until the node was recovered.
+            ComityError: `LEDGER_INVALID` while an incident waits for an admin; `JOURNAL_BEHIND` until the node was
+                recovered.
         """
         found = conn.exec_driver_sql(_DISTRUST).first()
         if found is not None:
             raise ComityError(ErrorCode(found[0]), str(found[1]))
+
+    def check_final(self, conn: Connection, charter: Charter | None, digests: Sequence[str], now: datetime) -> None:
+        """Refuse new work that rests on statements which are not final, or on a checkpoint that is too old (rule 3).
+
+        Args:
+            charter: the charter in force; where it names no witnesses nothing is refused.
+            digests: of the statements that put the charter and the agreement into force.
+
+        Raises:
+            ComityError: `CHECKPOINT_STALE`, `NOT_FINAL`.
+        """
+        if charter is None or charter.witnesses is None:
+            return
+        self.check_age(charter, now)
+        for digest in digests:
+            if digest in self.final_known:
+                continue
+            query = sa.select(_entries.c.state, _entries.c.position).where(_entries.c.digest == digest)
+            row = conn.execute(query).first()
+            if row is None or row.state != EntryState.INCLUDED or row.position >= self.final.size:
+                raise ComityError(ErrorCode.NOT_FINAL, "not below the newest final checkpoint yet", statement=digest)
+            self.know_final(digest)
+
+    def begin_anew(self, conn: Connection) -> None:
+        """Forget how far this node has come: an admin goes on with what the coordinator shows now."""
+        pointers.begin_anew(conn)
+        conn.execute(_checkpoints.delete())
+        included = _entries.c.state.in_([EntryState.INCLUDED, EntryState.BROKEN])
+        conn.execute(_entries.update().where(included, _entries.c.leaf.is_not(None)).values(state=EntryState.EXPECTED))
 
     def behind(self, conn: Connection, evidence: str) -> None:
         """Note that this journal lacks a receipt that this organisation signed."""
@@ -258,17 +318,14 @@ class LedgerStore:
 
 def _settle(conn: Connection, proof: Proof, leaf: bytes, kind: str) -> EntryState:
     state = EntryState.INCLUDED
+    pointers.settled(conn, proof.digest)
     try:
         merkle.verify_inclusion(leaf, proof.index, proof.size, proof.hashes, proof.root)
     except ComityError:
         state = EntryState.BROKEN
-        _alarm(conn, "an inclusion proof does not hold", proof.digest)
+        incidents.add(conn, "proof", "an inclusion proof does not hold", [proof.digest])
     _write(conn, proof.digest, kind=kind, leaf=leaf, state=state, **_columns(proof))
     return state
-
-
-def _alarm(conn: Connection, reason: str, evidence: str) -> None:
-    conn.execute(_alarms.insert().values(reason=reason, evidence=evidence, raised_at=instants.now_text()))
 
 
 def _columns(proof: Proof) -> dict[str, int | bytes]:

@@ -90,7 +90,8 @@ class AppStore:
         if not sealed:
             sealed = b"".join([chunk async for chunk in self._node.payloads.get(ref)])
         me = self._node.settings.org
-        self.keep(open_bytes(self._node.keys, me, ref, context_of(digest), sealed), digest)
+        data = open_bytes(self._node.keys, me, ref, context_of(digest), sealed, heard=self._node.ledger.hear)
+        self.keep(data, digest)
 
     def holds(self, digest: str) -> bool:
         """Tell whether this node keeps the app."""
@@ -110,7 +111,7 @@ class AppStore:
     async def send(self, digest: str, data: bytes, receivers: Mapping[str, bytes]) -> dict[str, Any]:
         """Keep our own app, seal it to `receivers` and upload it; returns the payload reference."""
         self.keep(data, digest)
-        ref, sealed = seal_to_bytes([data], receivers, context_of(digest))
+        ref, sealed = seal_to_bytes([data], receivers, context_of(digest), self._node.ledger.carried)
         await self._node.payloads.put(sealed, ref, tuple(sorted(receivers)))
         return ref.to_json()
 

@@ -16,9 +16,10 @@ import structlog
 from comity.observability import spans
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.statements import Statement, sign_statement
+from comity_crypto.statements import Statement, key_id, sign_statement, verify_statement
 from comity_node.abilities import Abilities
 from comity_node.attestation.service import AttestationService
+from comity_node.ledger import pointers
 from comity_node.negotiation import model, signing, store
 from comity_node.negotiation.answering import OFFER, Answering
 from comity_node.negotiation.apps import AppStore
@@ -154,6 +155,26 @@ class NegotiationService:
 
         await self._node.journal.run(write)
         log.info("agreement.final", agreement=agreement.digest, parties=list(agreement.parties))
+
+    async def on_withdrawal(self, statement: Statement) -> None:
+        """Take a withdrawal that was read in the ledger: whoever is not told of it is not kept from it.
+
+        Raises:
+            ComityError: `AGREEMENT_UNKNOWN`, `FORBIDDEN`, `SIGNATURE_INVALID`.
+        """
+        digest = str(statement.body.get("agreement"))
+
+        def write(conn: Connection) -> None:
+            if statement.issuer not in store.find_agreement(conn, digest).agreement.parties:
+                raise ComityError(ErrorCode.FORBIDDEN, "a party withdraws, and nobody else")
+            store.set_withdrawn(conn, digest)
+
+        keys = {key_id(key): key for key in self._node.charters.statement_keys(statement.issuer)}
+        if statement.key_id not in keys:
+            raise ComityError(ErrorCode.SIGNATURE_INVALID, "no key of this organisation", issuer=statement.issuer)
+        settings = self._node.settings
+        verify_statement(statement, keys[statement.key_id], kind="withdrawal", consortium=settings.consortium)
+        await self._node.journal.run(write)
 
     async def on_update(self, message: Message) -> None:
         """Keep the coordinator's news for people; a withdrawal by anybody ends the agreement here."""
@@ -295,6 +316,9 @@ class NegotiationService:
 
         def write(conn: Connection) -> None:
             if agreement is not None:
+                if store.find_agreement(conn, agreement).final_at is not None:
+                    # Held back, it would let others go on: this node looks for it until it is there.
+                    pointers.insist(conn, statement.digest, "the withdrawal")
                 store.set_withdrawn(conn, agreement)
             self._node.link.send(conn, "withdrawal", statement)
 

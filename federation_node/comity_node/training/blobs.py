@@ -86,10 +86,17 @@ async def sha256_of(blob: Blob) -> str:
 
 
 async def seal(
-    blob: Blob, folder: Path, receivers: Mapping[str, bytes], context: bytes, *, salt: bytes = b"", fsync: bool
+    blob: Blob,
+    folder: Path,
+    receivers: Mapping[str, bytes],
+    context: bytes,
+    *,
+    salt: bytes = b"",
+    header: bytes = b"",
+    fsync: bool,
 ) -> SealedBlob:
     """Seal a content to `receivers`; into a file below `folder` if it is large. Raises `SPOOL_FULL`, `TOO_LARGE`."""
-    return await _threaded(_seal, blob, folder, receivers, context, salt, fsync)
+    return await _threaded(_seal, blob, folder, receivers, context, salt, header, fsync)
 
 
 async def sync(path: Path, *, uncache: bool = False) -> None:
@@ -107,6 +114,7 @@ async def open_stream(
     size_max: int,
     salt_bytes: int = 0,
     keep: Path | None = None,
+    heard: Callable[[bytes], None] | None = None,
 ) -> tuple[Blob, bytes]:
     """Open a payload while it comes; opening one chunk overlaps with waiting for the next.
 
@@ -115,6 +123,7 @@ async def open_stream(
         size_max: the most bytes of content.
         salt_bytes: how many bytes stand before the content.
         keep: where the sealed bytes are kept as they come, whole or not at all.
+        heard: told the header, once the payload is known to be the sender's.
 
     Returns:
         The content, which the caller closes, and the salt.
@@ -136,6 +145,8 @@ async def open_stream(
             await pending
         blob = await loop.run_in_executor(_POOL, landing.finish)
         done = True
+        if heard is not None:
+            heard(opener.header)
     finally:
         if not done:
             if pending is not None:
@@ -247,16 +258,22 @@ def _sha256(blob: Blob) -> str:
 
 
 def _seal(
-    blob: Blob, folder: Path, receivers: Mapping[str, bytes], context: bytes, salt: bytes, fsync: bool
+    blob: Blob,
+    folder: Path,
+    receivers: Mapping[str, bytes],
+    context: bytes,
+    salt: bytes,
+    header: bytes,
+    fsync: bool,
 ) -> SealedBlob:
     with memory.mapped(blob.fd, blob.size) as view:
         parts: list[bytes | memoryview] = [salt, view] if salt else [view]
-        if sealed_size(len(salt) + blob.size) <= INLINE_BYTES_MAX:
-            ref, data = seal_to_bytes(parts, receivers, context)
+        if sealed_size(len(salt) + blob.size, len(header)) <= INLINE_BYTES_MAX:
+            ref, data = seal_to_bytes(parts, receivers, context, header)
             return SealedBlob(ref, data, None)
         beside = folder / f".new-{secrets.token_hex(8)}"
         try:
-            ref = seal_to_file(parts, beside, receivers, context, fsync=False)
+            ref = seal_to_file(parts, beside, receivers, context, fsync=False, header=header)
             beside.replace(folder / ref.digest)
         finally:
             beside.unlink(missing_ok=True)

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
-from comity_node.ledger.store import LedgerStore
+from comity_node.context import NodeContext
 from comity_node.training import enforcement, grants, store
 from comity_node.training.blobs import Blob
 from comity_node.training.enforcement import History
 from comity_node.training.ports import FINAL, Agreements, Stored
 from comity_node.training.tables import OrderRow, RunRow
 from comity_policies.documents import Agreement, OrderHeader
+
+
+class Trust(Protocol):
+    """Says whether work may rest on an agreement."""
+
+    def __call__(self, conn: Connection, stored: Stored | None) -> None:
+        """Raise why nothing new may be begun."""
+
+
+def trusting(node: NodeContext) -> Trust:
+    """Return the check that ledger, charter in force and agreement are such that work may rest on them.
+
+    It raises `LEDGER_INVALID`, `JOURNAL_BEHIND`, `CHECKPOINT_STALE`, `NOT_FINAL`.
+    """
+
+    def trust(conn: Connection, stored: Stored | None) -> None:
+        node.ledger.check(conn)
+        said = None if stored is None else stored.statement
+        digests = (*node.charters.statements_in_force(), *(() if said is None else (said.digest,)))
+        node.ledger.check_final(conn, node.charters.current(), digests, node.clock())
+
+    return trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +68,12 @@ class Known:
 
 
 class Intake:
-    """Reads and starts orders within transactions. `now` gives the present as RFC 3339 text."""
+    """Reads and starts orders within transactions. `trust` refuses while something an order rests on is not final."""
 
-    def __init__(self, agreements: Agreements, ledger: LedgerStore, now: Callable[[], str]) -> None:
+    def __init__(self, agreements: Agreements, trust: Trust, now: Callable[[], str]) -> None:
+        """`now` gives the present as RFC 3339 text."""
         self._agreements = agreements
-        self._ledger = ledger
+        self._trust = trust
         self._now = now
 
     def look(self, conn: Connection, order: Received) -> Known:
@@ -67,12 +91,12 @@ class Intake:
             refusal=store.find_refusal(conn, order.digest),
             stored=stored,
             history=history,
-            ledger=self._distrust(conn),
+            ledger=self._distrust(conn, stored),
         )
 
-    def _distrust(self, conn: Connection) -> ComityError | None:
+    def _distrust(self, conn: Connection, stored: Stored | None) -> ComityError | None:
         try:
-            self._ledger.check(conn)
+            self._trust(conn, stored)
         except ComityError as error:
             return error
         return None
@@ -80,8 +104,9 @@ class Intake:
     def charge(self, conn: Connection, order: Received, agreement: Agreement) -> None:
         """Start an order: read the grant again, charge it, and take the order's number. Raises what was missed."""
         header = order.header
-        self._ledger.check(conn)
-        if self._agreements.find(conn, header.agreement).state != FINAL:
+        stored = self._agreements.find(conn, header.agreement)
+        self._trust(conn, stored)
+        if stored.state != FINAL:
             raise ComityError(ErrorCode.WITHDRAWN, agreement=header.agreement)
         run = store.find_run(conn, header.run)
         if run is not None and run.closed:

@@ -62,7 +62,15 @@ class OrderWriter:
         context = order_context(led.run, ask.seq)
         plain, sealed = await asyncio.gather(
             blobs.sha256_of(content),
-            blobs.seal(content, node.settings.payloads_folder, keys, context, salt=salt, fsync=False),
+            blobs.seal(
+                content,
+                node.settings.payloads_folder,
+                keys,
+                context,
+                salt=salt,
+                header=node.ledger.carried,
+                fsync=False,
+            ),
         )
         timeout_s = max(1.0, min(float(led.step.reply_timeout_s), ask.timeout_s or float("inf")))
         asked_at = node.clock()

@@ -13,9 +13,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 from sqlalchemy import Connection
@@ -23,7 +25,7 @@ from sqlalchemy import Connection
 from comity.observability import spans
 from comity.wire import catalog, instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.sealing import SealedRef, sealed_size
+from comity_crypto.sealing import HEADER_BYTES_MAX, SealedRef, sealed_size
 from comity_crypto.statements import Statement
 from comity_node.attestation.service import of_order
 from comity_node.context import NodeContext
@@ -33,7 +35,7 @@ from comity_node.training.blobs import SALT_BYTES, Blob, order_context
 from comity_node.training.datasets import DatasetCatalogue
 from comity_node.training.enforcement import Case, Certificates, Verdict
 from comity_node.training.execution import Execution, Job
-from comity_node.training.intake import Intake, Known, Received
+from comity_node.training.intake import Intake, Known, Received, trusting
 from comity_node.training.people import OrderReviews
 from comity_node.training.ports import Agreements, People
 from comity_node.training.profiles.base import Profiles, Protected
@@ -76,7 +78,7 @@ class Participant:
         self._replies = replies
         self._standing = standing
         self._room = Room(node.settings.payloads_folder, node.settings.limits.payload_store_bytes)
-        self._intake = Intake(agreements, node.ledger, self._now)
+        self._intake = Intake(agreements, trusting(node), self._now)
         self._certificates = Certificates()
         self.reviews = OrderReviews(node, people, self._take)
         self._execution = Execution(node, workshop, profiles, self.reviews)
@@ -120,7 +122,7 @@ class Participant:
         """Serve an order of this very node; `blob` stays the caller's. A refusal for now is an error like others."""
         order = Received(header, statement, b"", blob)
         await self._standing.wait()
-        known = await self._node.journal.run(lambda conn: self._intake.look(conn, order))
+        known = await self._look(order)
         if known.row is not None and known.row.digest == order.digest and known.row.state == FINISHED:
             return await self._remembered(known.row)
         try:
@@ -128,6 +130,16 @@ class Participant:
         except Final as final:
             return Performed(final.outcome, final.error, None, None)
         return Performed("result", None, protected, result)
+
+    async def _look(self, order: Received) -> Known:
+        """Read what is known of an order; one that rests on what is not final yet waits for it, for a bounded time."""
+        known = await self._node.journal.run(lambda conn: self._intake.look(conn, order))
+        if known.ledger is None or known.ledger.code is not ErrorCode.NOT_FINAL:
+            return known
+        trust = partial(trusting(self._node), stored=known.stored)
+        with contextlib.suppress(ComityError):  # judged with the order, from what is known then
+            await self._node.ledger.wait_final(self._node.journal, trust)
+        return await self._node.journal.run(lambda conn: self._intake.look(conn, order))
 
     async def cancel(self, run: str) -> None:
         """Stop serving a run's orders."""
@@ -139,7 +151,7 @@ class Participant:
     async def _serve(self, order: Received) -> None:
         try:
             await self._standing.wait()
-            known = await self._node.journal.run(lambda conn: self._intake.look(conn, order))
+            known = await self._look(order)
             if known.refusal is not None:
                 await self._answer(order, Statement.from_bytes(known.refusal))
             elif known.row is not None and known.row.digest == order.digest and known.row.state == FINISHED:
@@ -249,7 +261,7 @@ class Participant:
         header, settings = order.header, self._node.settings
         ref = SealedRef.from_json(header.payload)
         size_max = settings.limits.payload_bytes_max
-        if ref.size > sealed_size(size_max):
+        if ref.size > sealed_size(size_max, HEADER_BYTES_MAX):
             raise ComityError(ErrorCode.TOO_LARGE, "the order", limit_bytes=size_max)
         large = ref.size > INLINE_BYTES_MAX
         chunks = self._node.payloads.get(ref) if large else blobs.pieces(order.inline, ref)
@@ -261,6 +273,7 @@ class Participant:
             chunks,
             size_max=size_max,
             salt_bytes=SALT_BYTES,
+            heard=self._node.ledger.hear,
         )
         if self._execution.profile_of(agreement).checks_content:
             plain = await blobs.sha256_of(blob)

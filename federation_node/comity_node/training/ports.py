@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError
 from comity_crypto.quorum import QuorumCertificate
+from comity_crypto.statements import Statement
 from comity_node.reviews.model import Review, ReviewAsk, Verdict
 from comity_node.training.blobs import Blob
 from comity_policies.decisions import ReviewNeed
@@ -40,6 +41,11 @@ class Stored(Protocol):
     @property
     def state(self) -> str:
         """`signed`, `final` or `withdrawn`."""
+        ...
+
+    @property
+    def statement(self) -> Statement | None:
+        """What put it into force, once it is final."""
         ...
 
 

@@ -24,7 +24,7 @@ from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
 from comity_agents.flower.codec import NUMPY_STYPE, read_blob
-from comity_crypto.sealing import SealedRef, sealed_size, write_all
+from comity_crypto.sealing import HEADER_BYTES_MAX, SealedRef, sealed_size, write_all
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
 from comity_node.settings import write_private
@@ -109,7 +109,9 @@ class Results:
         try:
             digest = blobs.content_digest(salt, await blobs.sha256_of(whole))
             folder = node.settings.payloads_folder
-            sealed = await blobs.seal(whole, folder, keys, result_context(run), salt=salt, fsync=True)
+            sealed = await blobs.seal(
+                whole, folder, keys, result_context(run), salt=salt, header=node.ledger.carried, fsync=True
+            )
         finally:
             whole.close()
         public = {key: card[key] for key in ("app", "rounds", "aggregation", "participants") if key in card}
@@ -182,7 +184,7 @@ class Results:
             ref, folder = SealedRef.from_json(statement.body.get("payload")), settings.results_folder / run
             if not (folder / "card.json").exists():
                 limit = settings.limits.payload_bytes_max
-                if ref.size > sealed_size(limit):
+                if ref.size > sealed_size(limit, HEADER_BYTES_MAX):
                     raise ComityError(ErrorCode.TOO_LARGE, "the result", limit_bytes=limit)
                 chunks = node.payloads.get(ref) if ref.size > INLINE_BYTES_MAX else blobs.pieces(inline, ref)
                 whole, salt = await blobs.open_stream(
@@ -193,6 +195,7 @@ class Results:
                     chunks,
                     size_max=limit,
                     salt_bytes=SALT_BYTES,
+                    heard=node.ledger.hear,
                 )
                 try:
                     digest = blobs.content_digest(salt, await blobs.sha256_of(whole))

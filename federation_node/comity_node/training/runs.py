@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +27,7 @@ from comity_node.training.answers import AnswerBook
 from comity_node.training.behind import WriteBehind
 from comity_node.training.closing import Closing
 from comity_node.training.events import RunEvents
+from comity_node.training.intake import trusting
 from comity_node.training.lead import RunHost
 from comity_node.training.led import LedRun
 from comity_node.training.participant import Participant
@@ -71,6 +73,7 @@ class Runs:
         self._hosts: dict[str, RunHost] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closing = Closing(node, events)
+        self._trust = trusting(node)
 
     async def start(self) -> None:
         """Take up what the journal says is unfinished."""
@@ -265,8 +268,8 @@ class Runs:
         run = row.run
         while True:  # bounded by the coordinator's barrier, whose end cancels this task
             try:
-                await self._node.journal.run(self._node.ledger.check)
                 stored = await self._node.journal.run(lambda conn: self._agreements.find(conn, row.agreement))
+                await self._node.ledger.wait_final(self._node.journal, partial(self._trust, stored=stored))
                 await profile_of(self._profiles, stored.agreement).prepare(stored.agreement)
                 await self._workshop.station(run, stored.agreement, _step_of(stored.agreement, row.lead))
                 break

@@ -96,6 +96,11 @@ class Dialer:
         stub: ledger_pb2_grpc.LedgerReadServiceAsyncStub = ledger_pb2_grpc.LedgerReadServiceStub(self.channel())
         return stub
 
+    def witness(self) -> ledger_pb2_grpc.LedgerWitnessServiceAsyncStub:
+        """Return the stub for cosignatures."""
+        stub: ledger_pb2_grpc.LedgerWitnessServiceAsyncStub = ledger_pb2_grpc.LedgerWitnessServiceStub(self.channel())
+        return stub
+
     def payloads(self) -> payload_pb2_grpc.PayloadServiceAsyncStub:
         """Return the stub for sealed payloads."""
         stub: payload_pb2_grpc.PayloadServiceAsyncStub = payload_pb2_grpc.PayloadServiceStub(self.channel())

@@ -6,6 +6,7 @@ seen a higher number than `sent_seq` proves that this journal was restored from 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -91,6 +92,11 @@ def waiting(conn: Connection, after_seq: int, limit: int, sender: str) -> list[M
 def waiting_count(conn: Connection) -> int:
     """Return how many messages are not acknowledged yet."""
     return int(conn.execute(sa.select(sa.func.count()).select_from(_outbox)).scalar_one())
+
+
+def waiting_digests(conn: Connection) -> set[str]:
+    """Return SHA-256, in hexadecimal, of the bodies that are not acknowledged yet; of a statement it is its digest."""
+    return {hashlib.sha256(body).hexdigest() for body in conn.execute(sa.select(_outbox.c.body)).scalars()}
 
 
 def acknowledged(conn: Connection, up_to_seq: int) -> None:

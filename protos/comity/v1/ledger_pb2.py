@@ -24,35 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63omity/v1/ledger.proto\x12\tcomity.v1\"\x16\n\x14GetCheckpointRequest\"%\n\x15GetCheckpointResponse\x12\x0c\n\x04note\x18\x01 \x01(\t\"2\n\x12ListEntriesRequest\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\")\n\x13ListEntriesResponse\x12\x12\n\nstatements\x18\x01 \x03(\x0c\"4\n\x18GetInclusionProofRequest\x12\x18\n\x10statement_digest\x18\x01 \x01(\t\"H\n\x19GetInclusionProofResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\x12\x0c\n\x04note\x18\x03 \x01(\t\"W\n\x1aGetConsistencyProofRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\x12\x15\n\rfurther_sizes\x18\x03 \x03(\x04\"Z\n\x1bGetConsistencyProofResponse\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\x12+\n\x07\x66urther\x18\x02 \x03(\x0b\x32\x1a.comity.v1.ConsistencyStep\"!\n\x0f\x43onsistencyStep\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\"\x14\n\x12GetStandingRequest\"O\n\x13GetStandingResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x14\n\x0creceived_seq\x18\x02 \x01(\x04\x12\x11\n\tacked_seq\x18\x03 \x01(\x04\x32\xc9\x03\n\x11LedgerReadService\x12R\n\rGetCheckpoint\x12\x1f.comity.v1.GetCheckpointRequest\x1a .comity.v1.GetCheckpointResponse\x12L\n\x0bListEntries\x12\x1d.comity.v1.ListEntriesRequest\x1a\x1e.comity.v1.ListEntriesResponse\x12^\n\x11GetInclusionProof\x12#.comity.v1.GetInclusionProofRequest\x1a$.comity.v1.GetInclusionProofResponse\x12\x64\n\x13GetConsistencyProof\x12%.comity.v1.GetConsistencyProofRequest\x1a&.comity.v1.GetConsistencyProofResponse\x12L\n\x0bGetStanding\x12\x1d.comity.v1.GetStandingRequest\x1a\x1e.comity.v1.GetStandingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63omity/v1/ledger.proto\x12\tcomity.v1\"3\n\x15\x41\x64\x64\x43osignatureRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04line\x18\x02 \x01(\t\"\'\n\x16\x41\x64\x64\x43osignatureResponse\x12\r\n\x05\x66inal\x18\x01 \x01(\x08\"\x16\n\x14GetCheckpointRequest\"C\n\x15GetCheckpointResponse\x12\x0c\n\x04note\x18\x01 \x01(\t\x12\r\n\x05\x61sked\x18\x02 \x01(\t\x12\r\n\x05\x66inal\x18\x03 \x01(\t\"2\n\x12ListEntriesRequest\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\")\n\x13ListEntriesResponse\x12\x12\n\nstatements\x18\x01 \x03(\x0c\"4\n\x18GetInclusionProofRequest\x12\x18\n\x10statement_digest\x18\x01 \x01(\t\"H\n\x19GetInclusionProofResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\x12\x0c\n\x04note\x18\x03 \x01(\t\"W\n\x1aGetConsistencyProofRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\x12\x15\n\rfurther_sizes\x18\x03 \x03(\x04\"Z\n\x1bGetConsistencyProofResponse\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\x12+\n\x07\x66urther\x18\x02 \x03(\x0b\x32\x1a.comity.v1.ConsistencyStep\"!\n\x0f\x43onsistencyStep\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\"\x14\n\x12GetStandingRequest\"O\n\x13GetStandingResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x14\n\x0creceived_seq\x18\x02 \x01(\x04\x12\x11\n\tacked_seq\x18\x03 \x01(\x04\x32\xc9\x03\n\x11LedgerReadService\x12R\n\rGetCheckpoint\x12\x1f.comity.v1.GetCheckpointRequest\x1a .comity.v1.GetCheckpointResponse\x12L\n\x0bListEntries\x12\x1d.comity.v1.ListEntriesRequest\x1a\x1e.comity.v1.ListEntriesResponse\x12^\n\x11GetInclusionProof\x12#.comity.v1.GetInclusionProofRequest\x1a$.comity.v1.GetInclusionProofResponse\x12\x64\n\x13GetConsistencyProof\x12%.comity.v1.GetConsistencyProofRequest\x1a&.comity.v1.GetConsistencyProofResponse\x12L\n\x0bGetStanding\x12\x1d.comity.v1.GetStandingRequest\x1a\x1e.comity.v1.GetStandingResponse2m\n\x14LedgerWitnessService\x12U\n\x0e\x41\x64\x64\x43osignature\x12 .comity.v1.AddCosignatureRequest\x1a!.comity.v1.AddCosignatureResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comity.v1.ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=37
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=59
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=61
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=98
-  _globals['_LISTENTRIESREQUEST']._serialized_start=100
-  _globals['_LISTENTRIESREQUEST']._serialized_end=150
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=152
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=193
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=195
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=247
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=249
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=321
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=323
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=410
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=412
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=502
-  _globals['_CONSISTENCYSTEP']._serialized_start=504
-  _globals['_CONSISTENCYSTEP']._serialized_end=537
-  _globals['_GETSTANDINGREQUEST']._serialized_start=539
-  _globals['_GETSTANDINGREQUEST']._serialized_end=559
-  _globals['_GETSTANDINGRESPONSE']._serialized_start=561
-  _globals['_GETSTANDINGRESPONSE']._serialized_end=640
-  _globals['_LEDGERREADSERVICE']._serialized_start=643
-  _globals['_LEDGERREADSERVICE']._serialized_end=1100
+  _globals['_ADDCOSIGNATUREREQUEST']._serialized_start=37
+  _globals['_ADDCOSIGNATUREREQUEST']._serialized_end=88
+  _globals['_ADDCOSIGNATURERESPONSE']._serialized_start=90
+  _globals['_ADDCOSIGNATURERESPONSE']._serialized_end=129
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=131
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=153
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=155
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=222
+  _globals['_LISTENTRIESREQUEST']._serialized_start=224
+  _globals['_LISTENTRIESREQUEST']._serialized_end=274
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=276
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=317
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=319
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=371
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=373
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=445
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=447
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=534
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=536
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=626
+  _globals['_CONSISTENCYSTEP']._serialized_start=628
+  _globals['_CONSISTENCYSTEP']._serialized_end=661
+  _globals['_GETSTANDINGREQUEST']._serialized_start=663
+  _globals['_GETSTANDINGREQUEST']._serialized_end=683
+  _globals['_GETSTANDINGRESPONSE']._serialized_start=685
+  _globals['_GETSTANDINGRESPONSE']._serialized_end=764
+  _globals['_LEDGERREADSERVICE']._serialized_start=767
+  _globals['_LEDGERREADSERVICE']._serialized_end=1224
+  _globals['_LEDGERWITNESSSERVICE']._serialized_start=1226
+  _globals['_LEDGERWITNESSSERVICE']._serialized_end=1335
 # @@protoc_insertion_point(module_scope)

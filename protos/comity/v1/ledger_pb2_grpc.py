@@ -275,3 +275,79 @@ class LedgerReadService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class LedgerWitnessServiceStub:
+    """Witnesses of the ledger: a service of its own, because its one method writes.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.AddCosignature = channel.unary_unary(
+                '/comity.v1.LedgerWitnessService/AddCosignature',
+                request_serializer=comity_dot_v1_dot_ledger__pb2.AddCosignatureRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_ledger__pb2.AddCosignatureResponse.FromString,
+                _registered_method=True)
+
+
+class LedgerWitnessServiceServicer:
+    """Witnesses of the ledger: a service of its own, because its one method writes.
+    """
+
+    def AddCosignature(self, request, context):
+        """Takes a witness's cosignature of a checkpoint (C2SP tlog-cosignature v1). Caller: spiffe://<consortium>/org/<org>.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_LedgerWitnessServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'AddCosignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddCosignature,
+                    request_deserializer=comity_dot_v1_dot_ledger__pb2.AddCosignatureRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_ledger__pb2.AddCosignatureResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'comity.v1.LedgerWitnessService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('comity.v1.LedgerWitnessService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class LedgerWitnessService:
+    """Witnesses of the ledger: a service of its own, because its one method writes.
+    """
+
+    @staticmethod
+    def AddCosignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.LedgerWitnessService/AddCosignature',
+            comity_dot_v1_dot_ledger__pb2.AddCosignatureRequest.SerializeToString,
+            comity_dot_v1_dot_ledger__pb2.AddCosignatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

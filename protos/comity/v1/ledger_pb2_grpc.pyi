@@ -104,3 +104,34 @@ class LedgerReadServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns what is remembered of the caller, so that a node notices that its journal was restored from a backup."""
 
 def add_LedgerReadServiceServicer_to_server(servicer: LedgerReadServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class LedgerWitnessServiceStub:
+    """Witnesses of the ledger: a service of its own, because its one method writes."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> LedgerWitnessServiceAsyncStub: ...
+    AddCosignature: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AddCosignatureRequest, _ledger_pb2.AddCosignatureResponse]
+    """Takes a witness's cosignature of a checkpoint (C2SP tlog-cosignature v1). Caller: spiffe://<consortium>/org/<org>."""
+
+@_typing.type_check_only
+class LedgerWitnessServiceAsyncStub(LedgerWitnessServiceStub):
+    """Witnesses of the ledger: a service of its own, because its one method writes."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    AddCosignature: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AddCosignatureRequest, _ledger_pb2.AddCosignatureResponse]  # type: ignore[assignment]
+    """Takes a witness's cosignature of a checkpoint (C2SP tlog-cosignature v1). Caller: spiffe://<consortium>/org/<org>."""
+
+class LedgerWitnessServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Witnesses of the ledger: a service of its own, because its one method writes."""
+
+    @_abc_1.abstractmethod
+    def AddCosignature(
+        self,
+        request: _ledger_pb2.AddCosignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.AddCosignatureResponse, _abc.Awaitable[_ledger_pb2.AddCosignatureResponse]]:
+        """Takes a witness's cosignature of a checkpoint (C2SP tlog-cosignature v1). Caller: spiffe://<consortium>/org/<org>."""
+
+def add_LedgerWitnessServiceServicer_to_server(servicer: LedgerWitnessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

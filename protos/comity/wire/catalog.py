@@ -104,6 +104,7 @@ CATALOG: dict[E, Row] = {
     ),
     E.JOURNAL_UNWRITABLE: Row(_GONE, 503, "The node cannot write its journal.", True, Move.ORG_ADMIN),
     E.CHECKPOINT_STALE: Row(_PRE, 409, "The newest checkpoint is older than the charter allows.", True, Move.OPERATOR),
+    E.NOT_FINAL: Row(_PRE, 409, "Not enough witnesses have cosigned this yet.", True, Move.OTHER_ORG),
     E.PAYLOAD_MISSING: Row("NOT_FOUND", 404, "The payload is not here.", True, Move.NOBODY),
     E.PAYLOAD_DIGEST: Row("DATA_LOSS", 409, "The payload does not match its digest.", True, Move.OTHER_ORG),
     E.PAYLOAD_TRUNCATED: Row("DATA_LOSS", 409, "The payload is incomplete.", True, Move.OTHER_ORG),

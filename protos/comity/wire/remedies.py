@@ -56,7 +56,10 @@ REMEDIES: dict[E, str] = {
     E.COORDINATOR_CHANGED: "Propose it again at the new coordinator; open proposals are submitted again by themselves.",
     E.JOURNAL_BEHIND: "Run `comity node recover` after restoring a backup.",
     E.JOURNAL_UNWRITABLE: "Free disk space or make the folder writable; the node goes on by itself.",
-    E.CHECKPOINT_STALE: "Ask the operator why the ledger stands still.",
+    E.CHECKPOINT_STALE: (
+        "`comity ledger show` names who did not cosign: ask them, and the operator why the ledger stands still."
+    ),
+    E.NOT_FINAL: "Nothing, for a moment. If it lasts, `comity ledger show` names the witnesses that are awaited.",
     E.PAYLOAD_MISSING: "Wait: its sender keeps it and sends it again.",
     E.PAYLOAD_DIGEST: "Nothing was used. It is sent again; if it happens again, look at disk and network.",
     E.PAYLOAD_TRUNCATED: "Nothing was used. It is sent again from the byte that is missing.",

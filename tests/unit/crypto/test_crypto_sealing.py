@@ -168,11 +168,23 @@ def test_the_signed_digest_decides_even_if_all_tags_hold(alice, to):
 
 
 def test_other_context_receiver_or_bound_are_refused(alice, bob, to):
-    ref, _ = seal_to_bytes([b"x" * 5000], to, CONTEXT)
+    ref, _ = seal_to_bytes([b"x" * 9000], to, CONTEXT)
     assert _code(lambda: Opener(alice, "alice", ref, b"other")) is ErrorCode.SEAL_BROKEN
     assert _code(lambda: Opener(bob, "alice", ref, CONTEXT)) is ErrorCode.SEAL_BROKEN
     assert _code(lambda: Opener(alice, "carol", ref, CONTEXT)) is ErrorCode.SEAL_BROKEN
     assert _code(lambda: Opener(alice, "alice", ref, CONTEXT, plain_size_max=1000)) is ErrorCode.TOO_LARGE
+
+
+@pytest.mark.parametrize("size", [0, 5, PLAIN_CHUNK_BYTES - 40, PLAIN_CHUNK_BYTES + 1])
+def test_a_header_travels_inside_the_seal_and_is_no_data(alice, to, size):
+    data, header = os.urandom(size), b"the newest checkpoint"
+    ref, sealed = seal_to_bytes([data], to, CONTEXT, header)
+    heard = []
+    assert open_bytes(alice, "alice", ref, CONTEXT, sealed, plain_size_max=size, heard=heard.append) == data
+    assert heard == [header]
+    assert len(sealed) == ref.size == sealed_size(size, len(header))
+    assert header not in sealed
+    assert _code(lambda: seal_to_bytes([data], to, CONTEXT, bytes(4097))) is ErrorCode.TOO_LARGE
 
 
 def test_the_bound_is_exact(alice, to):

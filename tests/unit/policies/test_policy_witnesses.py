@@ -54,7 +54,8 @@ def test_who_goes_is_no_witness_any_more(world) -> None:
     gone = charter.organisations[-1]
     assert named.witness_rule is not None
     left = replace(named, suspended=(gone,)).witness_rule
-    assert left is not None and gone not in left.orgs
+    assert left is not None
+    assert gone not in left.orgs
     next_one = {"version": named.version + 1, "previous": named.digest}
     removed = replace(
         named,

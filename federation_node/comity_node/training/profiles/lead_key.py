@@ -316,7 +316,9 @@ class LeadKeyProfile:
         context = reply_context(order.run, order.seq, node.settings.org)
         keys = {order.lead: charter.member(order.lead).keys.sealing}
         try:
-            sealed = await blobs.seal(blob, node.settings.payloads_folder, keys, context, fsync=False)
+            sealed = await blobs.seal(
+                blob, node.settings.payloads_folder, keys, context, header=node.ledger.carried, fsync=False
+            )
         finally:
             blob.close()
         ref = sealed.ref

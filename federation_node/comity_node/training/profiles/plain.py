@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.sealing import SealedRef, sealed_size
+from comity_crypto.sealing import HEADER_BYTES_MAX, SealedRef, sealed_size
 from comity_node.context import NodeContext
 from comity_node.training import blobs
 from comity_node.training.blobs import Blob, SealedBlob
@@ -97,6 +97,7 @@ class PlainProfile:
             node.settings.payloads_folder,
             {order.lead: charter.member(order.lead).keys.sealing},
             reply_context(order.run, order.seq, node.settings.org),
+            header=node.ledger.carried,
             fsync=True,
         )
         ref = sealed.ref
@@ -164,14 +165,21 @@ class _PlainCollector:
         ref = SealedRef.from_json(reply.payload)
         if reply.content_digest != ref.digest:
             raise ComityError(ErrorCode.REPLY_SHAPE, "the reply's digest is not its payload's")
-        if ref.size > sealed_size(question.reply_bytes_max):
+        if ref.size > sealed_size(question.reply_bytes_max, HEADER_BYTES_MAX):
             raise ComityError(ErrorCode.REPLY_TOO_LARGE, limit_bytes=question.reply_bytes_max)
         large = ref.size > INLINE_BYTES_MAX
         keep: Path | None = question.folder / ref.digest if large else None
         chunks = node.payloads.get(ref) if large else blobs.pieces(inline, ref)
         context = reply_context(question.order.run, question.order.seq, org)
         blob, _ = await blobs.open_stream(
-            node.keys, node.settings.org, ref, context, chunks, size_max=question.reply_bytes_max, keep=keep
+            node.keys,
+            node.settings.org,
+            ref,
+            context,
+            chunks,
+            size_max=question.reply_bytes_max,
+            keep=keep,
+            heard=node.ledger.hear,
         )
         row = self._row(org, ref, None if large else inline, ref.digest if large else None, blob.size)
         return [Delivery(org, blob, row)]

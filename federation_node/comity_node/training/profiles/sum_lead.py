@@ -317,7 +317,9 @@ class SumCollector:
         blob = blobs.from_bytes(key.public)
         keys = {org: charter.member(org).keys.sealing for org in others}
         try:
-            return await blobs.seal(blob, self.question.folder, keys, key_context(offer), fsync=False)
+            return await blobs.seal(
+                blob, self.question.folder, keys, key_context(offer), header=self._node.ledger.carried, fsync=False
+            )
         finally:
             blob.close()
 

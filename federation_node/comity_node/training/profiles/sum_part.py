@@ -273,7 +273,7 @@ class Part:
                 raise ComityError(ErrorCode.PAYLOAD_MISSING, "the offer has no key")
             chunks = node.payloads.get(sealed)
             blob, _ = await blobs.open_stream(
-                node.keys, self.exchange.me, sealed, key_context(offer), chunks, size_max=size
+                node.keys, self.exchange.me, sealed, key_context(offer), chunks, size_max=size, heard=node.ledger.hear
             )
             public_key = blobs.to_bytes(blob)
             blob.close()

@@ -210,7 +210,9 @@ class _Sharing:
         """Seal a share to who opens, by the keys of this attempt, and put it into the spool."""
         offer, node = self._offer, self._exchange.node
         context = share_context(offer, self._exchange.me, call)
-        sealed = await blobs.seal(blob, node.settings.payloads_folder, keys, context, salt=salt, fsync=False)
+        sealed = await blobs.seal(
+            blob, node.settings.payloads_folder, keys, context, salt=salt, header=node.ledger.carried, fsync=False
+        )
         path = node.settings.payloads_folder / str(sealed.file)  # small ones are held inline
         try:
             while True:  # bounded by the session's deadlines, whose end cancels this job
