@@ -367,6 +367,10 @@ def _report(history: _History, size: int) -> Report:
         notes[6] = f"{shown} results under min_cohort prove it, {unshown} only say so"
         if history.runs.same:
             notes[6] += f"; {history.runs.same} prove that as many records stood behind an earlier result of their run"
+    if history.runs.opened:
+        also = f"openers signed for {len(history.runs.opened)} sums"
+        named = ", ".join(history.runs.differing)
+        notes[6] = "; ".join(filter(None, (notes.get(6), also, named and f"SUMS_DIFFER: {named} saw different sums")))
     notes[10] = history.evidence.note()
     notes[11] = history.sums.note()
     checks = tuple(

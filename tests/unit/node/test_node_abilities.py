@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.keys import OrgKeys
 from comity_node.abilities import Abilities, check_company, check_purpose, check_sight
 from comity_policies.charter import Charter, Member
-from comity_policies.documents import AggregateStep, Query
+from comity_policies.documents import AggregateStep, AppRef, Query, TrainStep
 from comity_policies.terms import TABLE, Terms
 
 OWNERS = {"clinic-a": "north", "clinic-b": "north", "clinic-c": "south", "clinic-d": "east"}
@@ -104,6 +105,19 @@ def test_a_quorum_is_promised_only_where_shares_open_a_sum() -> None:
 def test_bounds_on_an_update_need_a_profile_that_applies_them(field: str, stated: dict[str, str]) -> None:
     error = refusal(ABLE.check, Terms.parse({field: 1, **stated}))
     assert (error.code, error.facts["field"]) == (ErrorCode.UNSUPPORTED, field)
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "lead-key", "masked", "threshold"])
+def test_only_a_profile_that_keeps_to_it_lets_others_open_sums(aggregation: str) -> None:
+    able = Abilities(frozenset({"plain", "lead-key", "masked", "threshold"}), "sandbox")
+    alone = TrainStep("fit", "clinic-a", AppRef("5f" * 32, 1, "x", "clinic-a", "1"), 1, {}, 60)
+    beside, terms = replace(alone, opened_by=("clinic-b",)), Terms.parse({"aggregation": aggregation})
+    able.check(terms, (alone,))
+    if aggregation == "threshold":
+        able.check(terms, (beside,))
+        return
+    error = refusal(able.check, terms, (beside,))
+    assert (error.code, error.facts["field"]) == (ErrorCode.UNSUPPORTED, "opened_by")
 
 
 def test_a_node_without_a_sandbox_refuses_to_promise_one() -> None:

@@ -59,6 +59,11 @@ def test_order_of_sets_does_not_matter(world: Any) -> None:
         ("steps/0/run_config", {"lr": 0.1}),
         ("steps/0/run_config", {"lr": ["x"]}),
         ("steps/0/run_config", {f"k{i}": 1 for i in range(129)}),
+        ("steps/0/opened_by", []),
+        ("steps/0/opened_by", None),
+        ("steps/0/opened_by", ["hospital-a"]),  # the lead, which opens anyway
+        ("steps/0/opened_by", ["hospital-c"]),  # an optional one, which could stay out
+        ("steps/0/opened_by", ["hospital-x"]),
         ("steps/0/app/digest", "5F" * 32),
         ("steps/0/app/size_bytes", 1 << 40),
         ("required", []),
@@ -84,6 +89,15 @@ def test_odd_proposals_are_refused(world: Any, path: str, value: Any) -> None:
     with pytest.raises(ComityError) as caught:
         Proposal.from_json(_at(world.proposal().to_json(), path, value))
     assert caught.value.code == ErrorCode.MALFORMED
+
+
+def test_who_opens_sums_is_named_beside_the_lead_or_not_at_all(world: Any) -> None:
+    alone = world.proposal()
+    assert "opened_by" not in alone.steps[0].to_json(), "older proposals keep their bytes"
+    assert alone.steps[0].openers == ("hospital-a",)
+    both = Proposal.from_json(_at(alone.to_json(), "steps/0/opened_by", ["hospital-b"]))
+    assert both.steps[0].openers == ("hospital-a", "hospital-b")
+    assert both.digest != alone.digest
 
 
 def test_missing_fields_are_refused(world: Any) -> None:

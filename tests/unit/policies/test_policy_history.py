@@ -145,6 +145,26 @@ def test_a_further_receipt_holds(world: Any, export: Export) -> None:
     verify_export(export([*world.history()[:10], extra]), world.genesis)
 
 
+OPENED = {"outcome": "opened", "result": None, "opened": "ab" * 32, "journal_seq": 2}
+
+
+@pytest.mark.parametrize("second", ["ab" * 32, "cd" * 32])
+def test_sums_are_signed_for_by_openers_and_compared(
+    world: Any, export: Export, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    whole, step = world.proposal, world.proposal().steps[0]
+    monkeypatch.setattr(world, "proposal", lambda: whole(steps=(replace(step, opened_by=("hospital-b",)),)))
+    agreement = world.agreement(world.proposal())
+    said = [world.receipt("hospital-a", agreement, **OPENED)]
+    said.append(world.receipt("hospital-b", agreement, **{**OPENED, "opened": second}))
+    report = verify_export(export([*world.history()[:10], *said]), world.genesis)
+    note = next(check.note for check in report.checks if check.number == 6)
+    assert "openers signed for 1 sums" in note
+    assert ("SUMS_DIFFER: hospital-a, hospital-b saw different sums" in note) == (second != "ab" * 32)
+    stranger = world.receipt("hospital-c", agreement, **OPENED)
+    _fails(export([*world.history()[:10], stranger]), world.genesis, 6)
+
+
 def test_runs_end_as_their_lead_says(world: Any, export: Export) -> None:
     history = world.history()
     finished, closed = history[-2], history[-1]
