@@ -61,14 +61,19 @@ def accepted(text: str) -> str:
     return text if len(text) == TRACEPARENT_CHARS and _FORM.fullmatch(text) else ""
 
 
-@contextmanager
-def entered(scope: Scope) -> Iterator[None]:
-    """Be busy with `scope` for the time of a `with` block."""
-    token = _scope.set(scope)
-    try:
-        yield
-    finally:
-        _scope.reset(token)
+class entered:  # noqa: N801 - reads as a word of a `with` statement
+    """Be busy with `scope` for the time of a `with` block. A class, because each message passes here."""
+
+    __slots__ = ("_scope", "_token")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> None:
+        self._token = _scope.set(self._scope)
+
+    def __exit__(self, *_: object) -> None:
+        _scope.reset(self._token)
 
 
 @contextmanager

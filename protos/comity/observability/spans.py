@@ -77,10 +77,10 @@ def span(name: str, *, root: bool = False, trace: str = "", **ids: str) -> Itera
 def received(name: str, trace: str, **ids: str) -> Iterator[None]:
     """Do the `with` block as the step `name` of the trace that a message carried; whose it is, nobody vouches for."""
     parent = scope.accepted(trace) if trace else ""
-    now = _ids(ids)
+    now = replace(scope.current(), trace=parent, **ids)
     recorder = _recorder
     if not parent or recorder is None:
-        with scope.entered(replace(now, trace=parent)):
+        with scope.entered(now):
             yield
         return
     mine = parent if recorder.foreign(parent) else ""

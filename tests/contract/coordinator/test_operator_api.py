@@ -9,6 +9,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.db import after_commit
+from comity_coordinator.observability import store as observed
 from comity_coordinator.operator_api import operator_server
 from comity_policies.history import verify_export
 
@@ -40,6 +41,11 @@ async def test_states_proofs_and_an_export_that_verifies(world, tmp_path):
     other, _, _ = world.propose()
     export = world.export()
     revoked = []
+    counts = world.db.transact(observed.read)
+    assert counts.negotiations == {"FINALIZED": 1, "ANSWERING": 1}
+    assert (counts.runs, counts.runs_open) == ({"PREPARING": 1}, 1)
+    assert (counts.ledger_pending, counts.oldest_pending_at) == (0, "")
+    assert counts.ledger_entries == json.loads(export.splitlines()[0])["size"]
     async with served(world, revoked) as client:
         status = (await client.get("/v1/status")).json()
         assert status["connected"] == ["beta"]

@@ -97,10 +97,18 @@ async def _join(port: int, token: JoinToken, keys: OrgKeys) -> tuple[bytes, byte
     return key_pem, response.certificate_pem
 
 
+async def _metrics(port: int) -> dict[str, float]:
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in rows}
+
+
 async def test_stop_and_start_again_loses_nothing(home: Path, error_of: Any) -> None:
     token = JoinToken.parse((home / "first.token").read_text())
     first = await Running(home).ready()
     assert json.loads((home / "ready.json").read_text())["port"] == first.coordinator.port
+    assert first.coordinator.metrics_port == 0  # off unless asked for
     key_pem, certificate_pem = await _join(first.coordinator.port, token, OrgKeys.generate())
     channel = _channel(first.coordinator.port, token, key_pem, certificate_pem)
     stream = exchange_pb2_grpc.ExchangeServiceStub(channel).Connect()
@@ -117,12 +125,20 @@ async def test_stop_and_start_again_loses_nothing(home: Path, error_of: Any) -> 
     await channel.close()
     assert not (home / "ready.json").exists()
 
+    settings = json.loads((home / "coordinator.json").read_text())
+    (home / "coordinator.json").write_text(json.dumps({**settings, "metrics": {"listen": "127.0.0.1:0"}}))
     second = await Running(home).ready()
     channel = _channel(second.coordinator.port, token, key_pem, certificate_pem)
     stream = exchange_pb2_grpc.ExchangeServiceStub(channel).Connect()
     await stream.write(hello)
     assert (await stream.read()).HasField("welcome")
     assert canonical.parse((await stream.read()).envelope.body) == {"n": 1}
+    told = await _metrics(json.loads((home / "ready.json").read_text())["metrics_port"])
+    assert told["comity_coordinator_connected_nodes"] == told["comity_coordinator_members"] == 1
+    assert told['comity_coordinator_node_connected{org="alpha"}'] == 1
+    assert told['comity_coordinator_outbox_messages{org="alpha"}'] == 1
+    assert told["comity_coordinator_scrape_errors_total"] == 0
+    assert told["comity_coordinator_database_transaction_seconds_count"] > 0
     # The operator revokes from another process: the next message is refused.
     assert await asyncio.to_thread(_command, "revoke", "alpha", "--home", str(home)) == {"revoked": "alpha"}
     await stream.write(exchange_pb2.ConnectRequest(heartbeat=exchange_pb2.Heartbeat(at="now")))

@@ -18,6 +18,7 @@ from comity_coordinator.transport.hub import Hub
 from comity_coordinator.transport.identity import Peer
 from comity_coordinator.transport.model import RELAYED_KINDS, Message, Place, from_wire, place, to_wire
 
+TRACE = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
 envelopes = st.builds(
     exchange_pb2.Envelope,
     id=st.text(max_size=100),
@@ -27,6 +28,7 @@ envelopes = st.builds(
     receivers=st.lists(st.sampled_from(["beta", "gamma", "", "../x", "UPPER"]), max_size=70),
     run=st.text(max_size=80),
     body=st.binary(max_size=50),
+    traceparent=st.one_of(st.text(max_size=80), st.just(TRACE), st.just(TRACE.upper()), st.just(f"{TRACE}\n")),
 )
 
 
@@ -42,6 +44,7 @@ def test_any_envelope_is_a_legal_message_or_a_refusal(envelope: exchange_pb2.Env
         assert refused in {ErrorCode.MALFORMED, ErrorCode.FORBIDDEN, ErrorCode.TOO_LARGE}
         return
     assert message.sender == "alpha"
+    assert message.trace == (TRACE if envelope.traceparent == TRACE else "")
     relayed = message.kind in RELAYED_KINDS
     assert relayed == (message.seq == 0) == bool(message.receivers)
     back = exchange_pb2.ConnectResponse.FromString(to_wire(message)).envelope
