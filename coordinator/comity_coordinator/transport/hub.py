@@ -8,6 +8,7 @@ Rules
 3. `enqueue` writes the message in the caller's transaction; it leaves after the commit, in order, until acknowledged.
 4. A message is relayed only between parties of its run, only to nodes that are connected, and is never stored.
 5. The newest stream of an organisation wins. The organisation's standing is asked at every message, both ways.
+6. Who is not here may be at another replica (`elsewhere.py`): relayed messages, words and presence go there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,9 +31,9 @@ from comity.wire.ids import new_id
 from comity_coordinator.db import Database, after_commit, attempt
 from comity_coordinator.observability import metrics
 from comity_coordinator.transport import store
+from comity_coordinator.transport.elsewhere import Alone, Elsewhere
 from comity_coordinator.transport.identity import Peer
 from comity_coordinator.transport.model import (
-    PRESENCE,
     RELAYED_KINDS,
     Message,
     Place,
@@ -40,12 +41,13 @@ from comity_coordinator.transport.model import (
     place,
     to_wire,
 )
-from comity_coordinator.transport.session import Errand, HubLimits, Session
+from comity_coordinator.transport.presence import PresenceBoard
+from comity_coordinator.transport.resuming import fetch, resume
+from comity_coordinator.transport.session import HubLimits, Session
 from comity_coordinator.transport.together import Together
 
 Handler = Callable[[Connection, str, Message], None]
 PartiesOf = Callable[[Connection, str], frozenset[str]]
-PresenceCallback = Callable[[str, bool], None]
 Observer = Callable[[Message], None]
 Admit = Callable[[Peer], Awaitable[None]]
 
@@ -82,20 +84,29 @@ class Hub:
         self._admit = admit
         self._sessions: dict[str, Session] = {}
         self._handlers: dict[str, Handler] = {}
-        self._presence: list[PresenceCallback] = []
+        self._elsewhere: Elsewhere = Alone()
+        self.presence = PresenceBoard(self._sessions, self.connected)
         self._observers: dict[str, Observer] = {}
         self._parties_of: PartiesOf | None = None
         self._runs: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._strikes: dict[tuple[str, str], int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._taking = Together(database, self._handle_batch)
-        self._fetching = Together(database, _fetch)
+        self._fetching = Together(database, fetch)
 
     # What capabilities use.
 
     def connected(self) -> frozenset[str]:
-        """Return the organisations whose stream is open."""
+        """Return the organisations whose stream is open, here or at another replica."""
+        return self._elsewhere.connected().union(self._sessions)
+
+    def here(self) -> frozenset[str]:
+        """Return the organisations whose stream is open at this replica."""
         return frozenset(self._sessions)
+
+    def join(self, elsewhere: Elsewhere) -> None:
+        """Take part in a coordinator of several replicas; before the first stream."""
+        self._elsewhere = elsewhere
 
     def waiting(self) -> tuple[int, int, int]:
         """Return how many frames wait to be sent, in all and at the longest queue, and messages to be committed."""
@@ -117,9 +128,8 @@ class Hub:
     def tell(self, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> bool:
         """Send `org` a word that nothing keeps; say whether its stream took it. Raises `MALFORMED`, `TOO_LARGE`."""
         session = self._sessions.get(org)
-        return session is not None and session.queue.offer(
-            to_wire(from_coordinator(new_id("word"), kind, body, run=run))
-        )
+        frame = to_wire(from_coordinator(new_id("word"), kind, body, run=run))
+        return self._elsewhere.tell(org, frame) if session is None else session.queue.offer(frame)
 
     def enqueue(self, conn: Connection, org: str, kind: str, body: dict[str, Any], *, run: str = "") -> None:
         """Send a durable message to `org`, in the transaction of `conn` (rule 3). Raises `MALFORMED`."""
@@ -135,10 +145,6 @@ class Hub:
                 scope.carry(each.id)
             store.append_all(conn, messages)
             after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, *messages)))
-
-    def on_presence(self, callback: PresenceCallback) -> None:
-        """Call `callback(org, connected)` in the event loop when a stream opens or ends; it must not block."""
-        self._presence.append(callback)
 
     def authorise_runs(self, parties_of: PartiesOf) -> None:
         """Let `parties_of(conn, run)` say who may exchange messages of a run; an empty set is an unknown run."""
@@ -158,28 +164,33 @@ class Hub:
     def drop_after_commit(self, conn: Connection, org: str, reason: ComityError) -> None:
         """End the stream of `org` once the transaction of `conn` has committed."""
         after_commit(conn, functools.partial(self._soon, functools.partial(self.drop, org, reason)))
+        after_commit(conn, functools.partial(self._soon, functools.partial(self._elsewhere.drop, org)))
 
     # What the servicer uses.
 
-    async def open(self, peer: Peer, received_seq: int) -> Session:
+    async def open(self, peer: Peer, received_seq: int, *, reads_presence: bool = False) -> Session:
         """Start the session of a node that said Hello; the organisation's older stream ends.
 
         Raises:
             ComityError: `CONFLICT` if the node has received more than was ever sent to it.
         """
         self._loop = asyncio.get_running_loop()
-        cursor = await self._database.run(functools.partial(_resume, org=peer.name, received_seq=received_seq))
-        session = Session(peer, self.limits, received_seq=cursor, acked_seq=received_seq)
+        cursor, epoch = await self._database.run(
+            functools.partial(self._resume, org=peer.name, received_seq=received_seq)
+        )
+        session = Session(peer, self.limits, cursor, received_seq, epoch=epoch, reads_presence=reads_presence)
         self.drop(peer.name, ComityError(ErrorCode.CONFLICT, "a newer stream of this organisation took over"))
         self._sessions[peer.name] = session
-        self._tell_presence(peer.name, connected=True)
+        self._elsewhere.opened(peer.name)
+        self.presence.opened(peer.name)
         return session
 
     def close(self, session: Session) -> None:
         """Forget an ended session."""
         if self._sessions.get(session.org) is session:
             del self._sessions[session.org]
-            self._tell_presence(session.org, connected=False)
+            self._elsewhere.ended(session.org)
+            self.presence.ended(session.org)
 
     async def check(self, session: Session) -> None:
         """Ask for the organisation's standing. Raises REVOKED and the like, which must end the stream."""
@@ -230,6 +241,58 @@ class Hub:
                 metrics.SENT.add(message.kind)
                 await session.queue.put(to_wire(message))
 
+    # What other replicas use, and the servicer behind `receive`.
+
+    async def deliver(self, frame: bytes, orgs: Iterable[str], sender: str, kind: str) -> list[str]:
+        """Offer a frame to those of `orgs` that are here; return for whom there was no room."""
+        full: list[str] = []
+        for org in orgs:
+            receiver = self._sessions.get(org)
+            if receiver is None or not await self._may_receive(receiver):
+                continue
+            if not receiver.queue.offer(frame, sender):
+                full.append(org)
+            else:
+                metrics.SENT.add(kind)
+        return full
+
+    def refuse_full(self, org: str, message_id: str, full: Sequence[str]) -> None:
+        """Tell a sender, if it is here, who did not get its message."""
+        session = self._sessions.get(org)
+        if session is not None:
+            session.refuse(message_id, ComityError(ErrorCode.BUSY, organisations=",".join(full)))
+
+    def show(self, message: Message) -> None:
+        """Show an observed message that came to another replica."""
+        observer = self._observers.get(message.kind)
+        if observer is not None:
+            observer(message)
+
+    def wake(self, orgs: Iterable[str]) -> None:
+        """Look for durable messages of those of `orgs` that are here."""
+        for org in orgs:
+            session = self._sessions.get(org)
+            if session is not None:
+                session.enqueued()
+
+    def streams(self) -> dict[str, Session]:
+        """Return the streams that are open here now."""
+        return dict(self._sessions)
+
+    def reconcile(self, before: Mapping[str, Session], streams: Mapping[str, tuple[int, int]]) -> None:
+        """Compare with the database: end streams that are newer elsewhere, fetch what was enqueued elsewhere.
+
+        Args:
+            before: the streams that were open before the database was asked.
+            streams: by organisation whose stream is this replica's, the epoch and the newest number enqueued.
+        """
+        for org, session in before.items():
+            epoch, sent_seq = streams.get(org, (-1, 0))
+            if epoch != session.epoch:
+                session.end(ComityError(ErrorCode.CONFLICT, "a newer stream of this organisation took over"))
+            elif sent_seq > session.sent_seq:
+                session.enqueued()
+
     # Inside.
 
     async def _relay(self, session: Session, message: Message) -> None:
@@ -238,21 +301,16 @@ class Hub:
             error = ComityError(ErrorCode.FORBIDDEN, "sender and receivers must be parties of the run")
             session.refuse(message.id, error)
             return
-        observer = self._observers.get(message.kind)
-        if observer is not None:
-            observer(message)
+        observed = message.kind in self._observers
+        observer = await self._elsewhere.observer_of(message.run) if observed else ""
+        if observed and not observer:
+            self._observers[message.kind](message)
         frame = to_wire(message)
-        full: list[str] = []
-        for org in message.receivers:
-            receiver = self._sessions.get(org)
-            if receiver is None or not await self._may_receive(receiver):
-                continue
-            if not receiver.queue.offer(frame, session.org):
-                full.append(org)
-            else:
-                metrics.SENT.add(message.kind)
+        far = [org for org in message.receivers if org not in self._sessions]
+        full = self._elsewhere.hand_on(message, frame, far, observer) if far or observer else []
+        full += await self.deliver(frame, message.receivers, session.org, message.kind)
         if full:
-            session.refuse(message.id, ComityError(ErrorCode.BUSY, organisations=",".join(full)))
+            self.refuse_full(session.org, message.id, full)
 
     async def _may_receive(self, receiver: Session) -> bool:
         try:
@@ -333,35 +391,8 @@ class Hub:
             loop.call_soon_threadsafe(call)
 
     def _wake(self, *orgs: str) -> None:
-        for org in orgs:
-            session = self._sessions.get(org)
-            if session is not None:
-                session.enqueued()
+        self.wake(orgs)
+        self._elsewhere.wake(org for org in orgs if org not in self._sessions)
 
-    def _tell_presence(self, org: str, *, connected: bool) -> None:
-        body = {"org": org, "connected": connected}
-        frame = to_wire(from_coordinator(new_id("presence"), PRESENCE, body))
-        for other in list(self._sessions.values()):
-            if other.org != org and not other.queue.offer(frame):
-                # Without the note it would wait for somebody who is back: let it connect again and see.
-                other.end(ComityError(ErrorCode.BUSY, "the node does not read its stream"))
-        for callback in self._presence:
-            callback(org, connected)
-
-
-def _resume(conn: Connection, *, org: str, received_seq: int) -> int:
-    mine, sent_seq, _ = store.ensure_cursor(conn, org)
-    if received_seq > sent_seq:
-        raise ComityError(ErrorCode.CONFLICT, "the node has received more than was sent", sent_seq=sent_seq)
-    store.acknowledge(conn, org, received_seq)
-    return mine
-
-
-def _fetch(conn: Connection, asked: tuple[str, Errand]) -> list[Message]:
-    org, errand = asked
-    if errand.acked_seq is not None:
-        store.acknowledge(conn, org, errand.acked_seq)
-    if not errand.room or errand.room < 0:
-        return []
-    rows = store.unsent(conn, org, errand.after_seq, errand.after_seq + errand.room)
-    return [Message(row[1], row[2], "coordinator", (), row[3], row[4], seq=row[0]) for row in rows]
+    def _resume(self, conn: Connection, *, org: str, received_seq: int) -> tuple[int, int]:
+        return resume(conn, org, received_seq), self._elsewhere.claim(conn, org)

@@ -120,8 +120,10 @@ class Spool:
         self._announce(entry)
         return Upload(self, entry, offset_bytes)
 
-    async def read(self, org: str, digest: str, offset_bytes: int) -> AsyncGenerator[bytes | memoryview, None]:
-        """Yield the chunks from `offset_bytes` on, as they arrive.
+    async def read(
+        self, org: str, digest: str, offset_bytes: int, owner: str = ""
+    ) -> AsyncGenerator[bytes | memoryview, None]:
+        """Yield the chunks from `offset_bytes` on, as they arrive; of `owner`'s payload, if one is named.
 
         Raises:
             ComityError: `MALFORMED` for an offset that is no multiple of the chunk or lies beyond the end,
@@ -129,7 +131,7 @@ class Spool:
                 `PAYLOAD_DIGEST` if it turns out to be something else, `BUSY` if too many wait.
         """
         sha256_hex(digest)
-        entry = await self._await_entry(org, digest)
+        entry = await self._await_entry(org, digest, owner)
         if offset_bytes % CHUNK_BYTES or offset_bytes >= entry.size_bytes:
             raise ComityError(ErrorCode.MALFORMED, "no download can begin there")
         # Its own descriptor: the bytes stay readable for this reader whatever happens to the entry.
@@ -239,8 +241,6 @@ class Spool:
     def spoil(self, entry: Entry, error: ComityError) -> None:
         """Delete an upload that broke the rules."""
         self._drop(entry, error)
-
-    # Inside.
 
     def _finish(self, entry: Entry) -> None:
         if entry.hasher.hexdigest() != entry.digest:

@@ -48,7 +48,7 @@ class ExchangeServicer(exchange_pb2_grpc.ExchangeServiceServicer):
         """Serve one stream."""
         peer = current_peer()
         hello = await _hello(context)
-        session = await self._hub.open(peer, hello.received_seq)
+        session = await self._hub.open(peer, hello.received_seq, reads_presence=hello.reads_presence)
         try:
             await context.write(self._welcome(peer, session))
             await self._serve(session, context)

@@ -127,8 +127,20 @@ class SendQueue:
 class Session:
     """The stream of one organisation, from Welcome to its end."""
 
-    def __init__(self, peer: Peer, limits: HubLimits, received_seq: int, acked_seq: int) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        limits: HubLimits,
+        received_seq: int,
+        acked_seq: int,
+        *,
+        epoch: int = 0,
+        reads_presence: bool = False,
+    ) -> None:
+        """`epoch` numbers the organisation's streams over all replicas; `reads_presence` is what its Hello says."""
         self.peer = peer
+        self.epoch = epoch
+        self.reads_presence = reads_presence
         self.org = peer.name
         self.queue = SendQueue(limits)
         self.inbound: asyncio.Queue[Message] = asyncio.Queue(limits.inbound_messages)

@@ -78,6 +78,7 @@ class RunHost:
         self._metrics: dict[tuple[int, int, str], dict[str, Any]] = {}
         self._progress = ProgressTeller(node, led)
         self.desk = QuestionDesk(node, led, participant, profile, book, self._answer)
+        self.parties = frozenset(led.agreement.parties)
 
     async def run(self) -> None:
         """Run the app to its end and journal the ending. Cancelling leaves the run open for the next start."""

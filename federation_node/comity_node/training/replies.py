@@ -119,12 +119,12 @@ class Replies:
             protected = Protected(payload, "", "", row.inline, row.file, row.size_bytes or 0)
         await self.send(row.lead, row.run, row.digest, statement, protected)
 
-    async def resend(self, lead: str | None = None, *, older_s: float = 0.0) -> None:
-        """Send unconfirmed answers again, to one lead or to all, unless they were sent less than `older_s` ago."""
+    async def resend(self, leads: frozenset[str] | None = None, *, older_s: float = 0.0) -> None:
+        """Send unconfirmed answers again, to some leads or to all, unless they were sent less than `older_s` ago."""
         rows = await self._node.journal.run(lambda conn: store.unacked_orders(conn, RESENT_AT_ONCE_MAX))
         for row in rows:
             due = time.monotonic() - self._sent_at.get(row.digest, float("-inf")) >= older_s
-            if due and row.lead != self._node.settings.org and lead in (None, row.lead):
+            if due and row.lead != self._node.settings.org and (leads is None or row.lead in leads):
                 await self.send_stored(row)
 
     async def _keep_sending(self) -> None:

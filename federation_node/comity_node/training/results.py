@@ -128,11 +128,11 @@ class Results:
         now = instants.to_text(node.clock())
         return ResultRow(run, agreement.digest, statement.to_bytes(), sealed.file, sealed.inline, now)
 
-    async def resend(self, org: str | None = None) -> None:
-        """Send unconfirmed results again, to one organisation or to all."""
+    async def resend(self, orgs: frozenset[str] | None = None) -> None:
+        """Send unconfirmed results again, to some organisations or to all."""
         me = self._node.settings.org
         for row, targets in await self._node.journal.run(store.unconfirmed_results):
-            wanted = tuple(each for each in targets if each != me and org in (None, each))
+            wanted = tuple(each for each in targets if each != me and (orgs is None or each in orgs))
             if wanted:
                 await self._send(row, wanted)
 

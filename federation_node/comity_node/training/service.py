@@ -197,18 +197,20 @@ class TrainingService:
             told = {"review": ask.id, "stage": ask.stage, "what": kind, "title": ask.title, **facts}
             self.events.tell(ask.run, "review", **told)
 
-    async def _on_presence(self, org: str, here: bool) -> None:
-        """Repeat what an organisation may have missed; note that one is gone."""
+    async def _on_presence(self, orgs: frozenset[str], here: bool) -> None:
+        """Repeat what organisations may have missed; note that some are gone. The journal is read once for all."""
         for host in self.runs.hosts:
-            if here:
-                await host.desk.resend(org)
-            else:
-                host.desk.gone(org)
+            for org in sorted(orgs & host.parties):
+                if here:
+                    await host.desk.resend(org)
+                else:
+                    host.desk.gone(org)
         for profile in self._profiles.values():
-            await profile.on_presence(org, here)
+            for org in sorted(orgs):
+                await profile.on_presence(org, here)
         if here:
-            await self._replies.resend(org)
-            await self.results.resend(org)
+            await self._replies.resend(orgs)
+            await self.results.resend(orgs)
 
 
 def _kinds(node: NodeContext) -> Kinds:

@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ from comity_node.transport.dial import dial
 from comity_node.transport.inbox import Handler, Inbox
 from comity_node.transport.model import Message, read_envelope, write_envelope
 from comity_node.transport.outbox import Outbox
-from comity_node.transport.session import Session, open_session
+from comity_node.transport.session import CONNECTED_MAX, Session, open_session
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -64,7 +64,7 @@ _LASTING = frozenset(
     }
 )
 
-Presence = Callable[[str, bool], Awaitable[None]]
+Presence = Callable[[frozenset[str], bool], Awaitable[None]]
 RefusedBody = Callable[[Connection, bytes], None]
 Refused = Callable[[str, str, ComityError], Awaitable[None]]
 log = structlog.get_logger("comity.node.link")
@@ -134,7 +134,7 @@ class Link:
         self._connected_callbacks.append(callback)
 
     def on_presence(self, callback: Presence) -> None:
-        """Await `callback(org, connected)` on each change, and for everyone present each time the stream opens."""
+        """Await `callback(orgs, connected)` on changes, and for all who are present each time the stream opens."""
         self._presence_callbacks.append(callback)
 
     def on_refused(self, kind: str, callback: RefusedBody) -> None:
@@ -296,12 +296,12 @@ class Link:
                 await callback()
             except ComityError as error:  # it is one capability's trouble, not the others'
                 log.warning("link.callback", error=str(error))
-        for org in sorted(present):
-            await self._tell_presence(org, True)
+        await self._tell_presence(present, True)
 
-    async def _tell_presence(self, org: str, connected: bool) -> None:
-        for callback in self._presence_callbacks:
-            await callback(org, connected)
+    async def _tell_presence(self, orgs: frozenset[str], connected: bool) -> None:
+        if orgs:
+            for callback in self._presence_callbacks:
+                await callback(orgs, connected)
 
     async def _tell_refusal(self, message_id: str, kind: str, error: ComityError) -> None:
         metrics.REFUSED.add(error.code)
@@ -336,20 +336,28 @@ class Link:
                 self._outbox.acknowledged(frame.ack.up_to_seq)
             elif what == "refusal":
                 await self._refusal(frame.refusal)
+            elif what == "presence":
+                self._present(frame.presence.connected, here=True)
+                self._present(frame.presence.gone, here=False)
             elif what != "heartbeat":
                 raise ComityError(ErrorCode.MALFORMED, "a frame of an unknown form")
 
     async def _take(self, message: Message) -> None:
         if message.kind == "presence" and message.sender == ids.COORDINATOR and not message.durable:
             document = message.document()
-            org, here = ids.org_id(str(document.get("org"))), document.get("connected") is True
-            if org == self._settings.org:
-                return
-            (self._online.add if here else self._online.discard)(org)
-            self._inbox.tell(self._tell_presence(org, here))
+            self._present([str(document.get("org"))], here=document.get("connected") is True)
             return
         self._seen_seq = max(self._seen_seq, message.seq)
         await self._inbox.put(message)
+
+    def _present(self, names: Collection[str], *, here: bool) -> None:
+        """Note who came or went. Raises `MALFORMED`, `BUSY`."""
+        if len(names) > CONNECTED_MAX:
+            raise ComityError(ErrorCode.MALFORMED, "too many organisations")
+        orgs = frozenset(ids.org_id(each) for each in names) - {self._settings.org}
+        self._online = self._online | orgs if here else self._online - orgs
+        if orgs:
+            self._inbox.tell(self._tell_presence(orgs, here))
 
     async def _refusal(self, refusal: exchange_pb2.Refusal) -> None:
         message_id = ids.name(refusal.id)

@@ -118,7 +118,9 @@ async def open_session(
     """
     stub: exchange_pb2_grpc.ExchangeServiceAsyncStub = exchange_pb2_grpc.ExchangeServiceStub(channel)
     call: _Call = stub.Connect()
-    hello = exchange_pb2.Hello(protocol=PROTOCOL, software=SOFTWARE, received_seq=received_seq, isolation=isolation)
+    hello = exchange_pb2.Hello(
+        protocol=PROTOCOL, software=SOFTWARE, received_seq=received_seq, isolation=isolation, reads_presence=True
+    )
     try:
         async with asyncio.timeout(WELCOME_TIMEOUT_S):
             await call.write(exchange_pb2.ConnectRequest(hello=hello))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63omity/v1/exchange.proto\x12\tcomity.v1\"\xaf\x01\n\x0e\x43onnectRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.comity.v1.HelloH\x00\x12\'\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x13.comity.v1.EnvelopeH\x00\x12\x1d\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0e.comity.v1.AckH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.comity.v1.HeartbeatH\x00\x42\x07\n\x05\x66rame\"\xdb\x01\n\x0f\x43onnectResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.comity.v1.WelcomeH\x00\x12\'\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x13.comity.v1.EnvelopeH\x00\x12\x1d\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0e.comity.v1.AckH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.comity.v1.HeartbeatH\x00\x12%\n\x07refusal\x18\x05 \x01(\x0b\x32\x12.comity.v1.RefusalH\x00\x42\x07\n\x05\x66rame\"T\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x14\n\x0creceived_seq\x18\x03 \x01(\x04\x12\x11\n\tisolation\x18\x04 \x01(\t\"s\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0creceived_seq\x18\x02 \x01(\x04\x12\x1a\n\x12\x63\x65rtificate_digest\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x11\n\tconnected\x18\x05 \x03(\t\"\x9c\x01\n\x08\x45nvelope\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06sender\x18\x04 \x01(\t\x12\x11\n\treceivers\x18\x05 \x03(\t\x12\x0b\n\x03run\x18\x06 \x01(\t\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x16\n\x0einline_payload\x18\x08 \x01(\x0c\x12\x13\n\x0btraceparent\x18\t \x01(\t\"\x18\n\x03\x41\x63k\x12\x11\n\tup_to_seq\x18\x01 \x01(\x04\"\x17\n\tHeartbeat\x12\n\n\x02\x61t\x18\x01 \x01(\t\"$\n\x07Refusal\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\x0c\x32W\n\x0f\x45xchangeService\x12\x44\n\x07\x43onnect\x12\x19.comity.v1.ConnectRequest\x1a\x1a.comity.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63omity/v1/exchange.proto\x12\tcomity.v1\"\xaf\x01\n\x0e\x43onnectRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.comity.v1.HelloH\x00\x12\'\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x13.comity.v1.EnvelopeH\x00\x12\x1d\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0e.comity.v1.AckH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.comity.v1.HeartbeatH\x00\x42\x07\n\x05\x66rame\"\x84\x02\n\x0f\x43onnectResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.comity.v1.WelcomeH\x00\x12\'\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x13.comity.v1.EnvelopeH\x00\x12\x1d\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0e.comity.v1.AckH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.comity.v1.HeartbeatH\x00\x12%\n\x07refusal\x18\x05 \x01(\x0b\x32\x12.comity.v1.RefusalH\x00\x12\'\n\x08presence\x18\x06 \x01(\x0b\x32\x13.comity.v1.PresenceH\x00\x42\x07\n\x05\x66rame\"l\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x14\n\x0creceived_seq\x18\x03 \x01(\x04\x12\x11\n\tisolation\x18\x04 \x01(\t\x12\x16\n\x0ereads_presence\x18\x05 \x01(\x08\"s\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0creceived_seq\x18\x02 \x01(\x04\x12\x1a\n\x12\x63\x65rtificate_digest\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x11\n\tconnected\x18\x05 \x03(\t\"\x9c\x01\n\x08\x45nvelope\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06sender\x18\x04 \x01(\t\x12\x11\n\treceivers\x18\x05 \x03(\t\x12\x0b\n\x03run\x18\x06 \x01(\t\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x16\n\x0einline_payload\x18\x08 \x01(\x0c\x12\x13\n\x0btraceparent\x18\t \x01(\t\"\x18\n\x03\x41\x63k\x12\x11\n\tup_to_seq\x18\x01 \x01(\x04\"\x17\n\tHeartbeat\x12\n\n\x02\x61t\x18\x01 \x01(\t\"+\n\x08Presence\x12\x11\n\tconnected\x18\x01 \x03(\t\x12\x0c\n\x04gone\x18\x02 \x03(\t\"$\n\x07Refusal\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\x0c\x32W\n\x0f\x45xchangeService\x12\x44\n\x07\x43onnect\x12\x19.comity.v1.ConnectRequest\x1a\x1a.comity.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONNECTREQUEST']._serialized_start=40
   _globals['_CONNECTREQUEST']._serialized_end=215
   _globals['_CONNECTRESPONSE']._serialized_start=218
-  _globals['_CONNECTRESPONSE']._serialized_end=437
-  _globals['_HELLO']._serialized_start=439
-  _globals['_HELLO']._serialized_end=523
-  _globals['_WELCOME']._serialized_start=525
-  _globals['_WELCOME']._serialized_end=640
-  _globals['_ENVELOPE']._serialized_start=643
-  _globals['_ENVELOPE']._serialized_end=799
-  _globals['_ACK']._serialized_start=801
-  _globals['_ACK']._serialized_end=825
-  _globals['_HEARTBEAT']._serialized_start=827
-  _globals['_HEARTBEAT']._serialized_end=850
-  _globals['_REFUSAL']._serialized_start=852
-  _globals['_REFUSAL']._serialized_end=888
-  _globals['_EXCHANGESERVICE']._serialized_start=890
-  _globals['_EXCHANGESERVICE']._serialized_end=977
+  _globals['_CONNECTRESPONSE']._serialized_end=478
+  _globals['_HELLO']._serialized_start=480
+  _globals['_HELLO']._serialized_end=588
+  _globals['_WELCOME']._serialized_start=590
+  _globals['_WELCOME']._serialized_end=705
+  _globals['_ENVELOPE']._serialized_start=708
+  _globals['_ENVELOPE']._serialized_end=864
+  _globals['_ACK']._serialized_start=866
+  _globals['_ACK']._serialized_end=890
+  _globals['_HEARTBEAT']._serialized_start=892
+  _globals['_HEARTBEAT']._serialized_end=915
+  _globals['_PRESENCE']._serialized_start=917
+  _globals['_PRESENCE']._serialized_end=960
+  _globals['_REFUSAL']._serialized_start=962
+  _globals['_REFUSAL']._serialized_end=998
+  _globals['_EXCHANGESERVICE']._serialized_start=1000
+  _globals['_EXCHANGESERVICE']._serialized_end=1087
 # @@protoc_insertion_point(module_scope)

@@ -73,6 +73,7 @@ class ConnectResponse(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    PRESENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """Opens the stream."""
@@ -93,6 +94,10 @@ class ConnectResponse(_message.Message):
     def refusal(self) -> Global___Refusal:
         """Why one message was not taken; the stream goes on."""
 
+    @_builtins.property
+    def presence(self) -> Global___Presence:
+        """Who came and went; only to nodes whose Hello asks for it."""
+
     def __init__(
         self,
         *,
@@ -101,12 +106,13 @@ class ConnectResponse(_message.Message):
         ack: Global___Ack | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         refusal: Global___Refusal | None = ...,
+        presence: Global___Presence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "envelope", b"envelope", "frame", b"frame", "heartbeat", b"heartbeat", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "envelope", b"envelope", "frame", b"frame", "heartbeat", b"heartbeat", "presence", b"presence", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "envelope", b"envelope", "frame", b"frame", "heartbeat", b"heartbeat", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "envelope", b"envelope", "frame", b"frame", "heartbeat", b"heartbeat", "presence", b"presence", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "envelope", "ack", "heartbeat", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "envelope", "ack", "heartbeat", "refusal", "presence"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -122,6 +128,7 @@ class Hello(_message.Message):
     SOFTWARE_FIELD_NUMBER: _builtins.int
     RECEIVED_SEQ_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    READS_PRESENCE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """Protocol version; now 1."""
     software: _builtins.str
@@ -130,6 +137,8 @@ class Hello(_message.Message):
     """Highest durable sequence number that the node has journalled from the coordinator."""
     isolation: _builtins.str
     """Isolation that the node offers: process, sandbox or container."""
+    reads_presence: _builtins.bool
+    """Whether the node reads Presence; without it, it gets one envelope for each change."""
     def __init__(
         self,
         *,
@@ -137,10 +146,11 @@ class Hello(_message.Message):
         software: _builtins.str = ...,
         received_seq: _builtins.int = ...,
         isolation: _builtins.str = ...,
+        reads_presence: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["isolation", b"isolation", "protocol", b"protocol", "received_seq", b"received_seq", "software", b"software"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["isolation", b"isolation", "protocol", b"protocol", "reads_presence", b"reads_presence", "received_seq", b"received_seq", "software", b"software"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,6 +297,36 @@ class Heartbeat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class Presence(_message.Message):
+    """Changes of a moment, told together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def connected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Organisations whose stream opened, perhaps once more."""
+
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Organisations whose stream ended."""
+
+    def __init__(
+        self,
+        *,
+        connected: _abc.Iterable[_builtins.str] | None = ...,
+        gone: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "gone", b"gone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Presence: _TypeAlias = Presence  # noqa: Y015
 
 @_typing.final
 class Refusal(_message.Message):

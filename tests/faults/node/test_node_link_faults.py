@@ -362,8 +362,8 @@ async def test_relayed_messages_presence_and_refusals(coordinator, harness, even
                 await slow.wait()
             handled.append(message.run)
 
-        async def on_presence(org: str, connected: bool) -> None:
-            presence.append((org, connected))
+        async def on_presence(orgs: frozenset[str], connected: bool) -> None:
+            presence.extend((org, connected) for org in sorted(orgs))
 
         async def on_refusal(message_id: str, kind: str, error: ComityError) -> None:
             refused.append((message_id, kind, error.code))
@@ -384,9 +384,12 @@ async def test_relayed_messages_presence_and_refusals(coordinator, harness, even
         await stream.send(0, "order", {}, sender="hospital-b", run="run-fast")
         await stream.send(0, "presence", {"org": "hospital-c", "connected": True})
         await stream.send(0, "presence", {"org": "hospital-b", "connected": False})
+        from comity.v1 import exchange_pb2
+
+        together = exchange_pb2.Presence(connected=["hospital-d", "hospital-b"], gone=["hospital-c"])
+        await stream.context.write(exchange_pb2.ConnectResponse(presence=together))
         request = await stream.next()
         relayed.append(request.envelope)
-        from comity.v1 import exchange_pb2
         from comity.wire import canonical
 
         error = canonical.canonical(ComityError(ErrorCode.BUSY, organisations="hospital-c").to_json())
@@ -400,10 +403,11 @@ async def test_relayed_messages_presence_and_refusals(coordinator, harness, even
     keys = OrgKeys.generate()
     statement = sign_statement(keys, kind="reply", consortium="demo", issuer="hospital-a", body={"x": 1})
     link = await harness.start()
-    await eventually(lambda: presence[-1:] == [("hospital-b", False)])
-    assert presence == [("hospital-b", True), ("hospital-c", True), ("hospital-b", False)]
+    await eventually(lambda: presence[-1:] == [("hospital-c", False)])
+    assert presence[:3] == [("hospital-b", True), ("hospital-c", True), ("hospital-b", False)]
+    assert presence[3:] == [("hospital-b", True), ("hospital-d", True), ("hospital-c", False)]
     assert opened == [True]
-    assert link.connected_orgs == {"hospital-c"}
+    assert link.connected_orgs == {"hospital-b", "hospital-d"}
     await eventually(lambda: handled == ["run-fast"])
     slow.set()
     await eventually(lambda: handled == ["run-fast", "run-slow"])

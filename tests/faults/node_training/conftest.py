@@ -391,10 +391,10 @@ class RigNode:
         for other in self.rig.nodes.values():
             if other is not self and other.service is not None:
                 for callback in other.link.presence:
-                    await callback(self.org, here)
+                    await callback(frozenset({self.org}), here)
                 if here:
                     for callback in self.link.presence:
-                        await callback(other.org, True)
+                        await callback(frozenset({other.org}), True)
 
     def add_data(self, records: int = 40) -> None:
         path = self.home / "patients.csv"
