@@ -14,7 +14,7 @@ ARGS ?=
 JOBS ?= 3
 SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg faults sandbox opa postgres clean
+.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg bench-ledger faults sandbox opa postgres clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ bench-negotiation: $(VENV)/.ready ## Measure agreements and dispatch; writes ben
 
 bench-secagg: $(VENV)/.ready ## Measure the encrypted sums
 	python benchmarks/bench_secagg.py $(ARGS)
+
+bench-ledger: $(VENV)/.ready postgres ## Measure appends against a raw insert, and verifying; writes benchmarks/out/ledger.json
+	python benchmarks/bench_ledger.py $(ARGS)
 
 faults: $(VENV)/.ready sandbox ## Kill random processes of the demo's cast 30 times (ARGS="--runs 30 --seed 1")
 	python tests/faults/kill_runs.py $(ARGS)

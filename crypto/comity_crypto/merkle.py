@@ -22,6 +22,8 @@ HASH_BYTES = 32
 SIZE_MAX = 2**53 - 1
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
+_RANGES_KEPT = 4_096
+
 Read = Callable[[int, int], bytes]
 
 
@@ -132,6 +134,8 @@ class Tree:
             raise ComityError(ErrorCode.LEDGER_INVALID, "a tree cannot have this size")
         self._read = read
         self._size = size
+        # Leaves never change, so what was computed over some of them holds: proofs of one batch share most of theirs.
+        self._ranges: dict[tuple[int, int], bytes] = {}
         # (level, hash) of the complete subtrees, left to right: one for each set bit of the size.
         self._peaks = [(level, self._stored(level, index)) for level, index in _peaks(0, size)]
 
@@ -220,7 +224,13 @@ class Tree:
 
     def _range(self, start: int, end: int) -> bytes:
         """Return the hash of the subtree over leaves start..end - 1, where `start` is a split point."""
-        return _bag([self._stored(level, index) for level, index in _peaks(start, end)])
+        value = self._ranges.get((start, end))
+        if value is None:
+            value = _bag([self._stored(level, index) for level, index in _peaks(start, end)])
+            if len(self._ranges) >= _RANGES_KEPT:
+                self._ranges.clear()
+            self._ranges[start, end] = value
+        return value
 
     def _stored(self, level: int, index: int) -> bytes:
         if self._read is None:

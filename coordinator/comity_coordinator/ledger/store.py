@@ -6,8 +6,10 @@ sequencer gives it an index. Tiles hold 256 hashes: tile level `t` has the nodes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -24,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import update as sql_update
 
+from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.db import metadata
 from comity_crypto.statements import Statement
 
@@ -76,6 +79,10 @@ lease = Table(
 )
 
 _SEQUENCER = "sequencer"
+# A bound on the parameters of one statement, and one statement for most batches: the server keeps its plan.
+ROWS_AT_ONCE = 64
+# A statement may have 1 MiB: a page of them is what memory has to hold beyond a batch's bytes.
+PENDING_AT_ONCE, BATCH_BYTES = 256, 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +106,38 @@ class CheckpointRow:
     note: str
 
 
-def add(conn: Connection, statement: Statement, place: str, recipients: Sequence[str], now: str) -> bool:
-    """Queue a statement; False if it is known already, which changes nothing."""
-    if has(conn, statement.digest):
-        return False
-    conn.execute(
-        insert(statements).values(
-            digest=statement.digest,
-            kind=statement.kind,
-            issuer=statement.issuer,
-            content=statement.to_bytes(),
-            appended_at=now,
-        )
-    )
-    conn.execute(insert(pending).values(place=place, digest=statement.digest, recipients=",".join(recipients)))
-    return True
+def add_all(
+    conn: Connection, queued: Sequence[tuple[Statement, str]], recipients: Sequence[str], now: str
+) -> frozenset[str]:
+    """Queue statements, each with its place; return the digests of those that were not known already.
+
+    Nothing is read before: under SERIALIZABLE what one writer reads beside another's rows makes both run again.
+    """
+    if not queued:
+        return frozenset()
+    places = {statement.digest: place for statement, place in reversed(queued)}
+    rows = {each.digest: (each.digest, each.kind, each.issuer, each.to_bytes(), now) for each, _ in queued}
+    new = frozenset(_insert(conn, statements, list(rows.values()), "ON CONFLICT DO NOTHING RETURNING digest"))
+    names = ",".join(recipients)
+    _insert(conn, pending, [(places[each], each, names) for each in rows if each in new])
+    return new
+
+
+def _insert(conn: Connection, table: Table, rows: Sequence[tuple[Any, ...]], tail: str = "") -> list[str]:
+    """Insert rows, columns in the table's order, many in one statement; return the first column that `tail` gives.
+
+    Written out, because compiling and binding an expression costs several times what the database does with a row.
+    """
+    names = ", ".join(column.name for column in table.columns)
+    marks = "(" + ", ".join(["?" if conn.dialect.paramstyle == "qmark" else "%s"] * len(table.columns)) + ")"
+    found: list[str] = []
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[first : first + ROWS_AT_ONCE]
+        query = f"INSERT INTO {table.name} ({names}) VALUES {', '.join([marks] * len(part))} {tail}"  # noqa: S608 - names of ours
+        result = conn.exec_driver_sql(query, tuple(itertools.chain.from_iterable(part)))
+        if tail:
+            found.extend(row[0] for row in result)
+    return found
 
 
 def has(conn: Connection, digest: str) -> bool:
@@ -128,7 +152,19 @@ def content(conn: Connection, digest: str) -> bytes | None:
 
 
 def next_pending(conn: Connection, limit: int) -> list[PendingRow]:
-    """Return the oldest pending statements in order."""
+    """Return the oldest pending statements in order, at most `limit`, and few of them if they are large."""
+    found: list[PendingRow] = []
+    size_bytes = 0
+    while len(found) < limit and size_bytes < BATCH_BYTES:  # bounded: ends with a page that is not full
+        page_of = _pending_page(conn, found[-1].place if found else "", min(PENDING_AT_ONCE, limit - len(found)))
+        found.extend(page_of)
+        size_bytes += sum(len(row.content) for row in page_of)
+        if len(page_of) < PENDING_AT_ONCE:
+            break
+    return found
+
+
+def _pending_page(conn: Connection, after: str, limit: int) -> list[PendingRow]:
     rows = conn.execute(
         select(
             pending.c.place,
@@ -139,6 +175,7 @@ def next_pending(conn: Connection, limit: int) -> list[PendingRow]:
             statements.c.content,
         )
         .join(statements, statements.c.digest == pending.c.digest)
+        .where(pending.c.place > after)
         .order_by(pending.c.place)
         .limit(limit)
     )
@@ -156,12 +193,12 @@ def pending_count(conn: Connection, limit: int) -> int:
 def integrate(conn: Connection, first: int, rows: Iterable[PendingRow], leaf_hashes: Iterable[bytes]) -> None:
     """Give `rows` the indexes from `first` on and take them off the queue."""
     batch = list(rows)
-    values = [
-        {"idx": first + offset, "digest": row.digest, "leaf_hash": leaf, "kind": row.kind}
-        for offset, (row, leaf) in enumerate(zip(batch, leaf_hashes, strict=True))
-    ]
-    conn.execute(insert(entries), values)
-    conn.execute(delete(pending).where(pending.c.place.in_([row.place for row in batch])))
+    leaves = zip(batch, leaf_hashes, strict=True)
+    _insert(conn, entries, [(first + at, row.digest, leaf, row.kind) for at, (row, leaf) in enumerate(leaves)])
+    # What came to these places meanwhile is not seen here: the transaction looks at one instant.
+    gone = conn.execute(delete(pending).where(pending.c.place <= batch[-1].place)).rowcount
+    if gone != len(batch):
+        raise ComityError(ErrorCode.LEDGER_INVALID, "the queue changed under the sequencer", expected=len(batch))
 
 
 def index_of(conn: Connection, digest: str) -> int | None:
