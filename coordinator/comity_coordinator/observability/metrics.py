@@ -36,7 +36,7 @@ LEDGER_PENDING = BOOK.gauge("ledger_pending", "Statements that have no place in 
 SEQUENCER_LAG = BOOK.gauge("ledger_sequencer_lag_seconds", "Age of the oldest statement that has no place yet.")
 CHECKPOINT_AGE = BOOK.gauge("ledger_checkpoint_age_seconds", "Age of the newest checkpoint.")
 COSIGNATURE_LAG = BOOK.gauge(
-    "ledger_cosignature_lag_seconds", "How long the newest checkpoint that was put to witnesses waits to be final."
+    "ledger_cosignature_lag_seconds", "For how long witnesses have been asked and nothing became final."
 )
 NEGOTIATIONS = BOOK.gauge("negotiations", "Negotiations by phase.", "phase")
 RUNS = BOOK.gauge("runs", "Runs by state, closed ones included.", "state")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Select, func, select
 
-from comity_coordinator.db import metadata
+from comity_coordinator.ledger import witness_store
 from comity_coordinator.ledger.store import checkpoints, pending, statements
 from comity_coordinator.membership.store import members
 from comity_coordinator.negotiation.store import negotiations
@@ -71,10 +71,10 @@ def _count(conn: Connection, query: Select[tuple[int]]) -> int:
 
 
 def _unsigned_since(conn: Connection) -> str:
-    """Return since when the newest checkpoint that was put to witnesses waits for them; empty without witnesses."""
-    rounds: Table | None = metadata.tables.get("ledger_rounds")
-    if rounds is None:
-        return ""
-    query = select(rounds.c.asked_at, rounds.c.final_at).order_by(rounds.c.size.desc()).limit(1)
-    row = conn.execute(query).first()
-    return str(row[0]) if row is not None and row[1] is None else ""
+    """Return since when witnesses were asked and nothing became final; empty if nothing waits for them.
+
+    A checkpoint that waits too long is given up and a newer one asked for: the oldest after the last final one counts.
+    """
+    final, rounds = witness_store.newest_final(conn), witness_store.rounds
+    after = -1 if final is None else final.size
+    return str(conn.execute(select(func.min(rounds.c.asked_at)).where(rounds.c.size > after)).scalar() or "")

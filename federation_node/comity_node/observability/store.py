@@ -54,9 +54,6 @@ def _rows(conn: Connection, table: Table) -> int:
 
 def _incidents(conn: Connection) -> int:
     """Return how many incidents this node saw itself and nobody has acknowledged."""
-    alarms: Table | None = metadata.tables.get("ledger_alarms")
-    if alarms is not None:
-        return _rows(conn, alarms)
     incidents = metadata.tables["ledger_incidents"]
     query = select(func.count()).select_from(incidents).where(incidents.c.org == "")
     return int(conn.execute(query.where(incidents.c.acknowledged_at.is_(None))).scalar_one())

@@ -9,6 +9,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.db import after_commit
+from comity_coordinator.ledger import witness_store
 from comity_coordinator.observability import store as observed
 from comity_coordinator.operator_api import operator_server
 from comity_policies.history import verify_export
@@ -34,6 +35,22 @@ async def served(world, revoked):
     async with httpx.AsyncClient(base_url=base, headers=headers, timeout=10, trust_env=False) as client:
         yield client
     await server.stop()
+
+
+def test_how_long_witnesses_are_awaited(world):
+    """A round that was given up goes on counting until a later one is final."""
+
+    def since():
+        return world.db.transact(observed.read).unsigned_since
+
+    assert since() == ""
+    for size, asked_at in ((1, "2026-11-01T00:00:00Z"), (2, "2026-11-01T00:01:00Z"), (3, "2026-11-01T00:02:00Z")):
+        world.db.transact(lambda conn, size=size, at=asked_at: witness_store.open_round(conn, size, at, 8))
+    assert since() == "2026-11-01T00:00:00Z"
+    world.db.transact(lambda conn: witness_store.set_final(conn, 2, "2026-11-01T00:03:00Z"))
+    assert since() == "2026-11-01T00:02:00Z"
+    world.db.transact(lambda conn: witness_store.set_final(conn, 3, "2026-11-01T00:03:00Z"))
+    assert since() == ""
 
 
 async def test_states_proofs_and_an_export_that_verifies(world, tmp_path):
