@@ -73,7 +73,7 @@ def collecting() -> Iterator[Collector]:
     """Run a collector for the time of a `with` block."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the library's name
+        def do_POST(self) -> None:
             data = self.rfile.read(min(int(self.headers["content-length"]), BODY_BYTES_MAX))
             if self.headers.get("content-encoding") == "gzip":
                 data = gzip.decompress(data)
