@@ -20,8 +20,12 @@ from comity_coordinator.transport.model import Message as CoordinatorMessage
 from comity_coordinator.transport.payloads import CHUNK_BYTES, Spool
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers
+from comity_crypto.statements import Statement, verify_statement
 from comity_node.training.profiles import sum_exchange
 from comity_node.transport.model import Message
+from comity_policies import sums
+from comity_policies.documents import Receipt
+from comity_policies.orders import SumProof
 
 
 def _rig_module() -> Any:
@@ -145,6 +149,24 @@ class SumRig(rig_module.Rig):  # type: ignore[misc]
 
     def payloads(self, org: str) -> SumPayloads:
         return SumPayloads(self.board, org)
+
+    def proved_sums(self, agreement: Any, run: str) -> dict[int, tuple[str, ...]]:
+        """Return who is in each sum that the lead proves, by the order's number, once proof and receipts agree."""
+        orders: dict[str, dict[str, Receipt]] = {}
+        for org in agreement.parties:
+            for body in self.receipts(org):
+                if body["run"] == run and body["outcome"] == "result":
+                    orders.setdefault(body["order"], {})[org] = Receipt.from_json(body)
+        found = {}
+        for sender, kind, body in self.board.durable:
+            for each in body["proofs"] if kind == "sum-proofs" else ():
+                statement = Statement.from_json(each)
+                verify_statement(statement, self.keys[sender].public.statement, kind=sums.KIND)
+                said = SumProof.from_json(statement.body)
+                if said.run == run:
+                    sums.check(said, sender, agreement, orders[said.order])
+                    found[said.seq] = said.contributors
+        return found
 
     def agree(self, app: Path, *, terms: dict[str, Any] | None = None, **wishes: Any) -> Any:
         # The dummy adds one to each parameter and weighs one example.

@@ -99,6 +99,8 @@ async def test_a_party_that_drops_out_after_the_commitments_is_done_without(rig,
     assert [each["org"] for each in first["dropped"]] == ["hospital-d"]
     assert said(rig, REVEAL) >= 3
     assert all(row["participants"] == first["participants"] for row in finished["manifest"])
+    await rig.until(lambda: rig.proved_sums(agreement, run))
+    assert set(rig.proved_sums(agreement, run).values()) == {tuple(first["participants"])}
     with np.load(rig.result("hospital-a", run) / "model.npz") as arrays:
         assert np.abs(arrays[arrays.files[0]] - ROUNDS).max() < 1e-5
     for org in ("hospital-a", "hospital-b", "hospital-c"):

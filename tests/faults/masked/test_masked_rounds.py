@@ -14,6 +14,8 @@ async def test_three_rounds_give_every_recipient_the_mean(rig, dummy):
     finished = await rig.finish(run)
     assert finished["state"] == "COMPLETED", finished
     assert finished["manifest"] == [{"round": n, "participants": EVERYONE, "dropped": []} for n in (1, 2, 3)]
+    await rig.until(lambda: rig.proved_sums(agreement, run))
+    assert rig.proved_sums(agreement, run) == dict.fromkeys(range(3), tuple(EVERYONE))
     await rig.until(lambda: all((rig.result(org, run) / "card.json").exists() for org in rig.nodes))
     assert len({rig.model_digest(org, run) for org in rig.nodes}) == 1
     with np.load(rig.result("hospital-c", run) / "model.npz") as arrays:

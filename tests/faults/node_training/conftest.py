@@ -79,6 +79,9 @@ class Charters:
     def statement_keys(self, org: str) -> set[bytes]:
         return set() if self.charter is None else {self.charter.member(org).keys.statement}
 
+    def statements_in_force(self) -> tuple[str, ...]:
+        return ()
+
     def at(self, digest: str) -> Charter | None:
         chain = (self.charter, self.former)
         return next((each for each in chain if each is not None and each.digest == digest), None)
@@ -89,6 +92,7 @@ class Held:
     agreement: Agreement
     certificate: Any
     state: str = FINAL
+    statement: Any = None
 
 
 class Agreements:
