@@ -136,9 +136,8 @@ class Ledger:
         tree = Tree(tiles.read, first)
         if head is not None and tree.root() != head.root:
             raise ComityError(ErrorCode.LEDGER_INVALID, "the tiles do not lead to the newest checkpoint", size=first)
-        leaves = [leaf_hash(row.content) for row in rows]
-        tiles.extend([node for leaf in leaves for node in tree.append(leaf)])
-        store.integrate(conn, first, rows, leaves)
+        tiles.extend([node for row in rows for node in tree.append(row.leaf_hash)])
+        store.integrate(conn, first, rows)
         checkpoint = Checkpoint(self.log_name, tree.size, tree.root())
         note = self._sign_note(checkpoint.text())
         store.put_checkpoint(conn, store.CheckpointRow(tree.size, checkpoint.root, note), instants.to_text(now))

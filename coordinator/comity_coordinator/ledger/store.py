@@ -1,7 +1,7 @@
 """The tables of the ledger (ledger.md section 3).
 
-A statement's bytes are written once, when it is appended; a pending row holds its place in the queue until the
-sequencer gives it an index. Tiles hold 256 hashes: tile level `t` has the nodes of tree level `8 * t`.
+A statement's bytes are written once, when it is appended; a pending row holds its place in the queue, and all that the
+sequencer needs of it, until it has an index. Tiles hold 256 hashes: tile level `t` has the nodes of tree level `8 * t`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sqlalchemy import update as sql_update
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.db import metadata
+from comity_crypto.merkle import leaf_hash
 from comity_crypto.statements import Statement
 
 statements = Table(
@@ -44,6 +45,9 @@ pending = Table(
     metadata,
     Column("place", String(40), primary_key=True),
     Column("digest", String(64), nullable=False, unique=True),
+    Column("kind", String(128), nullable=False),
+    Column("issuer", String(63), nullable=False),
+    Column("leaf_hash", LargeBinary(32), nullable=False),
     Column("recipients", String(8192), nullable=False),
 )
 entries = Table(
@@ -81,8 +85,6 @@ lease = Table(
 _SEQUENCER = "sequencer"
 # A bound on the parameters of one statement, and one statement for most batches: the server keeps its plan.
 ROWS_AT_ONCE = 64
-# A statement may have 1 MiB: a page of them is what memory has to hold beyond a batch's bytes.
-PENDING_AT_ONCE, BATCH_BYTES = 256, 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class PendingRow:
     kind: str
     issuer: str
     recipients: tuple[str, ...]
-    content: bytes
+    leaf_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,12 @@ def add_all(
     rows = {each.digest: (each.digest, each.kind, each.issuer, each.to_bytes(), now) for each, _ in queued}
     new = frozenset(_insert(conn, statements, list(rows.values()), "ON CONFLICT DO NOTHING RETURNING digest"))
     names = ",".join(recipients)
-    _insert(conn, pending, [(places[each], each, names) for each in rows if each in new])
+    waiting = [
+        (places[digest], digest, kind, issuer, leaf_hash(content), names)
+        for digest, kind, issuer, content, _ in rows.values()
+        if digest in new
+    ]
+    _insert(conn, pending, waiting)
     return new
 
 
@@ -152,33 +159,9 @@ def content(conn: Connection, digest: str) -> bytes | None:
 
 
 def next_pending(conn: Connection, limit: int) -> list[PendingRow]:
-    """Return the oldest pending statements in order, at most `limit`, and few of them if they are large."""
-    found: list[PendingRow] = []
-    size_bytes = 0
-    while len(found) < limit and size_bytes < BATCH_BYTES:  # bounded: ends with a page that is not full
-        page_of = _pending_page(conn, found[-1].place if found else "", min(PENDING_AT_ONCE, limit - len(found)))
-        found.extend(page_of)
-        size_bytes += sum(len(row.content) for row in page_of)
-        if len(page_of) < PENDING_AT_ONCE:
-            break
-    return found
-
-
-def _pending_page(conn: Connection, after: str, limit: int) -> list[PendingRow]:
-    rows = conn.execute(
-        select(
-            pending.c.place,
-            pending.c.digest,
-            statements.c.kind,
-            statements.c.issuer,
-            pending.c.recipients,
-            statements.c.content,
-        )
-        .join(statements, statements.c.digest == pending.c.digest)
-        .where(pending.c.place > after)
-        .order_by(pending.c.place)
-        .limit(limit)
-    )
+    """Return the oldest pending statements in order, at most `limit`."""
+    columns = (pending.c.place, pending.c.digest, pending.c.kind, pending.c.issuer, pending.c.recipients)
+    rows = conn.execute(select(*columns, pending.c.leaf_hash).order_by(pending.c.place).limit(limit))
     return [
         PendingRow(row[0], row[1], row[2], row[3], tuple(each for each in row[4].split(",") if each), bytes(row[5]))
         for row in rows
@@ -190,11 +173,10 @@ def pending_count(conn: Connection, limit: int) -> int:
     return len(conn.execute(select(pending.c.place).limit(limit)).all())
 
 
-def integrate(conn: Connection, first: int, rows: Iterable[PendingRow], leaf_hashes: Iterable[bytes]) -> None:
+def integrate(conn: Connection, first: int, rows: Iterable[PendingRow]) -> None:
     """Give `rows` the indexes from `first` on and take them off the queue."""
     batch = list(rows)
-    leaves = zip(batch, leaf_hashes, strict=True)
-    _insert(conn, entries, [(first + at, row.digest, leaf, row.kind) for at, (row, leaf) in enumerate(leaves)])
+    _insert(conn, entries, [(first + at, row.digest, row.leaf_hash, row.kind) for at, row in enumerate(batch)])
     # What came to these places meanwhile is not seen here: the transaction looks at one instant.
     gone = conn.execute(delete(pending).where(pending.c.place <= batch[-1].place)).rowcount
     if gone != len(batch):

@@ -104,7 +104,10 @@ def test_reading_out_of_range_is_refused(world):
         ("update ledger_checkpoints set root = :raw", "root"),
         ("update ledger_checkpoints set note = replace(note, 'example', 'exemple')", "note"),
         ("update ledger_tiles set hashes = :raw", "tile"),
-        ("insert into ledger_pending select '0', digest, '' from ledger_entries where idx = 1", "pending"),
+        (
+            "insert into ledger_pending select '0', digest, kind, '', leaf_hash, '' from ledger_entries where idx = 1",
+            "pending",
+        ),
     ],
 )
 def test_fsck_finds_damage(world, damage, words):
