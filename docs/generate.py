@@ -118,7 +118,11 @@ def access_tables() -> str:
         who = "everybody on that machine" if row == PUBLIC else "the operator, with the coordinator's `api.token`"
         lines.append(f"| `{method} {path}` | {who} |")
     lines += ["", "### The coordinator's gRPC port (mutual TLS 1.3)", "", "| method | certificate |", "|---|---|"]
-    kinds = {authorisation.JOIN: "of a join token", authorisation.ORG: "of an enrolled organisation, its current one"}
+    kinds = {
+        authorisation.JOIN: "of a join token",
+        authorisation.ORG: "of an enrolled organisation, its current one",
+        authorisation.REPLICA: "of another replica of this coordinator",
+    }
     lines += [f"| `{method}` | {kinds[kind]} |" for method, kind in authorisation.METHODS.items()]
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -44,16 +44,16 @@ from comity_coordinator.negotiation.service import NegotiationService
 from comity_coordinator.observability import metrics
 from comity_coordinator.observability.gauges import Gauges
 from comity_coordinator.operator_api import operator_server
+from comity_coordinator.replicas import wiring
 from comity_coordinator.settings import CoordinatorSettings, split_address
 from comity_coordinator.standing import Memory
 from comity_coordinator.training.service import TrainingService
 from comity_coordinator.training.sums import KIND, Sums
 from comity_coordinator.transport.hub import Hub
 from comity_coordinator.transport.payload_servicer import PayloadServicer
-from comity_coordinator.transport.payloads import Spool, SpoolLimits
 from comity_coordinator.transport.server import Edge, build_server, refuse_old_tls
 from comity_coordinator.transport.servicer import ExchangeServicer
-from comity_coordinator.workflows.engine import Supervised, WorkflowEngine
+from comity_coordinator.workflows.engine import RunningEngine
 from comity_coordinator.workflows.timers import TimerEngine
 from comity_crypto import x509
 from comity_crypto.notes import sign_note
@@ -65,16 +65,6 @@ BALLOTS_EVERY_S = 2.0
 READY_FILE = "ready.json"
 
 log = structlog.get_logger()
-
-
-class RunningEngine(WorkflowEngine, Protocol):
-    """A workflow engine with its life."""
-
-    async def start(self, negotiation: Supervised, training: Supervised) -> None:
-        """Begin to supervise."""
-
-    async def close(self) -> None:
-        """Stop."""
 
 
 class Coordinator:
@@ -105,14 +95,8 @@ class Coordinator:
             self.ledger.append,
             self.hub.enqueue,
         )
-        self.spool = Spool(
-            settings.home / "spool",
-            SpoolLimits(
-                payload_bytes=settings.spool_payload_bytes,
-                owner_bytes=settings.spool_owner_bytes,
-                total_bytes=settings.spool_total_bytes,
-            ),
-        )
+        self.replicas = wiring.replicas(settings, self.authority, self.keys, self.database, self.hub)
+        self.spool = wiring.spool(settings, self.replicas)
         self.sums = Sums(self.database, self.governance.in_charge, self.spool, self.hub.tell)
         self.training = TrainingService(
             charter_of=self.governance.in_charge,
@@ -184,15 +168,19 @@ class Coordinator:
             self.hub.observe(KIND, self.sums.observe)
             stack.push_async_callback(self.sums.close)
             witnessing = Witnessing(self.governance.in_charge)
-            rounds = Rounds(self.database, witnessing, self.hub.tell, self.hub.connected)
+            rounds = Rounds(self.database, witnessing, self.hub.tell, self.hub.here)
             self.ledger.on_checkpoint(rounds.wake)
+            if self.replicas is not None:
+                self.hub.join(self.replicas)
             await self._serve_nodes(stack, rounds)
-            sequencer = Sequencer(self.database, self.ledger)
             await self.engine.start(self.negotiation, self.training)
             stack.push_async_callback(self.engine.close)
             await self._serve_operator(stack)
-            teller = Teller(self.database, self.negotiation)
-            work = (sequencer.run, rounds.run, teller.run, self._sweep, self._end_ballots, self.sums.run)
+            work: list[wiring.Work] = [rounds.run, self._sweep, self._end_ballots, self.sums.run]
+            if self.replicas is None:
+                work += [Sequencer(self.database, self.ledger).run, Teller(self.database, self.negotiation).run]
+            else:
+                work += await wiring.together(self.settings, self.port, self.replicas, self)
             tasks = [_keep(stack, each) for each in work]
             self._announce()
             stopped = asyncio.create_task(self._stop.wait())
@@ -226,6 +214,8 @@ class Coordinator:
             LedgerReadServicer(self.database, self.ledger, Memory(self.ledger), rounds.witnessing), server
         )
         ledger_pb2_grpc.add_LedgerWitnessServiceServicer_to_server(LedgerWitnessServicer(self.database, rounds), server)
+        if self.replicas is not None:
+            wiring.serve(server, self.hub, self.replicas, self.spool, digest, self.keys.sign)
         await server.start()
         stack.push_async_callback(server.stop, self.settings.stop_grace_s)
         stack.callback(self.hub.drop_all, ComityError(ErrorCode.UNAVAILABLE, "the coordinator stops"))
@@ -242,6 +232,7 @@ class Coordinator:
             members=self.membership.members,
             revoke=self.revoke,
             connected=self.hub.connected,
+            replica=lambda: None if self.replicas is None else self.replicas.standing(),
         )
         await operator.start()
         stack.push_async_callback(operator.stop)

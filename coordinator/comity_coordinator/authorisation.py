@@ -5,7 +5,8 @@ Rules:
    names it. `docs/access.md` shows these tables; it is generated from here and checked.
 2. REST is the operator's. An operator reads states and closes transport; no row gives a member's right, because
    whatever needs an organisation's key is said over gRPC with that organisation's certificate.
-3. A gRPC method belongs to one kind of identity: a join certificate enrols, an organisation's does everything else.
+3. A gRPC method belongs to one kind of identity: a join certificate enrols, a replica of this coordinator calls the
+   service of replicas and nothing else, an organisation's certificate does everything else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from comity.wire.authorisation import PUBLIC, Principal
 
 JOIN = "join"
 ORG = "org"
+REPLICA = "replica"
 OPERATOR = "operator"
 OPERATING = Principal(OPERATOR, frozenset({OPERATOR}), "local")
 
@@ -21,6 +23,7 @@ _OPERATOR = frozenset({OPERATOR})
 
 ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/live"): PUBLIC,
+    ("GET", "/v1/ready"): PUBLIC,
     ("GET", "/v1/status"): _OPERATOR,
     ("GET", "/openapi.json"): _OPERATOR,
     ("GET", "/v1/events"): _OPERATOR,
@@ -54,4 +57,6 @@ METHODS: dict[str, str] = {
     "/comity.v1.LedgerReadService/GetConsistencyProof": ORG,
     "/comity.v1.LedgerReadService/GetStanding": ORG,
     "/comity.v1.LedgerWitnessService/AddCosignature": ORG,
+    "/comity.v1.ReplicaService/Carry": REPLICA,
+    "/comity.v1.ReplicaService/FetchPayload": REPLICA,
 }

@@ -20,6 +20,10 @@ LogFormat = Annotated[
     Literal["json", "text"] | None,
     typer.Option(help="How log lines are written; by default text on a terminal, JSON lines anywhere else."),
 ]
+Replica = Annotated[str, typer.Option(help="This process's name among several on one database: a-z, 0-9, hyphens.")]
+ReplicaAddress = Annotated[str, typer.Option(help="HOST:PORT where the other replicas reach this one.")]
+DatabaseUrl = Annotated[str, typer.Option("--database", help="URL of the database, without its password.")]
+PasswordFile = Annotated[Path | None, typer.Option(help="File that holds the database's password.")]
 ValidHours = Annotated[int, typer.Option(min=1, max=168, help="Hours until the token expires.")]
 
 group = typer.Typer(no_args_is_help=True, help="Run the coordinator of a consortium.")
@@ -41,6 +45,10 @@ def init(
     listen: Annotated[str, typer.Option(help="HOST:PORT to bind, where it differs from the address.")] = "",
     rest_listen: Annotated[str, typer.Option(help="HOST:PORT of the operator's API, on loopback.")] = "",
     workflows: Annotated[str, typer.Option(help="temporal, or timers for small tests.")] = "temporal",
+    replica: Replica = "",
+    replica_address: ReplicaAddress = "",
+    database: DatabaseUrl = "",
+    database_password_file: PasswordFile = None,
     valid_hours: ValidHours = 24,
     as_json: AsJson = False,
 ) -> None:
@@ -54,12 +62,48 @@ def init(
     from comity_coordinator import setup
 
     settings = setup.new_settings(
-        home, consortium, address, listen=listen, rest_listen=rest_listen, workflows=workflows
+        home,
+        consortium,
+        address,
+        listen=listen,
+        rest_listen=rest_listen,
+        workflows=workflows,
+        replica=replica,
+        replica_address=replica_address,
+        database_url=database,
+        database_password_file=database_password_file and database_password_file.resolve(),
     )
     setup.create(settings)
     _print_token(home, first_member, valid_hours, as_json)
     if not as_json:
         typer.echo(f"Start it with: comity coordinator up {home}", err=True)
+
+
+@group.command("replica")
+def replica_of(
+    home: Home,
+    of: Annotated[Path, typer.Option(help="Folder of the first replica, or a copy of it.", exists=True)],
+    name: Annotated[str, typer.Option("--replica", help="The new replica's name.")],
+    address: Annotated[str, typer.Option(help="HOST:PORT that nodes dial.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to bind, where it differs from the address.")] = "",
+    rest_listen: Annotated[str, typer.Option(help="HOST:PORT of the operator's API, on loopback.")] = "",
+    replica_address: ReplicaAddress = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make the folder of a further replica: the same keys and database, a name and a certificate of its own.
+
+    \b
+    Example:
+      comity coordinator replica /srv/comity-b --of /srv/comity-a --replica b --address b.example.org:7700
+    """
+    from comity_coordinator import setup
+    from comity_coordinator.settings import CoordinatorSettings
+
+    first = CoordinatorSettings.load(of)
+    places = setup.new_settings(home, first.consortium, address, listen=listen, rest_listen=rest_listen, replica=name)
+    own = {key: getattr(places, key) for key in ("home", "address", "listen", "rest_listen", "replica")}
+    setup.replicate(first.model_copy(update={**own, "replica_address": replica_address}), of)
+    typer.echo(json.dumps({"replica": name}) if as_json else f"Start it with: comity coordinator up {home}")
 
 
 @group.command("adopt")

@@ -171,6 +171,20 @@ class Database:
         """`transact` in the database's own thread, so that the event loop never waits for a disk."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.transact, scope.bound(fn))
 
+    async def look(self, fn: Callable[[Connection], T]) -> T:
+        """Run reads once, in the database's own thread, each for itself: at a server they conflict with nobody.
+
+        Raises:
+            DBAPIError: what the driver raises; nothing is tried again.
+        """
+        if self._sqlite:
+            return await self.run(fn)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._look, fn)
+
+    def _look(self, fn: Callable[[Connection], T]) -> T:
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            return fn(conn)
+
     def change_counter(self) -> int | None:
         """Return a number that differs after any other connection's commit, another process's included.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
@@ -23,14 +23,25 @@ class Feed:
     def __init__(self) -> None:
         self._watchers: dict[asyncio.Queue[dict[str, Any]], asyncio.AbstractEventLoop] = {}
         self._lock = threading.Lock()
+        self._also: Callable[[dict[str, Any]], None] | None = None
 
     @property
     def full(self) -> bool:
         """True if another watcher would be refused."""
         return len(self._watchers) >= WATCHERS_MAX
 
+    def also(self, publish: Callable[[dict[str, Any]], None]) -> None:
+        """Call `publish(event)` too, in the thread that publishes: for watchers of other replicas."""
+        self._also = publish
+
     def publish(self, event: dict[str, Any]) -> None:
         """Give `event` to every watcher; callable from any thread."""
+        self.show(event)
+        if self._also is not None:
+            self._also(event)
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Give an event, perhaps another replica's, to the watchers of this process."""
         with self._lock:
             watchers = list(self._watchers.items())
         for queue, loop in watchers:

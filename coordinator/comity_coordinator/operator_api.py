@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
-from comity.wire.errors import ComityError
+from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.db import Database
 from comity_coordinator.feed import Feed
 from comity_coordinator.governance.service import charter_in_force
@@ -23,6 +25,7 @@ from comity_coordinator.training import api as training_api
 from comity_coordinator.training import store as training_store
 
 PENDING_COUNTED_MAX = 10_000
+READY_WAIT_S = 2.0
 
 
 def operator_server(
@@ -35,6 +38,7 @@ def operator_server(
     members: Members,
     revoke: Callable[[Connection, str], None],
     connected: Callable[[], frozenset[str]],
+    replica: Callable[[], dict[str, Any] | None] = lambda: None,
 ) -> OperatorServer:
     """Return the server, bound and not yet started.
 
@@ -43,6 +47,7 @@ def operator_server(
         token: the content of `<home>/api.token`.
         members, revoke: of the membership capability.
         connected: organisations whose stream is open now.
+        replica: this replica's name and the others that it reaches; None for a coordinator of one process.
 
     Raises:
         ComityError: `FORBIDDEN` if the host is not loopback; `UNAVAILABLE` if the port is taken.
@@ -50,7 +55,16 @@ def operator_server(
 
     async def status() -> dict[str, Any]:
         found = await db.run(lambda conn: _status(conn, ledger))
-        return {**found, "connected": sorted(connected())}
+        return {**found, "connected": sorted(connected()), "replica": replica()}
+
+    async def ready() -> None:
+        try:
+            async with asyncio.timeout(READY_WAIT_S):
+                await db.look(charter_in_force)
+        except TimeoutError as error:
+            raise ComityError(ErrorCode.TIMEOUT, "the database does not answer") from error
+        except SQLAlchemyError as error:
+            raise ComityError(ErrorCode.UNAVAILABLE, "the database does not answer") from error
 
     routers = [
         membership_api.router(db, members, revoke, connected),
@@ -58,7 +72,7 @@ def operator_server(
         training_api.router(db),
         ledger_api.router(db, ledger),
     ]
-    return OperatorServer(build_api(token, routers, status, feed), listen)
+    return OperatorServer(build_api(token, routers, status, feed, ready), listen)
 
 
 def _status(conn: Connection, ledger: Ledger) -> dict[str, Any]:

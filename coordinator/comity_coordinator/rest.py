@@ -12,7 +12,7 @@ import contextlib
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import StreamingResponse
@@ -29,9 +29,17 @@ CONNECTIONS_MAX = 128
 START_TIMEOUT_S = 10.0
 
 
-def build_api(token: str, routers: Sequence[APIRouter], status: Status, feed: Feed) -> FastAPI:
-    """Return the API of `routers`; `status` gives the answer of `/v1/status`, `feed` that of `/v1/events`."""
+def build_api(
+    token: str, routers: Sequence[APIRouter], status: Status, feed: Feed, ready: Callable[[], Awaitable[None]]
+) -> FastAPI:
+    """Return the API of `routers`; `status`, `feed` and `ready` answer `/v1/status`, `/v1/events` and `/v1/ready`."""
     changes = APIRouter()
+
+    @changes.get("/v1/ready")
+    async def is_ready() -> dict[str, bool]:
+        """Say that the process can do its work: its database answers. 503 if it cannot."""
+        await ready()
+        return {"ready": True}
 
     @changes.get("/v1/events")
     async def events() -> StreamingResponse:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from comity.observability.settings import MetricsSettings, TraceSettings
 from comity.wire.errors import ComityError, ErrorCode
@@ -26,6 +28,7 @@ class CoordinatorSettings(BaseSettings):
     `address` is what nodes dial (host:port), `listen` what this process binds, `rest_listen` the operator's API on
     loopback; port 0 takes a free one. `opa_url` names an OPA server that holds the consortium's policy bundle; by
     default the embedded engine is asked. `migrate` says whether `up` brings the database's schema forward.
+    `replica` names this one among several on one database, which reach it at `replica_address` (by default `listen`).
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="COMITY_COORDINATOR_")
@@ -38,6 +41,9 @@ class CoordinatorSettings(BaseSettings):
     log_name: str
     server_names: tuple[str, ...] = ()
     database_url: str = Field(default="", repr=False)  # it may carry a password
+    database_password_file: Path | None = None
+    replica: str = ""
+    replica_address: str = ""
     migrate: Literal["auto", "manual"] = "auto"
     opa_url: str = ""
     workflows: Literal["temporal", "timers"] = "temporal"
@@ -68,6 +74,16 @@ class CoordinatorSettings(BaseSettings):
         except ComityError as error:
             raise ValueError(error.detail) from error
 
+    @field_validator("replica")
+    @classmethod
+    def _replica(cls, value: str) -> str:
+        return cls._consortium(value) if value else value
+
+    @field_validator("replica_address")
+    @classmethod
+    def _replica_address(cls, value: str) -> str:
+        return cls._host_and_port(value) if value else value
+
     @field_validator("address", "listen", "rest_listen")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
@@ -78,8 +94,9 @@ class CoordinatorSettings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The database's URL; a file in the folder unless another one is named."""
-        return self.database_url or f"sqlite:///{self.home / 'comity.db'}"
+        """The database's URL; a file in the folder unless another one is named. Raises `KEY_UNREADABLE`."""
+        url = self.database_url or f"sqlite:///{self.home / 'comity.db'}"
+        return url if self.database_password_file is None else _with_password(url, self.database_password_file)
 
     @classmethod
     def load(cls, home: Path) -> CoordinatorSettings:
@@ -108,6 +125,15 @@ class CoordinatorSettings(BaseSettings):
     def to_json(self) -> dict[str, Any]:
         """Return what the file holds: everything but where it lies."""
         return self.model_dump(mode="json", exclude={"home"}, exclude_defaults=True)
+
+
+def _with_password(url: str, file: Path) -> str:
+    try:
+        password = file.read_text().rstrip("\n")
+        return make_url(url).set(password=password).render_as_string(hide_password=False)
+    except (OSError, ValueError, ArgumentError):
+        # Without its cause: that may quote the URL.
+        raise ComityError(ErrorCode.KEY_UNREADABLE, "the database's password, or its URL") from None
 
 
 def split_address(value: str) -> tuple[str, str]:

@@ -7,11 +7,15 @@ import ipaddress
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
@@ -50,6 +54,36 @@ def create(settings: CoordinatorSettings) -> None:
     with database(settings) as opened:
         schema.prepare(opened, change=settings.migrate == "auto")
     _write_private(home / FILE, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n")
+
+
+def replicate(settings: CoordinatorSettings, first: Path) -> None:
+    """Make the folder of a further replica from the folder of the first one: the same keys, a certificate of its own.
+
+    Raises:
+        ComityError: `CONFLICT` if there is a coordinator in that folder already; `MALFORMED` if the first one is no
+            replica; `KEY_UNREADABLE`.
+    """
+    former = CoordinatorSettings.load(first)
+    if not former.replica or former.replica == settings.replica:
+        raise ComityError(ErrorCode.MALFORMED, "the first coordinator is no replica, or has the same name")
+    home = settings.home
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (home / FILE).exists() or (home / "node.json").exists():
+        raise ComityError(ErrorCode.CONFLICT, "there is a coordinator or a node in this folder already")
+    home.chmod(0o700)
+    workflow_key(former.home)
+    shutil.copytree(first / "keys", home / "keys", dirs_exist_ok=True)  # files keep their modes
+    _issue_server(settings)
+    _write_private(home / "api.token", secrets.token_urlsafe(32))
+    _write_private(home / FILE, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n")
+
+
+def workflow_key(home: Path) -> None:
+    """Make the key for payloads at the workflow engine, if there is none. Raises `KEY_UNREADABLE`."""
+    # Imported here: the engine's SDK is paid for only where it is used.
+    from comity_coordinator.workflows.codec import load_key
+
+    load_key(home / "keys" / "workflow.key")
 
 
 def log_keys(settings: CoordinatorSettings) -> OrgKeys:
@@ -102,14 +136,23 @@ def sole_process(home: Path) -> Iterator[None]:
 
 
 def new_settings(
-    home: Path, consortium: str, address: str, *, listen: str = "", rest_listen: str = "", workflows: str = "temporal"
+    home: Path,
+    consortium: str,
+    address: str,
+    *,
+    listen: str = "",
+    rest_listen: str = "",
+    workflows: str = "temporal",
+    **more: Any,
 ) -> CoordinatorSettings:
-    """Return the settings of a coordinator to be made; what is not given follows from `address`.
+    """Return the settings of a coordinator to be made; what is not given follows from `address`. `more` are settings.
 
     Raises:
-        ComityError: `MALFORMED`.
+        ComityError: `MALFORMED`; `FORBIDDEN` for a password in the database's URL.
     """
     org_id(consortium)
+    if more.get("database_url"):
+        _refuse_password(more["database_url"])
     host, port = split_address(address)
     values: dict[str, Any] = {
         "home": home.resolve(),
@@ -119,11 +162,24 @@ def new_settings(
         "rest_listen": rest_listen or "127.0.0.1:0",
         "log_name": f"{host}/{consortium}",
         "workflows": workflows,
+        **{name: value for name, value in more.items() if value},
     }
     try:
         return CoordinatorSettings(**values)
     except ValueError as error:
-        raise ComityError(ErrorCode.MALFORMED, "address and listen read host:port") from error
+        raise ComityError(ErrorCode.MALFORMED, "addresses read host:port, names are a-z, 0-9 and hyphens") from error
+
+
+def _refuse_password(url: str) -> None:
+    try:
+        given = make_url(url).password
+    except ArgumentError:
+        raise ComityError(ErrorCode.MALFORMED, "the database's address is no URL") from None
+    if given is not None:
+        raise ComityError(
+            ErrorCode.FORBIDDEN,
+            "a password has no place on a command line: name a file, or set COMITY_COORDINATOR_DATABASE_URL",
+        )
 
 
 def _authority_store(home: Path) -> FileKeyStore:
@@ -133,6 +189,7 @@ def _authority_store(home: Path) -> FileKeyStore:
 def _issue_server(settings: CoordinatorSettings) -> None:
     owner = authority(settings)
     names = {split_address(settings.address)[0], "localhost", "127.0.0.1", *settings.server_names}
+    names |= {split_address(settings.replica_address)[0]} - {""}
     addresses = sorted(name for name in names if _is_address(name))
     key_pem, certificate_pem = x509.issue_server(
         owner.key_pem, owner.certificate_pem, owner.consortium, sorted(names - set(addresses)), addresses

@@ -30,6 +30,7 @@ AUTHORITY_DAYS = 3650
 SERVER_DAYS = 365
 NODE_DAYS_MAX = 398
 JOIN_SECONDS_MAX = 30 * 86_400
+REPLICA_SECONDS_MAX = 30 * 86_400
 NAMES_MAX = 32
 
 _BACKDATE = timedelta(minutes=1)
@@ -101,6 +102,29 @@ def issue_join(
         key.public_key(),
         token_id,
         [_uri(uri)],
+        timedelta(seconds=valid_s),
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+    )
+    return _key_pem(key), certificate
+
+
+def issue_replica(
+    ca_key_pem: bytes, ca_cert_pem: bytes, consortium: str, replica: str, valid_s: int
+) -> tuple[bytes, bytes]:
+    """Return (key PEM, certificate PEM) with which a coordinator's replica calls the others.
+
+    Raises:
+        ComityError: `MALFORMED` for a bad name or validity.
+    """
+    if not 1 <= valid_s <= REPLICA_SECONDS_MAX:
+        raise ComityError(ErrorCode.MALFORMED, "a replica's certificate holds for 1 second to 30 days")
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _issue(
+        ca_key_pem,
+        ca_cert_pem,
+        key.public_key(),
+        ids.org_id(replica),
+        [_uri(ids.spiffe_replica(_label(consortium), replica))],
         timedelta(seconds=valid_s),
         ExtendedKeyUsageOID.CLIENT_AUTH,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
+from collections.abc import Callable
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,7 +30,9 @@ _log = structlog.get_logger("comity.sequencer")
 class Sequencer:
     """One per coordinator process; the lease lets one of them work."""
 
-    def __init__(self, db: Database, ledger: Ledger) -> None:
+    def __init__(self, db: Database, ledger: Ledger, also: Callable[[], None] | None = None) -> None:
+        """`also()` is called with each wake-up, from any thread: another replica may hold the lease."""
+        self._also = also
         self._db = db
         self._ledger = ledger
         self._holder = f"sequencer-{secrets.token_hex(8)}"
@@ -65,7 +68,13 @@ class Sequencer:
             return False
         return True
 
+    def wake(self) -> None:
+        """Look soon; in the event loop."""
+        self._wake.set()
+
     def _wake_from_any_thread(self) -> None:
+        if self._also is not None:
+            self._also()
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._wake.set)

@@ -8,6 +8,7 @@ database, so that nothing is lost with a process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -42,7 +43,9 @@ class Newsroom(Protocol):
 class Teller:
     """One per coordinator process; several at once are harmless."""
 
-    def __init__(self, db: Database, room: Newsroom) -> None:
+    def __init__(self, db: Database, room: Newsroom, look_every_s: float | None = None) -> None:
+        """`look_every_s` has the database looked at without a wake-up, for what a replica that died left untold."""
+        self._look_every_s = look_every_s
         self._db = db
         self._room = room
         self._wake = asyncio.Event()
@@ -56,7 +59,9 @@ class Teller:
             while True:
                 self._wake.clear()
                 await self._tell()
-                await self._wake.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._look_every_s):
+                        await self._wake.wait()
                 await asyncio.sleep(await self._pause_s())
         finally:
             self._loop = None

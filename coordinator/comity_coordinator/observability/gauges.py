@@ -35,7 +35,7 @@ class Gauges:
         metrics.SEND_QUEUE.set(waiting)
         metrics.SEND_QUEUE_LONGEST.set(longest)
         metrics.COMMIT_QUEUE.set(uncommitted)
-        metrics.CONNECTED.set(len(self.hub.connected()))
+        metrics.CONNECTED.set(len(self.hub.here()))
         metrics.PAYLOAD_BYTES.set(self.spool.stored_bytes())
         metrics.PAYLOAD_LIMIT_BYTES.set(self.spool.limits.total_bytes)
         connected = getattr(self.engine, "connected", None)  # the timers of a coordinator without Temporal have none

@@ -2,7 +2,8 @@
 
 Rules
 1. TLS checked the chain to the consortium's authority. Here: exactly one URI name, a SPIFFE id of this consortium.
-2. A join certificate may enrol, an organisation's certificate may do everything else; nobody may call as coordinator.
+2. A join certificate may enrol, a replica's may call its own service, an organisation's may do everything else; nobody
+   may call as the coordinator's server.
 3. The certificate's dates are checked at every message, because a stream outlives them.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR, parse_spiffe
+from comity_coordinator.authorisation import REPLICA
 from comity_crypto import x509
 
 _PEERS_KEPT = 1_024
@@ -24,7 +26,7 @@ _PEERS_KEPT = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A caller. `name` is the organisation or the token; `serial` and `fingerprint` are hexadecimal."""
+    """A caller. `name` is the organisation, the token or the replica; `serial` and `fingerprint` are hexadecimal."""
 
     spiffe: str
     role: str
@@ -84,11 +86,11 @@ class PeerReader:
     def _parse(self, pem: bytes) -> Peer:
         spiffe = x509.spiffe_of(pem)
         consortium, role, name = parse_spiffe(spiffe)
-        if consortium != self._consortium or role == COORDINATOR:
+        if consortium != self._consortium or (role == COORDINATOR and not name):
             raise ComityError(ErrorCode.FORBIDDEN, "the certificate carries no caller's identity of this consortium")
         return Peer(
             spiffe=spiffe,
-            role=role,
+            role=REPLICA if role == COORDINATOR else role,
             name=name,
             serial=x509.certificate_serial(pem),
             fingerprint=x509.fingerprint(pem),

@@ -27,6 +27,19 @@ class WorkflowEngine(Protocol):
         """A run's state or deadline changed."""
 
 
+class RunningEngine(WorkflowEngine, Protocol):
+    """A workflow engine with its life."""
+
+    async def start(self, negotiation: Supervised, training: Supervised) -> None:
+        """Begin to supervise."""
+
+    async def look_again(self) -> None:
+        """Supervise all that is open, whoever opened it."""
+
+    async def close(self) -> None:
+        """Stop."""
+
+
 class Supervised(Protocol):
     """What an engine asks of the negotiation and the training service, each inside one transaction."""
 

@@ -99,6 +99,10 @@ class TemporalEngine:
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._bells.ring, run_id)
 
+    async def look_again(self) -> None:
+        """Start the workflows of all that is open: a replica that died may have told the engine nothing of it."""
+        await self._scan()
+
     def _tell(self, what: str, subject: str, deadline: str) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():

@@ -39,6 +39,10 @@ class TimerEngine:
         """Arm a timer for everything that is open."""
         self._loop = asyncio.get_running_loop()
         self._services = {"negotiation": negotiation, "run": training}
+        await self.look_again()
+
+    async def look_again(self) -> None:
+        """Arm a timer for everything that is open: other replicas' timers died with them."""
         for family, service in self._services.items():
             for subject, deadline in await self._db.run(service.open_deadlines):
                 self._arm(family, subject, deadline)

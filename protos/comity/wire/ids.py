@@ -63,9 +63,17 @@ def spiffe_coordinator(consortium: str) -> str:
     return f"spiffe://{consortium}/coordinator"
 
 
+def spiffe_replica(consortium: str, replica: str) -> str:
+    """Return the SPIFFE id of a coordinator's replica where it calls another one."""
+    return f"spiffe://{consortium}/coordinator/{replica}"
+
+
 def parse_spiffe(uri: str) -> tuple[str, str, str]:
-    """Split a SPIFFE id into (consortium, role, name); role is `org`, `join` or `coordinator`. Raises `FORBIDDEN`."""
+    """Split a SPIFFE id into (consortium, role, name); role is `org`, `join` or `coordinator`. Raises `FORBIDDEN`.
+
+    The coordinator's server has no name; a replica of it that calls another one has.
+    """
     match = _SPIFFE.fullmatch(uri)
-    if not match or (match[2] == COORDINATOR) != (match[3] is None):
+    if not match or (match[2] != COORDINATOR and match[3] is None):
         raise ComityError(ErrorCode.FORBIDDEN, "the certificate carries no identity of this consortium")
     return match[1], match[2], match[3] or ""

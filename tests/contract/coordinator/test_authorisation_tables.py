@@ -13,7 +13,7 @@ from comity.wire.authorisation import PUBLIC
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity.wire.http_api import Gate
-from comity_coordinator.authorisation import JOIN, METHODS, OPERATOR, ORG, ROUTES
+from comity_coordinator.authorisation import JOIN, METHODS, OPERATOR, ORG, REPLICA, ROUTES
 from comity_coordinator.operator_api import operator_server
 from comity_coordinator.transport.identity import current_peer
 from comity_coordinator.transport.server import Edge
@@ -97,7 +97,7 @@ def test_every_grpc_method_has_a_row():
     there = set(rpc_methods())
     assert sorted(there - set(METHODS)) == [], f"add a row for each of these to {WHERE}"
     assert sorted(set(METHODS) - there) == [], f"no service has these rows of {WHERE} any more"
-    assert set(METHODS.values()) <= {JOIN, ORG}
+    assert set(METHODS.values()) <= {JOIN, ORG, REPLICA}
 
 
 class Aborted(Exception):  # noqa: N818 - what it stands for
@@ -133,6 +133,7 @@ def certificates():
         "org": node(ca, CONSORTIUM, "alpha"),
         "revoked": node(ca, CONSORTIUM, "revoked"),
         "elsewhere": node(other, "other", "alpha"),
+        "replica": x509.issue_replica(*ca, CONSORTIUM, "b", 60)[1],
         "coordinator": x509.issue_server(*ca, CONSORTIUM, ["localhost"], [])[1],
         "garbage": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     }
@@ -156,7 +157,7 @@ async def call(method, pem):
     """Call `method` through the real edge; returns "reached" or the code that it was refused with."""
 
     async def behaviour(request, context):
-        assert current_peer().name in ("alpha", "t-1")
+        assert current_peer().name in ("alpha", "t-1", "b")
         return "reached"
 
     class Details:
@@ -194,12 +195,12 @@ class _Error:
         return self._trailing
 
 
-@pytest.mark.parametrize("identity", ["nobody", "join", "org", "revoked", "elsewhere", "coordinator", "garbage"])
+@pytest.mark.parametrize("identity", ["nobody", "join", "org", "revoked", "elsewhere", "replica", "coordinator", "garbage"])
 async def test_each_grpc_cell(certificates, identity):
     wrong = []
     for method in rpc_methods():
         expected = EXPECTED.get(identity) or ("reached" if METHODS[method] == identity else ErrorCode.FORBIDDEN)
-        if identity == "revoked" and METHODS[method] == JOIN:
+        if identity == "revoked" and METHODS[method] != ORG:
             expected = ErrorCode.FORBIDDEN
         found = await call(method, certificates[identity])
         if found != expected:
@@ -209,5 +210,5 @@ async def test_each_grpc_cell(certificates, identity):
 
 async def test_a_method_without_a_row_is_closed_to_all(certificates):
     for method in ("/comity.v1.MembershipService/NewMethod", "/comity.v1.NewService/Enrol", "Enrol", ""):
-        for identity in ("join", "org"):
+        for identity in ("join", "org", "replica"):
             assert await call(method, certificates[identity]) is ErrorCode.FORBIDDEN

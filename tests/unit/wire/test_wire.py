@@ -80,6 +80,7 @@ def test_spiffe_round_trip() -> None:
     assert ids.parse_spiffe(ids.spiffe_org("net", "clinic-a")) == ("net", "org", "clinic-a")
     assert ids.parse_spiffe(ids.spiffe_join("net", "tok-1")) == ("net", "join", "tok-1")
     assert ids.parse_spiffe(ids.spiffe_coordinator("net")) == ("net", "coordinator", "")
+    assert ids.parse_spiffe(ids.spiffe_replica("net", "b")) == ("net", "coordinator", "b")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_spiffe_round_trip() -> None:
     [
         "spiffe://net/org",
         "spiffe://net/org/a/b",
-        "spiffe://net/coordinator/x",
+        "spiffe://net/coordinator/x/y",
         "https://net/org/a",
         "spiffe://NET/org/a",
     ],
