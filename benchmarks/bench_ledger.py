@@ -302,7 +302,7 @@ def main() -> None:
                 print("PostgreSQL is not installed: no row of it")
                 continue
             server = postgres.PostgresServer()
-            server.start()
+            server.start(die_with_me=True)
             try:
                 rows.append(_row(backend, server, Path(name), options))
             finally:
