@@ -48,6 +48,7 @@ class NodeStatus(TypedDict):
     started_at: str
     pid: int
     charter_proposals: NotRequired[list[CharterWait]]
+    ledger: NotRequired[dict[str, Any]]
 
 
 class MemberLine(TypedDict):

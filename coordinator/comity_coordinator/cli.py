@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from comity_coordinator.ledger.cli import fsck as ledger_fsck
 from comity_coordinator.ledger.cli import group as ledger_group
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.", envvar="COMITY_COORDINATOR_HOME")]
@@ -34,6 +35,9 @@ def register(app: typer.Typer) -> None:
     """Add the operator's commands to `app`."""
     app.add_typer(group, name="coordinator")
     app.command("revoke")(revoke_at)
+    ledger = typer.Typer(no_args_is_help=True, help="The shared history.")
+    ledger.command("fsck")(ledger_fsck)
+    app.add_typer(ledger, name="ledger")
 
 
 @group.command("init")

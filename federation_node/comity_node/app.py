@@ -27,6 +27,7 @@ from comity_node.context import NodeContext, Service
 from comity_node.governance.service import GovernanceService
 from comity_node.governance.store import CharterStore
 from comity_node.journal import Journal
+from comity_node.ledger.describing import brief
 from comity_node.ledger.service import LedgerService
 from comity_node.ledger.store import LedgerStore
 from comity_node.negotiation.service import NegotiationService
@@ -176,6 +177,7 @@ class Node:
                 "received_seq": position.received_seq,
                 "failed": await node.journal.run(link_store.failures),
             },
+            "ledger": brief(await node.services.get(LedgerService).state()),
             "policy": {"engine": node.policy.name, "bundle": node.policy.bundle_digest},
             "isolation": self._isolation,
             "listen": self._listening or None,

@@ -1,4 +1,4 @@
-"""The commands of a node: join, up, rotate, status, invite, genesis, ledger export.
+"""The commands of a node: join, up, rotate, status, invite, genesis.
 
 Imports of what a command needs are inside it, so that `comity --help` stays quick.
 """
@@ -16,6 +16,7 @@ import typer
 from comity_node import admin
 from comity_node.access import cli as access_cli
 from comity_node.governance import cli as charter_cli
+from comity_node.ledger import cli as ledger_cli
 
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -38,15 +39,13 @@ def register(app: typer.Typer) -> None:
     genesis = typer.Typer(no_args_is_help=True, help="The consortium's charter: compare it, sign it.")
     genesis.command("show")(genesis_show)
     genesis.command("sign")(genesis_sign)
-    ledger = typer.Typer(no_args_is_help=True, help="The shared ledger.")
-    ledger.command("export")(ledger_export)
     app.add_typer(node, name="node")
     app.add_typer(genesis, name="genesis")
-    app.add_typer(ledger, name="ledger")
     app.command("invite")(invite)
     admin.register(app)
     access_cli.register(app)
     charter_cli.register(app)
+    ledger_cli.register(app)
 
 
 def join(
@@ -226,21 +225,6 @@ def genesis_sign(
     else:
         draft = _api(home).get("/v1/genesis")["draft"]
         typer.echo(f"signed; awaited: {', '.join(draft['awaited'])}")
-
-
-def ledger_export(
-    file: Annotated[Path, typer.Argument(help="Where to write the export.")],
-    home: Home = DEFAULT_HOME,
-    as_json: Json = False,
-) -> None:
-    """Write the whole ledger to a file that `comity ledger verify` checks offline.
-
-    \b
-    Example:
-      comity ledger export ledger.jsonl
-    """
-    size_bytes = _api(home).download("/v1/ledger/export", file)
-    _show({"file": str(file), "size_bytes": size_bytes}, as_json)
 
 
 def _show_charter(found: dict[str, Any], as_json: bool) -> None:

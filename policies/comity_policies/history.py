@@ -22,7 +22,9 @@ Numbered obligations, the same numbers in code, reports and errors:
    bound to its key and to the answers, before anything was done; every result names the evidence of the other parties
    (`history_evidence.py`);
 11. sums: what a result says of its weight in a secure sum is a commitment; a lead's statement on a sum names every
-   contributor that committed, and it knows what opens the sum of their commitments (`history_sums.py`).
+   contributor that committed, and it knows what opens the sum of their commitments (`history_sums.py`);
+12. witnesses: the export's final note is about its very entries, cosigned by the last charter's witness rule
+   (`history_witnesses.py`); every incident has its form.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ from comity_policies.history_evidence import EvidenceBook
 from comity_policies.history_independent import SecondLook
 from comity_policies.history_runs import RunBook
 from comity_policies.history_sums import SumBook
+from comity_policies.history_witnesses import FinalBook
 from comity_policies.incidents import INCIDENT, Incident
 from comity_policies.proofs import verify_agreement
 
@@ -80,6 +83,7 @@ OBLIGATIONS = {
     9: "every certificate, key and proof holds under an independent implementation",
     10: "every evidence is bound to its party's key and agreement, and chains to what the charter trusts",
     11: "every proof of a sum is its lead's and holds for the commitments of every contributor",
+    12: "what is called final was cosigned by the charter's witness rule",
 }
 
 
@@ -141,6 +145,7 @@ class _History:
     sums: SumBook = field(default_factory=SumBook)
     tree: merkle.Tree = field(default_factory=merkle.Tree)
     counts: Counter[str] = field(default_factory=Counter)
+    final: FinalBook = field(default_factory=FinalBook)
     seen: set[str] = field(default_factory=set)
     held: Counter[int] = field(default_factory=Counter)
     name: str = ""
@@ -162,8 +167,9 @@ def verify_export(file: Path, genesis: str | None, *, independent: bool = False)
         with file.open("rb") as stream:
             lines = _lines(stream)
             with _Obligation(1, 0):
-                consortium, size, note = _header(next(lines, b""))
-            history = _History(consortium, genesis, SecondLook() if independent else None)
+                consortium, size, note, final = _header(next(lines, b""))
+                history = _History(consortium, genesis, SecondLook() if independent else None)
+                history.final.begin(final)
             for index, line in enumerate(lines):
                 _enter(history, index, line, size)
     except OSError:
@@ -176,6 +182,8 @@ def verify_export(file: Path, genesis: str | None, *, independent: bool = False)
         if (checkpoint.size, checkpoint.root) != (size, history.tree.root()):
             raise ComityError(ErrorCode.LEDGER_INVALID, "the entries do not have the checkpoint's root")
         history.held[8] += 1
+    with _Obligation(12, size - 1):
+        history.held[12] += history.final.check(history.charter, size)
     return _report(history, size)
 
 
@@ -208,24 +216,24 @@ def _lines(stream: Any) -> Iterator[bytes]:
         yield line
 
 
-def _object(line: bytes, names: set[str]) -> dict[str, Any]:
+def _object(line: bytes, names: set[str], optional: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
     if len(line) > LINE_BYTES_MAX or not line.endswith(b"\n"):
         raise ComityError(ErrorCode.LEDGER_INVALID, "a line is too long or cut short")
     # Lines are flat; refusing nesting before parsing does not depend on the interpreter's recursion limit.
     if line.count(b"[") + line.count(b"{") > BRACKETS_MAX:
         raise ComityError(ErrorCode.LEDGER_INVALID, "a line is nested")
     value = json.loads(line)
-    if not isinstance(value, dict) or set(value) != names:
+    if not isinstance(value, dict) or not names <= set(value) <= names | optional:
         raise ComityError(ErrorCode.LEDGER_INVALID, f"a line has exactly {', '.join(sorted(names))}")
     return value
 
 
-def _header(line: bytes) -> tuple[str, int, str]:
-    header = _object(line, {"format", "consortium", "size", "checkpoint"})
+def _header(line: bytes) -> tuple[str, int, str, str]:
+    header = _object(line, {"format", "consortium", "size", "checkpoint"}, {"final"})
     size = header["size"]
     if header["format"] != FORMAT or type(size) is not int or not 1 <= size <= ENTRIES_MAX:
         raise ComityError(ErrorCode.LEDGER_INVALID, f"the export is not of the form {FORMAT}")
-    return ids.name(header["consortium"]), size, str(header["checkpoint"])
+    return ids.name(header["consortium"]), size, str(header["checkpoint"]), str(header.get("final", ""))
 
 
 def _enter(history: _History, index: int, line: bytes, size: int) -> None:
@@ -241,6 +249,7 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
         if statement.kind in CHARTER_KINDS:
             history.decisions.may_have_ended(history.tree.size, history.tree.root())
         history.tree.append(merkle.leaf_hash(data))
+        history.final.entered(history.tree)
         history.counts[statement.kind] += 1
         history.held[1] += 1
     if statement.kind == "charter" or history.charter is None:
@@ -372,13 +381,14 @@ def _report(history: _History, size: int) -> Report:
         named = ", ".join(history.runs.differing)
         notes[6] = "; ".join(filter(None, (notes.get(6), also, named and f"SUMS_DIFFER: {named} saw different sums")))
     notes[10] = history.evidence.note()
-    notes[11] = history.sums.note()
+    notes[11], notes[12] = history.sums.note(), history.final.said
     checks = tuple(
         Check(number, title, history.held[number], notes.get(number, ""))
         for number, title in OBLIGATIONS.items()
         if (number != 9 or history.second is not None)
         and (number != 10 or history.evidence.agreements)
         and (number != 11 or history.sums.seen)
+        and (number != 12 or history.final.said)
     )
     counts = dict(sorted(history.counts.items()))
     root, chain = history.tree.root().hex(), tuple(history.decisions.chain)

@@ -73,4 +73,18 @@ def node_lines(state: NodeStatus) -> list[str]:
     waiting = state["outbox"].get("waiting", 0)
     if waiting:
         lines.append(f"{waiting} messages wait to be acknowledged by the coordinator")
+    return lines + _ledger_lines(state)
+
+
+def _ledger_lines(state: NodeStatus) -> list[str]:
+    """Return what keeps the ledger from being final, and incidents; nothing while all is well."""
+    ledger = state.get("ledger")
+    if ledger is None:
+        return []
+    lines = []
+    if ledger["stale"] and state["charter_version"] is not None:
+        awaited = ", ".join(ledger["awaited"]) or "the coordinator"
+        lines.append(f"the ledger is not final: waits for {awaited}; {ledger['then']}")
+    for each in ledger["incidents"]:
+        lines.append(f"INCIDENT {each['kind']} at {each['seen_at']}: {each['detail']}; {each['then']}")
     return lines

@@ -48,15 +48,16 @@ def router(db: Database, ledger: Ledger) -> APIRouter:
     @routes.get("/export")
     async def export() -> StreamingResponse:
         """Stream the whole log as `comity ledger verify` reads it."""
-        size, note = await db.run(ledger.head)
-        return StreamingResponse(_lines(db, ledger, size, note), media_type="application/jsonl")
+        size, note, final = await db.run(ledger.whole)
+        header = ledger.export_header(size, note, final)
+        return StreamingResponse(_lines(db, ledger, size, header), media_type="application/jsonl")
 
     return routes
 
 
-async def _lines(db: Database, ledger: Ledger, size: int, note: str) -> AsyncIterator[bytes]:
+async def _lines(db: Database, ledger: Ledger, size: int, header: bytes) -> AsyncIterator[bytes]:
     """One transaction a page, so that a slow reader holds nothing; entries never change, so the pages fit together."""
-    yield ledger.export_header(size, note)
+    yield header
     index = 0
     while index < size:  # bounded: each turn yields at least one entry
         lines = await db.run(partial(ledger.export_page, start=index, size=size))

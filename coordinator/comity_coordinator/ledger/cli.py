@@ -66,8 +66,8 @@ def fsck(home: Home, as_json: AsJson = False) -> None:
 
 def _write(database: Database, ledger: Ledger, target: BinaryIO) -> int:
     """One transaction a page: a running coordinator goes on meanwhile, and entries never change."""
-    size, note = database.transact(ledger.head)
-    target.write(ledger.export_header(size, note))
+    size, note, final = database.transact(ledger.whole)
+    target.write(ledger.export_header(size, note, final))
     index = 0
     while index < size:  # bounded: each turn yields at least one entry
         lines = database.transact(partial_of(ledger.export_page, start=index, size=size))

@@ -4,7 +4,9 @@
 2. each statement parses, and its signature holds under the charter in force at its place;
 3. each checkpoint's root is the root of its first `size` leaves, its note is signed by the log's key and says the same;
 4. the newest checkpoint covers all entries, and the tiles hold the leaves' and full subtrees' hashes;
-5. nothing is pending that is integrated; every appended statement is one or the other.
+5. nothing is pending that is integrated; every appended statement is one or the other;
+6. witnesses were asked about checkpoints of this log; every cosignature is a witness's, and the newest round that is
+   noted as final is so by the rule of the charter in force.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from sqlalchemy import Connection, func, select
 
 from comity.wire.errors import ComityError
 from comity.wire.ids import COORDINATOR
-from comity_coordinator.ledger import store
+from comity_coordinator.ledger import store, witness_store
 from comity_coordinator.ledger.service import PAGE_MAX, Ledger
 from comity_coordinator.ledger.tiles import Tiles
 from comity_crypto.merkle import Tree, leaf_hash
-from comity_crypto.notes import verify_note
+from comity_crypto.notes import cosignature_times, verify_note, with_lines
 from comity_crypto.statements import Statement, verify_statement
 from comity_policies.charter import Charter
 
@@ -63,6 +65,7 @@ def _findings(conn: Connection, ledger: Ledger, log_key: bytes) -> Iterator[str]
         index += len(page)
     yield from (f"the checkpoint of size {extra} is beyond the entries" for extra in sorted(checkpoints))
     yield from _queue(conn)
+    yield from _rounds(conn, keys.charter)
 
 
 class _Keys:
@@ -71,6 +74,11 @@ class _Keys:
     def __init__(self, log_key: bytes) -> None:
         self._log_key = log_key
         self._charter: Charter | None = None
+
+    @property
+    def charter(self) -> Charter | None:
+        """The newest charter among the entries so far."""
+        return self._charter
 
     def entry(self, index: int, digest: str, leaf: bytes, data: bytes) -> Iterator[str]:
         """Check one entry against invariants 1 and 2."""
@@ -132,3 +140,31 @@ def _queue(conn: Connection) -> Iterator[str]:
     ]
     if counts[0] != counts[1] + counts[2] - both:
         yield "an appended statement is neither pending nor integrated"
+
+
+def _rounds(conn: Connection, charter: Charter | None) -> Iterator[str]:
+    rounds = witness_store.all_rounds(conn)
+    for each in rounds:
+        row = store.checkpoint(conn, each.size)
+        if row is None:
+            yield f"witnesses were asked about a checkpoint of size {each.size} that is not there"
+            continue
+        try:
+            cosigned = with_lines(row.note, witness_store.lines(conn, each.size))
+            if charter is not None:
+                cosignature_times(cosigned, {member.org: member.keys.statement for member in charter.members})
+        except ComityError as error:
+            yield f"the cosignatures of the checkpoint of size {each.size} do not hold ({error.code})"
+    final = witness_store.newest_final(conn)
+    if final is None or charter is None or charter.witness_rule is None:
+        return
+    # A charter that came with or after that checkpoint may ask for others: they cosign what comes next.
+    if any(index >= final.size - 1 for index in store.indexes_of(conn, "charter")):
+        return
+    row, rule = store.checkpoint(conn, final.size), charter.witness_rule
+    if row is None or row.note.split("\n", 1)[0] != charter.log_name:
+        return
+    note = with_lines(row.note, witness_store.lines(conn, final.size))
+    keys = {org: charter.member(org).keys.statement for org in rule.orgs}
+    if len(cosignature_times(note, keys)) < rule.k:
+        yield f"the checkpoint of size {final.size} is noted as final and has too few cosignatures"

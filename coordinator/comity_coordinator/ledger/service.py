@@ -27,10 +27,10 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import COORDINATOR
 from comity_coordinator.db import after_commit
 from comity_coordinator.inbound import Outbox
-from comity_coordinator.ledger import store
+from comity_coordinator.ledger import store, witness_store
 from comity_coordinator.ledger.tiles import Tiles
 from comity_crypto.merkle import SIZE_MAX, Tree, leaf_hash
-from comity_crypto.notes import Checkpoint
+from comity_crypto.notes import Checkpoint, with_lines
 from comity_crypto.statements import Statement
 
 BATCH_MAX = 1_024
@@ -206,11 +206,11 @@ class Ledger:
         Raises:
             ComityError: `NOT_FOUND` while the log is empty.
         """
-        head = self._head(conn)
-        yield self.export_header(head.size, head.note)
+        size, note, final = self.whole(conn)
+        yield self.export_header(size, note, final)
         index = 0
-        while index < head.size:  # bounded: each turn yields at least one entry
-            lines = self.export_page(conn, index, head.size)
+        while index < size:  # bounded: each turn yields at least one entry
+            lines = self.export_page(conn, index, size)
             yield from lines
             index += len(lines)
 
@@ -225,15 +225,29 @@ class Ledger:
             raise ComityError(ErrorCode.LEDGER_INVALID, "an entry is missing", index=start)
         return [export_line(start + offset, data) for offset, data in enumerate(page)]
 
-    def export_header(self, size: int, note: str) -> bytes:
-        """Return the first line of an export."""
+    def export_header(self, size: int, note: str, final: str = "") -> bytes:
+        """Return the first line of an export; `final` is the newest final note, of `size` entries at most."""
         header = {"format": EXPORT_FORMAT, "consortium": self.consortium, "size": size, "checkpoint": note}
+        if final:
+            header["final"] = final
         return canonical.canonical(header) + b"\n"
 
     def head(self, conn: Connection) -> tuple[int, str]:
         """Return size and note of the newest checkpoint. Raises `NOT_FOUND` while the log is empty."""
         row = self._head(conn)
         return row.size, row.note
+
+    def whole(self, conn: Connection) -> tuple[int, str, str]:
+        """Return what an export of everything begins with: size and note of the newest checkpoint, the final note.
+
+        Raises:
+            ComityError: `NOT_FOUND` while the log is empty.
+        """
+        row, final = self._head(conn), witness_store.newest_final(conn)
+        known = None if final is None else store.checkpoint(conn, final.size)
+        if known is None:
+            return row.size, row.note, ""
+        return row.size, row.note, with_lines(known.note, witness_store.lines(conn, known.size))
 
     def _head(self, conn: Connection) -> store.CheckpointRow:
         head = store.newest_checkpoint(conn)

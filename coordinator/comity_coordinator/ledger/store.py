@@ -189,6 +189,12 @@ def index_of(conn: Connection, digest: str) -> int | None:
     return None if row is None else int(row[0])
 
 
+def indexes_of(conn: Connection, kind: str) -> list[int]:
+    """Return where statements of a kind stand, in order."""
+    query = select(entries.c.idx).where(entries.c.kind == kind).order_by(entries.c.idx)
+    return [int(index) for index in conn.execute(query).scalars()]
+
+
 def page(conn: Connection, start: int, stop: int) -> list[tuple[int, str, bytes, bytes]]:
     """Return (index, digest, leaf hash, statement bytes) for start <= index < stop, in order."""
     rows = conn.execute(

@@ -40,6 +40,8 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/attestation"): ROLES,
     ("GET", "/v1/ledger"): ROLES,
     ("GET", "/v1/ledger/export"): frozenset({ADMIN, AUDITOR}),
+    ("GET", "/v1/ledger/proof/{digest}"): frozenset({ADMIN, AUDITOR}),
+    ("POST", "/v1/ledger/incidents/{incident}/acknowledge"): _ADMIN,
     # policy
     ("GET", "/v1/policy"): ROLES,
     ("POST", "/v1/policy/reload"): _ADMIN,

@@ -6,11 +6,22 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
 from comity.wire import ids
+from comity_node.access.api import Caller
 from comity_node.context import NodeContext
 from comity_node.ledger.service import LedgerService
+
+REASON_CHARS_MAX = 400
+
+
+class AcknowledgeRequest(BaseModel):
+    """Why work may go on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    reason: str = Field(min_length=1, max_length=REASON_CHARS_MAX)
 
 
 def router(node: NodeContext) -> APIRouter:
@@ -22,6 +33,16 @@ def router(node: NodeContext) -> APIRouter:
     async def state() -> dict[str, Any]:
         """Return what of this node is proved, what it has read, what is final, who is awaited, incidents."""
         return await service.state()
+
+    @api.get("/proof/{digest}")
+    async def proof(digest: str) -> dict[str, Any]:
+        """Return the entry with this digest and the proof that it is in the ledger, both verified here."""
+        return await service.prove(ids.sha256_hex(digest))
+
+    @api.post("/incidents/{incident}/acknowledge")
+    async def acknowledge(incident: str, request: AcknowledgeRequest, who: Caller) -> dict[str, Any]:
+        """Take work up again after an incident, from what the coordinator shows now."""
+        return await service.acknowledge(incident, who.user, request.reason)
 
     @api.get("/export")
     async def export() -> FileResponse:

@@ -44,6 +44,19 @@ async def describe(node: NodeContext, follower: Follower) -> dict[str, Any]:
     }
 
 
+def brief(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what `comity status` shows: what is final, who is awaited, what stops work and whose move it is."""
+    final, witnesses = state["final"], state["witnesses"]
+    return {
+        "final": final["size"] if final else 0,
+        "age_s": None if witnesses is None else witnesses["age_s"],
+        "awaited": [] if witnesses is None else witnesses["awaited"],
+        "then": "the charter names no witnesses" if witnesses is None else witnesses["then"],
+        "stale": witnesses is not None and witnesses["stale"],
+        "incidents": [each for each in state["incidents"] if each["stops"]],
+    }
+
+
 def _pointer(pointer: Pointer) -> dict[str, Any] | None:
     if not pointer.size:
         return None

@@ -63,7 +63,7 @@ class Follower:
         self._wake = asyncio.Event()
         self._asked = self._final = ""
         self._looked_at = -LOOK_EVERY_S
-        self._sent: tuple[int, float] = (0, 0.0)
+        self._sent: tuple[int, int] = (0, 0)
         self._stale_told = False
 
     # -- what wakes it
@@ -226,9 +226,8 @@ class Follower:
         if not self._is_witness(charter):
             return
         size, at_s = self._sent
-        loop = asyncio.get_running_loop()
         confirm_s = min(CONFIRM_AFTER_S, charter.max_checkpoint_age_s / 4)
-        if checkpoint.size == size and loop.time() - at_s < confirm_s:
+        if checkpoint.size == size and 0 <= self._now_s() - at_s < confirm_s:
             return
         base, me = log_part(note, charter.log_name), self._node.settings.org
         pointer = Pointer(checkpoint.size, checkpoint.root, base, self._now_s())
@@ -237,7 +236,7 @@ class Follower:
         line = only_line(cosign_note(base, me, self._node.keys, pointer.at_s), base)
         request = ledger_pb2.AddCosignatureRequest(size=checkpoint.size, line=line)
         await ask(self._node.dialer.witness().AddCosignature, request)
-        self._sent = (checkpoint.size, loop.time())
+        self._sent = (checkpoint.size, pointer.at_s)
 
     def _may_cosign(self, conn: Connection, pointer: Pointer) -> bool:
         """Tell whether rule 2 permits, and remember that it was done, before anybody hears of it."""

@@ -25,7 +25,7 @@ from comity.wire import canonical, ids, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto import merkle
 from comity_crypto.notes import Checkpoint, verify_note
-from comity_crypto.statements import STATEMENT_BYTES_MAX
+from comity_crypto.statements import STATEMENT_BYTES_MAX, Statement
 from comity_node.context import NodeContext
 from comity_node.governance.service import GovernanceService
 from comity_node.governance.store import CHARTER_KIND
@@ -161,12 +161,46 @@ class LedgerService:
             "size": checkpoint.size,
             "checkpoint": found.note,
         }
+        final = self._node.ledger.final  # what this node itself found to be final, not the coordinator's word
+        if 0 < final.size <= checkpoint.size and final.note.startswith(f"{checkpoint.origin}\n"):
+            header["final"] = final.note
         with path.open("wb") as file:
             file.write(canonical.canonical(header) + b"\n")
             root = await self._write_entries(file, checkpoint.size)
         if root != checkpoint.root:
             raise ComityError(ErrorCode.LEDGER_INVALID, "the entries do not lead to the signed checkpoint")
         return header
+
+    async def prove(self, digest: str) -> dict[str, Any]:
+        """Fetch the entry `digest` with its proof, and verify both.
+
+        Raises:
+            ComityError: `NOT_FOUND` if the ledger has no such entry; `PROOF_INVALID`; transport errors.
+        """
+        request = ledger_pb2.GetInclusionProofRequest(statement_digest=digest)
+        found = await ask(self._node.dialer.ledger().GetInclusionProof, request)
+        page = await ask(
+            self._node.dialer.ledger().ListEntries, ledger_pb2.ListEntriesRequest(start=found.index, limit=1)
+        )
+        checkpoint, data = self._read_note(found.note), b"".join(page.statements[:1])
+        statement = Statement.from_bytes(data)
+        if statement.digest != digest:
+            raise ComityError(ErrorCode.PROOF_INVALID, "another entry stands at that place", index=found.index)
+        hashes = read_hashes(found.hashes)
+        merkle.verify_inclusion(merkle.leaf_hash(data), found.index, checkpoint.size, hashes, checkpoint.root)
+        return {
+            "statement": digest,
+            "kind": statement.kind,
+            "issuer": statement.issuer,
+            "issued_at": statement.issued_at,
+            "index": found.index,
+            "size": checkpoint.size,
+            "root": checkpoint.root.hex(),
+            "hashes": [base64.b64encode(each).decode() for each in hashes],
+            "note": found.note,
+            "entry": base64.b64encode(data).decode(),
+            "final": found.index < self._node.ledger.final.size,
+        }
 
     async def _write_entries(self, file: BinaryIO, size: int) -> bytes:
         tree = merkle.Tree()
