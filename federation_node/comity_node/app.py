@@ -40,6 +40,7 @@ from comity_node.policy.recorded import RecordedPolicy
 from comity_node.rest import LocalServer, PortServer, build_api
 from comity_node.settings import NodeSettings
 from comity_node.transport import store as link_store
+from comity_node.transport.addresses import Addresses
 from comity_node.transport.dial import Dialer
 from comity_node.transport.link import Link
 from comity_node.transport.payloads import Payloads
@@ -72,8 +73,15 @@ class Node:
         )
         ledger = LedgerStore()
         isolation = settings.isolation if settings.isolation != "best" else _best_isolation()
+        addresses = Addresses(settings.coordinator, settings.coordinators)
         link = Link(
-            settings, self._keystore, journal, isolation=isolation, on_statement=ledger.expect, on_refused=ledger.forget
+            settings,
+            self._keystore,
+            journal,
+            isolation=isolation,
+            on_statement=ledger.expect,
+            on_refused=ledger.forget,
+            addresses=addresses,
         )
         self.context = NodeContext(
             settings=settings,
@@ -81,8 +89,8 @@ class Node:
             keystore=self._keystore,
             journal=journal,
             link=link,
-            dialer=Dialer(settings.coordinator, self._keystore),
-            payloads=Payloads(settings.coordinator, self._keystore),
+            dialer=Dialer(addresses, self._keystore),
+            payloads=Payloads(addresses, self._keystore),
             charters=charters,
             ledger=ledger,
             policy=policy,

@@ -24,6 +24,7 @@ LOG_KEY_BYTES = 32
 
 Positive = Annotated[int, Field(gt=0)]
 Version = Annotated[int, Field(ge=0, le=255)]
+Address = Annotated[str, Field(pattern=r"^[^\s,]{1,250}:[0-9]{1,5}$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -130,6 +131,8 @@ class NodeSettings(BaseModel):
     owner: str
     coordinator: str
     """Where the node dials, host:port."""
+    coordinators: tuple[Address, ...] = Field(default=(), max_length=16)
+    """Further addresses of the same coordinator (its replicas), dialled in turn when one is out of reach."""
     log_key: str
     """Ed25519 key of the coordinator's log, base64 of 32 bytes, as received at enrolment."""
     genesis: str | None = None

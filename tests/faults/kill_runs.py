@@ -201,7 +201,7 @@ class Proof:
         """Return what is wrong in the ledger after `runs` runs; grants and receipts are compared for each order."""
         consortium, faults = self._consortium, []
         consortium.until(lambda: all(journals.unsent(consortium.home(org)) == 0 for org in ORGS), "all is handed in")
-        consortium.until(lambda: journals.unordered(consortium.home("coordinator")) == 0, "the ledger has all in order")
+        consortium.until(lambda: consortium.unordered() == 0, "the ledger has all in order")
         home, export = str(consortium.home("coordinator")), folder / "ledger.jsonl"
         checked = consortium.comity("coordinator", "ledger", "fsck", home, "--json")
         if checked.returncode != 0:

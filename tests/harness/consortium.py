@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness import processes
+from harness import journals, processes
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_client.demo.cast import free_port
@@ -91,16 +91,20 @@ class Consortium:
     def start(self, name: str) -> None:
         """Start the coordinator or a node; does not wait."""
         home = str(self.home(name))
-        what = ("coordinator", "up", home) if name == "coordinator" else ("node", "up", "--home", home)
+        what = ("coordinator", "up", home) if name.startswith("coordinator") else ("node", "up", "--home", home)
         with self._lock, self.log(name).open("ab") as log:
             self._children[name] = subprocess.Popen(
                 [*self._commands.get(name, COMITY), *what],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=self.environment(name),
                 start_new_session=True,
             )
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return what a process finds in its environment; "" for commands."""
+        return _environment()
 
     def ready(self, name: str) -> bool:
         """Tell whether the process that was started last serves; a node is also connected."""
@@ -108,7 +112,7 @@ class Consortium:
             child = self._children[name]
         if child.poll() is not None:
             raise AssertionError(f"{name} ended with status {child.returncode}:\n{self.tail(name)}")
-        if name == "coordinator":
+        if name.startswith("coordinator"):
             try:
                 return bool(json.loads((self.home(name) / "ready.json").read_bytes())["pid"] == child.pid)
             except (OSError, ValueError):
@@ -121,7 +125,7 @@ class Consortium:
         for name in names:
             self.start(name)
         for name in names:
-            if name != "coordinator":
+            if not name.startswith("coordinator"):
                 self.nodes.setdefault(name, Node(self.home(name)))
             self.until(lambda name=name: self.ready(name), f"{name} is ready", READY_TIMEOUT_S)
 
@@ -195,7 +199,7 @@ class Consortium:
             text=True,
             timeout=COMMAND_TIMEOUT_S,
             check=False,
-            env=_environment(),
+            env=self.environment(""),
         )
 
     def ok(self, *arguments: str, stdin: str = "") -> Any:
@@ -222,6 +226,10 @@ class Consortium:
         except OSError:
             return "  (nothing)"
 
+    def unordered(self) -> int:
+        """Return how many statements of the ledger have no index yet."""
+        return journals.unordered(self.home("coordinator"))
+
     # -- the story
 
     def found(self, datasets: Mapping[str, Mapping[str, Path]], app_digests: tuple[str, ...], **policy: Any) -> None:
@@ -232,13 +240,8 @@ class Consortium:
             app_digests: the apps that every organisation has reviewed.
             policy: further values of every organisation's `policy/data.json`.
         """
-        home = self.home("coordinator")
-        made = self.ok(
-            *("coordinator", "init", str(home), "--consortium", CONSORTIUM, "--first-member", LEAD),
-            *("--address", f"127.0.0.1:{free_port()}"),
-        )
-        self.up("coordinator")
-        self._join(LEAD, made["token"], app_digests, policy)
+        token = self.found_coordinator()
+        self._join(LEAD, token, app_digests, policy)
         self.up(LEAD)
         for org in ORGS[1:]:
             self._join(org, self.nodes[LEAD].invite(org)["token"], app_digests, policy)
@@ -254,13 +257,26 @@ class Consortium:
         for org in ORGS:
             self.until(lambda org=org: self.nodes[org].status()["genesis"] == self.genesis, f"{org} has the charter")
 
+    def found_coordinator(self) -> str:
+        """Make and start the coordinator; returns the first member's token."""
+        made = self.ok(
+            *("coordinator", "init", str(self.home("coordinator")), "--consortium", CONSORTIUM),
+            *("--first-member", LEAD, "--address", f"127.0.0.1:{free_port()}"),
+        )
+        self.up("coordinator")
+        return str(made["token"])
+
     def _join(self, org: str, token: str, app_digests: tuple[str, ...], policy: dict[str, Any]) -> None:
         self.ok("node", "join", "-", "--home", str(self.home(org)), stdin=f"{token}\n")
+        self.joined(org)
         path = self.home(org) / "policy" / "data.json"
         data = json.loads(path.read_text())
         path.write_text(
             json.dumps({**data, "app_digests": list(app_digests), "aggregation": self.aggregation, **policy})
         )
+
+    def joined(self, org: str) -> None:
+        """Settle what else a node is told before it starts."""
 
     def propose(self, wish: Mapping[str, Any], timeout_s: float = 60.0) -> str:
         """Propose once, whoever is killed meanwhile; returns the proposal's id. `wish` needs a title of its own."""
@@ -358,7 +374,7 @@ class Consortium:
                 waits, state = [], str(error)
             lines.append(f"{org}: link {state}")
             lines += [f"  {each.what} {each.name} {each.state} waits for {', '.join(each.awaited)}" for each in waits]
-        for name in ("coordinator", *ORGS):
+        for name in sorted({"coordinator", *ORGS, *self._children}):
             lines += [f"{name}'s last words:", self.tail(name)]
         return "\n".join(lines)
 

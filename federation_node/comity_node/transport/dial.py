@@ -14,6 +14,7 @@ from comity.v1 import ledger_pb2_grpc, membership_pb2_grpc, payload_pb2_grpc
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity_crypto.keystore import KeyStore, TlsPaths
+from comity_node.transport.addresses import Addresses
 
 MESSAGE_BYTES_MAX = 4 << 20
 UNARY_TIMEOUT_S = 20.0
@@ -66,20 +67,21 @@ class UnaryCall(Protocol[Q, R]):
 class Dialer:
     """One connection to the coordinator, renewed when the certificate on disk changes."""
 
-    def __init__(self, address: str, keystore: KeyStore) -> None:
-        """`address` is the coordinator's host:port."""
-        self._address = address
+    def __init__(self, address: str | Addresses, keystore: KeyStore) -> None:
+        """`address` is the coordinator's host:port, or where the stream finds it."""
+        self._addresses = Addresses(address) if isinstance(address, str) else address
+        self._dialled = ""
         self._keystore = keystore
         self._channel: grpc.aio.Channel | None = None
         self._certificate: Path | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
     def channel(self) -> grpc.aio.Channel:
-        """Return the connection; a new one after a rotation, while calls under way keep theirs."""
-        paths = self._keystore.tls_paths()
-        if self._channel is None or self._certificate != paths.cert:
-            former, self._channel = self._channel, dial(self._address, paths)
-            self._certificate = paths.cert
+        """Return the connection; a new one after a rotation or at a new address; calls under way keep theirs."""
+        paths, address = self._keystore.tls_paths(), self._addresses.current
+        if self._channel is None or self._certificate != paths.cert or self._dialled != address:
+            former, self._channel = self._channel, dial(address, paths)
+            self._certificate, self._dialled = paths.cert, address
             if former is not None:
                 task = asyncio.create_task(former.close(CLOSE_GRACE_S))
                 self._closing.add(task)

@@ -37,6 +37,7 @@ from comity_node.journal import Journal
 from comity_node.observability import metrics
 from comity_node.settings import NodeSettings
 from comity_node.transport import store
+from comity_node.transport.addresses import Addresses
 from comity_node.transport.dial import dial
 from comity_node.transport.inbox import Handler, Inbox
 from comity_node.transport.model import Message, read_envelope, write_envelope
@@ -47,6 +48,9 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 BACKOFF_REFUSED_S = 15.0
 RELAYED_KINDS_KEPT = 1_024
+
+# Another address of the same coordinator may do better.
+_OUT_OF_REACH = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT, ErrorCode.INTERNAL})
 
 # Refusals that a quick retry cannot heal; a person or another organisation has to do something.
 _LASTING = frozenset(
@@ -97,6 +101,7 @@ class Link:
         isolation: str = "process",
         on_statement: Callable[[Connection, Statement], None] | None = None,
         on_refused: RefusedBody | None = None,
+        addresses: Addresses | None = None,
     ) -> None:
         """Build it; nothing is dialled before `run`.
 
@@ -104,6 +109,7 @@ class Link:
         `on_refused` sees the body of each durable message that the coordinator refused.
         """
         self._settings = settings
+        self._addresses = addresses or Addresses(settings.coordinator, settings.coordinators)
         self._keystore = keystore
         self._journal = journal
         self._isolation = isolation
@@ -239,10 +245,10 @@ class Link:
     async def _connect_once(self) -> ComityError:
         """Open the stream and serve it until it ends; returns why it ended."""
         self._redial.clear()
-        channel = None
+        channel, address = None, self._addresses.current
         try:
             self._dialled = self._certificate()
-            channel = dial(self._settings.coordinator, self._keystore.tls_paths())
+            channel = dial(address, self._keystore.tls_paths())
             position = await self._journal.run(store.position)
             session = await open_session(
                 channel,
@@ -259,6 +265,8 @@ class Link:
                 return ComityError(ErrorCode.JOURNAL_BEHIND, "the coordinator holds later messages of this node")
             await self._serve(session)
         except ComityError as error:
+            if error.code in _OUT_OF_REACH:
+                self._addresses.failed(address)
             return error
         finally:
             self._session = None

@@ -23,6 +23,7 @@ from comity.wire import pieces
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity_crypto.keystore import KeyStore
+from comity_node.transport.addresses import Addresses
 from comity_node.transport.dial import Dialer, ask
 
 CHUNK_BYTES = 512 * 1024
@@ -57,8 +58,8 @@ class Ref(Protocol):
 class Payloads:
     """Uploads and downloads over a connection of its own, so that bulk never stands before a message."""
 
-    def __init__(self, address: str, keystore: KeyStore) -> None:
-        """`address` is the coordinator's host:port."""
+    def __init__(self, address: str | Addresses, keystore: KeyStore) -> None:
+        """`address` is the coordinator's host:port, or where the stream finds it."""
         self._dialer = Dialer(address, keystore)
 
     async def close(self) -> None:
