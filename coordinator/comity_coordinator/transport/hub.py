@@ -105,8 +105,8 @@ class Hub:
         return frozenset(self._sessions)
 
     def join(self, elsewhere: Elsewhere) -> None:
-        """Take part in a coordinator of several replicas; before the first stream."""
-        self._elsewhere = elsewhere
+        """Take part in a coordinator of several replicas; in the event loop, before the first stream."""
+        self._elsewhere, self._loop = elsewhere, asyncio.get_running_loop()
 
     def waiting(self) -> tuple[int, int, int]:
         """Return how many frames wait to be sent, in all and at the longest queue, and messages to be committed."""
