@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from comity_coordinator.backup import cli as backup_cli
 from comity_coordinator.ledger.cli import fsck as ledger_fsck
 from comity_coordinator.ledger.cli import group as ledger_group
 
@@ -29,6 +30,7 @@ ValidHours = Annotated[int, typer.Option(min=1, max=168, help="Hours until the t
 
 group = typer.Typer(no_args_is_help=True, help="Run the coordinator of a consortium.")
 group.add_typer(ledger_group, name="ledger")
+backup_cli.register(group)
 
 
 def register(app: typer.Typer) -> None:

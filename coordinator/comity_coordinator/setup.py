@@ -30,6 +30,8 @@ from comity_crypto import x509
 from comity_crypto.keys import OrgKeys
 from comity_crypto.keystore import FileKeyStore
 
+# Lies in the folder while a backup is being restored into it.
+RESTORING = "restore.json"
 _RENEW_BEFORE = timedelta(days=30)
 
 
@@ -50,10 +52,10 @@ def create(settings: CoordinatorSettings) -> None:
     key_pem, certificate_pem = x509.create_authority(settings.consortium)
     _authority_store(home).store_tls(key_pem, certificate_pem, certificate_pem)
     _issue_server(settings)
-    _write_private(home / "api.token", secrets.token_urlsafe(32))
+    write_private(home / "api.token", secrets.token_urlsafe(32))
     with database(settings) as opened:
         schema.prepare(opened, change=settings.migrate == "auto")
-    _write_private(home / FILE, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n")
+    write_private(home / FILE, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n")
 
 
 def replicate(settings: CoordinatorSettings, first: Path) -> None:
@@ -74,8 +76,8 @@ def replicate(settings: CoordinatorSettings, first: Path) -> None:
     workflow_key(former.home)
     shutil.copytree(first / "keys", home / "keys", dirs_exist_ok=True)  # files keep their modes
     _issue_server(settings)
-    _write_private(home / "api.token", secrets.token_urlsafe(32))
-    _write_private(home / FILE, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n")
+    write_private(home / "api.token", secrets.token_urlsafe(32))
+    write_private(home / FILE, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n")
 
 
 def workflow_key(home: Path) -> None:
@@ -122,14 +124,16 @@ def database(settings: CoordinatorSettings) -> Iterator[Database]:
 
 
 @contextmanager
-def sole_process(home: Path) -> Iterator[None]:
-    """Hold the folder's lock: one running coordinator for each. Raises `CONFLICT`."""
+def sole_process(home: Path, *, restoring: bool = False) -> Iterator[None]:
+    """Hold the folder's lock: one running coordinator for each, and none beside half a restore. Raises `CONFLICT`."""
     fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ComityError(ErrorCode.CONFLICT, "a coordinator runs in this folder already") from error
+        if not restoring and (home / RESTORING).exists():
+            raise ComityError(ErrorCode.CONFLICT, "a restore into this folder was cut off; run it again")
         yield
     finally:
         os.close(fd)
@@ -152,7 +156,7 @@ def new_settings(
     """
     org_id(consortium)
     if more.get("database_url"):
-        _refuse_password(more["database_url"])
+        refuse_password(more["database_url"])
     host, port = split_address(address)
     values: dict[str, Any] = {
         "home": home.resolve(),
@@ -170,7 +174,8 @@ def new_settings(
         raise ComityError(ErrorCode.MALFORMED, "addresses read host:port, names are a-z, 0-9 and hyphens") from error
 
 
-def _refuse_password(url: str) -> None:
+def refuse_password(url: str) -> None:
+    """Refuse a password in an address that came over a command line. Raises `FORBIDDEN`, `MALFORMED`."""
     try:
         given = make_url(url).password
     except ArgumentError:
@@ -197,7 +202,8 @@ def _issue_server(settings: CoordinatorSettings) -> None:
     FileKeyStore(settings.home / "keys").store_tls(key_pem, certificate_pem, owner.certificate_pem)
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, whole or not at all."""
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:

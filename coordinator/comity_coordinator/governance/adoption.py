@@ -98,11 +98,11 @@ def _fill(settings: CoordinatorSettings, export: Path, report: Report, orgs: tup
     keys = setup.log_keys(settings)
     with setup.database(settings) as database:
         ledger = Ledger(
-            settings.consortium, settings.log_name, lambda text: sign_note(text, settings.log_name, keys), _Silence()
+            settings.consortium, settings.log_name, lambda text: sign_note(text, settings.log_name, keys), Silence()
         )
         finals: dict[str, Statement] = {}
-        for page in _pages(export):
-            database.transact(functools.partial(_take, ledger=ledger, page=page))
+        for page in pages(export):
+            database.transact(functools.partial(take, ledger=ledger, page=page))
             _note_finals(finals, page)
             while database.transact(functools.partial(ledger.integrate, holder=HOLDER)):
                 pass  # bounded by the page
@@ -116,7 +116,7 @@ def _fill(settings: CoordinatorSettings, export: Path, report: Report, orgs: tup
     return Adoption(report, settings.log_name, log_key, tokens)
 
 
-def _pages(export: Path) -> Iterator[list[Statement]]:
+def pages(export: Path) -> Iterator[list[Statement]]:
     """Yield the statements of a verified export in order, `PAGE` at a time."""
     with export.open("rb") as lines:
         next(lines)
@@ -130,7 +130,8 @@ def _pages(export: Path) -> Iterator[list[Statement]]:
             yield page
 
 
-def _take(conn: Connection, ledger: Ledger, page: list[Statement]) -> None:
+def take(conn: Connection, ledger: Ledger, page: list[Statement]) -> None:
+    """Append verified statements, and note in the tables what they say."""
     for said in page:
         ledger.append(conn, said)
         if said.kind == "charter":
@@ -191,7 +192,7 @@ def _tokens(
     return {org: membership.own_token(conn, org, valid_s) for org in orgs}
 
 
-class _Silence:
+class Silence:
     """Sends nothing: nobody is connected, and the proofs went out long ago."""
 
     def register(self, kind: str, handler: object) -> None:

@@ -26,6 +26,8 @@ COMMAND = "one transaction of a command that stands alone: whoever called it cal
 SITES = {
     "cli.py": COMMAND,
     "ledger/cli.py": COMMAND,
+    "backup/store.py": "reads only",
+    "backup/restoring.py": "contract/coordinator/test_backup.py: nothing outside is touched but lines of progress",
     "governance/adoption.py": BALLOTS,
     "migrations/schema.py": "contract/databases/test_migrations.py: four at once, half a revision",
     "app.py": BALLOTS,

@@ -96,7 +96,7 @@ def test_one_word_list_for_capabilities() -> None:
     shared = {"membership", "governance", "negotiation", "workflows", "training", "ledger", "transport", "attestation"}
     shared |= {"observability"}
     own = {
-        "coordinator/comity_coordinator": {"migrations", "replicas"},
+        "coordinator/comity_coordinator": {"migrations", "replicas", "backup"},
         "federation_node/comity_node": {"policy", "access", "reviews", "intersections", "statistics"},
     }
     for package, extra in own.items():

@@ -1,0 +1,1 @@
+"""Backup and restore of a coordinator: one portable folder, the same for every database."""
