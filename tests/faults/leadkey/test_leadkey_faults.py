@@ -96,8 +96,10 @@ READY, SEED, SIGNED, DIGEST = (
 @pytest.mark.parametrize(
     ("moment", "victim"),
     few(
-        [(READY, LEAD), (SEED, PARTY), (DIGEST, LEAD), (DIGEST, PARTY)],
+        [(READY, LEAD), (DIGEST, PARTY)],
         (READY, PARTY),
+        (SEED, PARTY),
+        (DIGEST, LEAD),
         (SEED, LEAD),
         (SIGNED, LEAD),
         (SIGNED, PARTY),

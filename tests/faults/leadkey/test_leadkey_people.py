@@ -38,7 +38,11 @@ async def voted(rig, org, decision, reason="looked"):
 
 @pytest.mark.parametrize(
     ("org", "stage"),
-    [("hospital-a", Stage.DISPATCH), ("hospital-b", Stage.DISPATCH), ("hospital-b", Stage.EGRESS)],
+    [
+        pytest.param("hospital-a", Stage.DISPATCH, marks=pytest.mark.slow),
+        ("hospital-b", Stage.DISPATCH),
+        pytest.param("hospital-b", Stage.EGRESS, marks=pytest.mark.slow),
+    ],
 )
 async def test_a_sum_waits_for_the_people_of_a_party(rig, dummy, org, stage):
     need = ReviewNeed("reviewer", 1, "run")

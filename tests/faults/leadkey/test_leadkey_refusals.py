@@ -113,9 +113,9 @@ async def test_what_is_clipped_is_counted(rig, make_app):
 @pytest.mark.parametrize(
     "strategy",
     [
-        "flower.FedMedian()",
+        pytest.param("flower.FedMedian()", marks=pytest.mark.slow),  # `masked` asks for it too
         "flower.Krum(num_malicious_nodes=0)",
-        "flower.FedAvg(fraction_train=0.5)",
+        pytest.param("flower.FedAvg(fraction_train=0.5)", marks=pytest.mark.slow),
         "flower.DifferentialPrivacyServerSideFixedClipping(flower.FedAvg(), 1.0, 1.0, 3)",
     ],
 )

@@ -61,8 +61,10 @@ async def crash(rig, victim):
 @pytest.mark.parametrize(
     ("moment", "victim"),
     few(
-        [(READY, LEAD), (KEYS, PARTY), (SIGNED, LEAD), (SIGNED, PARTY), (REVEAL, PARTY)],
+        [(READY, LEAD), (SIGNED, PARTY), (REVEAL, PARTY)],
         (READY, PARTY),
+        (KEYS, PARTY),
+        (SIGNED, LEAD),
         (KEYS, LEAD),
         (NOTICE, LEAD),
         (NOTICE, PARTY),
