@@ -3,10 +3,12 @@
 A coordinator process as in production, and n nodes with mutual TLS, journals, the shipped policy and the ledger; the
 nodes share a few processes (`node_host.py`). Policies answer by themselves. Writes `benchmarks/out/negotiation.json`.
 
-Rows `{orgs, median_s, p95_s, proposals_per_s, final_median_s}`:
+Rows `{orgs, median_s, p95_s, proposals_per_s, final_median_s, witnessed_median_s}`:
 * `median_s`, `p95_s`: from the wish at the proposer's node (drafting, sealing and uploading the app included) to the
   certificate of all parties verified there and its place in the ledger proved; one proposal after the other;
-* `final_median_s`: until every party's node has both. (Checkpoints are not cosigned by witnesses yet.)
+* `final_median_s`: until every party's node has both;
+* `witnessed_median_s`: until every party's node has it below a checkpoint that enough witnesses have cosigned, which is
+  what runs and orders wait for; rounds of cosigning are at least a second apart;
 * `proposals_per_s`: several proposals at once, by the same proposer;
 * `cpu_s`: processor time of coordinator and all nodes for one proposal, which hardly depends on the machine's load;
   with `orgs` nodes on two cores an agreement cannot take less than half of it;
@@ -47,6 +49,7 @@ TARGETS_S = {3: 0.2, 50: 2.0}
 PROPOSALS = {3: 40, 50: 8}
 AT_ONCE = {3: 24, 50: 4}
 WARM_UP = 2
+WITNESSED = 5
 ORG = "org-{:02d}"
 
 
@@ -182,6 +185,11 @@ def measure(count: int, proposals: int, processes: int, keep: Path | None = None
             proved += done["seconds"]
             final.append(max(each["at"] for each in consortium.all("final", done["agreements"])) - begun)
         cpu_s = (consortium.spent_s() - spent_s) / proposals
+        witnessed = []
+        for number in range(WITNESSED):
+            begun = time.time()
+            done = consortium.propose([f"witnessed {number}"])
+            witnessed.append(max(each["at"] for each in consortium.all("witnessed", done["agreements"])) - begun)
         at_once = AT_ONCE.get(count, 4)
         begun = time.time()
         done = consortium.propose([f"together {number}" for number in range(at_once)])
@@ -198,6 +206,7 @@ def measure(count: int, proposals: int, processes: int, keep: Path | None = None
         "p95_s": round(proved[min(len(proved) - 1, int(0.95 * len(proved)))], 4),
         "proposals_per_s": round(at_once / together_s, 2),
         "final_median_s": round(statistics.median(final), 4),
+        "witnessed_median_s": round(statistics.median(witnessed), 4),
         "cpu_s": round(cpu_s, 3),
         "proposals": proposals,
         "target_s": TARGETS_S.get(count),

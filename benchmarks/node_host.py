@@ -7,6 +7,7 @@ Commands are lines of JSON; each is answered by one line:
 {"sign": NAME}             sign the genesis at every node; {}
 {"charter": NAME}          wait until it is in force everywhere; {}
 {"propose": [TITLE, ...]}  propose at the first node, all at once; the seconds until each was proved, and agreements
+{"witnessed": [DIGEST, ...]}   wait until these agreements are below a final checkpoint at every node; the instant
 {"final": [DIGEST, ...]}   wait until these agreements are final and proved at every node; the instant, Unix seconds
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from comity.wire import heap, instants
+from comity.wire.errors import ComityError, ErrorCode
 from comity_node.app import Node
 from comity_node.context import NodeContext
 from comity_node.governance.service import GovernanceService
@@ -84,6 +86,20 @@ class Host:
         self._look_s = look_s * len(titles)  # looking is not what is measured
         done = await asyncio.gather(*(self._propose(title) for title in titles))
         return {"seconds": [each[0] for each in done], "agreements": [each[1] for each in done]}
+
+    async def witnessed(self, digests: list[str]) -> dict[str, Any]:
+        await asyncio.gather(*(self._witnessed(node.context, digests) for node in self.nodes))
+        return {"at": time.time()}
+
+    async def _witnessed(self, node: NodeContext, digests: list[str]) -> None:
+        def check(conn: Connection) -> None:
+            stored = [store.find_agreement(conn, digest) for digest in digests]
+            said = [each.statement.digest for each in stored if each.statement is not None]
+            if len(said) < len(stored):
+                raise ComityError(ErrorCode.NOT_FINAL)
+            node.ledger.check_final(conn, node.charters.current(), said, node.clock())
+
+        await node.ledger.wait_final(node.journal, check)
 
     async def final(self, digests: list[str]) -> dict[str, Any]:
         for node in self.nodes:

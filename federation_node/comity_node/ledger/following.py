@@ -119,6 +119,8 @@ class Follower:
         elif not self._is_witness(charter) and not self._store.waiting:
             return  # whoever is no witness keeps up at its own pace
         notes = {note: self._read_note(note) for note in (newest, asked, final) if note}
+        if not notes:
+            return  # woken by a seal, or by somebody who waits
         try:
             if newest:
                 await self._check_newest(notes[newest], newest)
