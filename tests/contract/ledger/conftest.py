@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import shutil
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -50,12 +52,16 @@ class Log:
 
     def __init__(self, world: World, name: str, entries: tuple[Statement, ...] = ()) -> None:
         self.world, self.entries = world, list[Statement]()
-        self.db = open_database(f"sqlite:///{world.folder / name}.db")
-        self.db.create_all()
+        file = world.folder / f"{name}.db"
+        known = file.exists()
+        self.db = open_database(f"sqlite:///{file}")
+        if not known:
+            self.db.create_all()
         keys = world.log_keys
         self.ledger = Ledger(CONSORTIUM, LOG, lambda text: sign_note(text, LOG, keys), Silence())
         self.witnessing = Witnessing(lambda conn: world.charter, lambda: world.now().timestamp())
-        self.add(*entries)
+        self.entries.extend(entries if known else ())
+        self.add(*(() if known else entries))
         world.logs.append(self)
 
     def add(self, *entries: Statement) -> None:
@@ -169,7 +175,10 @@ class Org:
             self.withdrawn.append(statement.digest)
 
         self.service.reader.on_entry("withdrawal", withdrawn)
-        self.journal.create_all()
+        if world.founded is None:
+            self.journal.create_all()
+        self.context.charters.load()
+        self.journal.transact(self.store.load)
 
     async def look(self, times: int = 1) -> None:
         """Look as every ten seconds, and compare what was seen."""
@@ -212,10 +221,20 @@ class Org:
 class World:
     """The operator's key, the members, the history that everybody is shown at first."""
 
-    def __init__(self, folder: Path, max_checkpoint_age_s: int = 600) -> None:
-        self.folder, self.ahead = folder, timedelta()
+    def __init__(self, folder: Path, founded: World | None = None) -> None:
+        """With `founded`, whose files were copied to `folder`, everybody goes on from there."""
+        self.folder, self.ahead, self.founded = folder, timedelta(), founded
         self.logs: list[Log] = []
         self.refused: list[tuple[str, ComityError]] = []
+        if founded is None:
+            self._write()
+        else:
+            self.log_keys, self.keys, self.charter = founded.log_keys, dict(founded.keys), founded.charter
+            self.genesis = founded.genesis
+        self.log = Log(self, "log", (self.genesis,))
+        self.orgs = {org: Org(self, org) for org in ORGS}
+
+    def _write(self) -> None:
         self.log_keys = OrgKeys.generate()
         self.keys = {org: OrgKeys.generate() for org in ORGS}
         self.charter = Charter(
@@ -226,7 +245,7 @@ class World:
             log_name=LOG,
             log_key=base64.b64encode(self.log_keys.public.statement).decode(),
             quorum={},
-            max_checkpoint_age_s=max_checkpoint_age_s,
+            max_checkpoint_age_s=600,
             defaults=Terms(),
             witnesses=WitnessRule.of(ORGS),
         )
@@ -234,8 +253,6 @@ class World:
         certificate = make_certificate(self.charter.digest, {org: self.keys[org].bls_sign(message) for org in ORGS})
         body = {"charter": self.charter.to_json(), "certificate": certificate.to_json(), "signatures": []}
         self.genesis = self.operator_says("charter", **body)
-        self.log = Log(self, "log", (self.genesis,))
-        self.orgs = {org: Org(self, org) for org in ORGS}
 
     def now(self) -> datetime:
         return instants.now() + self.ahead
@@ -281,9 +298,17 @@ class World:
             log.db.close()
 
 
+@pytest.fixture(scope="session")
+def founded(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A consortium whose genesis is final: its files are copied, because to found one takes most of a test's time."""
+    made = World(tmp_path_factory.mktemp("founded"))
+    asyncio.run(made.found())
+    made.close()
+    return made
+
+
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await made.found()
+async def world(tmp_path: Path, founded: World) -> AsyncIterator[World]:
+    made = World(shutil.copytree(founded.folder, tmp_path / "world"), founded)
     yield made
     made.close()
