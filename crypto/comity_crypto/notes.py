@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.ed25519 import verify_ed25519
 from comity_crypto.encoding import from_base64, to_base64
 from comity_crypto.keys import MemberKeys, check_statement_key
 from comity_crypto.merkle import EMPTY_ROOT, HASH_BYTES, SIZE_MAX
@@ -252,8 +252,8 @@ def _verify(public: bytes, signature: bytes, data: bytes) -> None:
     if len(signature) != _ED25519_BYTES:
         raise ComityError(ErrorCode.SIGNATURE_INVALID, "a note's signature has not the right size")
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
-    except (InvalidSignature, ValueError) as error:
+        verify_ed25519(public, signature, data)
+    except ComityError as error:
         raise ComityError(ErrorCode.SIGNATURE_INVALID, "a note's signature does not hold") from error
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comity.wire import canonical, ids, instants
 from comity.wire.errors import ComityError, ErrorCode
+from comity_crypto.ed25519 import verify_ed25519
 from comity_crypto.encoding import fields, from_base64, to_base64
 from comity_crypto.keys import STATEMENT_BYTES, check_statement_key
 
@@ -56,9 +56,10 @@ class Voucher:
         made = cls(ids.sha256_hex(given["digest"]), given["key"], given["at"], given["note"], signature)
         instants.parse(made.at)
         made._check_note()
+        public = public_bytes(made.key)
         try:
-            Ed25519PublicKey.from_public_bytes(public_bytes(made.key)).verify(signature, made.signed_bytes())
-        except InvalidSignature:
+            verify_ed25519(public, signature, made.signed_bytes())
+        except ComityError:
             raise ComityError(ErrorCode.SIGNATURE_INVALID, "the voucher was not signed by the key it names") from None
         return made
 

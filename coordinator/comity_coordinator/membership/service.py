@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection
 
 from comity.wire import canonical, instants
@@ -28,6 +26,7 @@ from comity_coordinator.membership.model import (
     judge_token,
 )
 from comity_crypto import x509
+from comity_crypto.ed25519 import verify_ed25519
 from comity_crypto.keys import MemberKeys, OrgKeys
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_crypto.tokens import INVITATION, JoinToken, enrolment_message, invitation_body, rotation_message
@@ -205,7 +204,7 @@ class Membership:
         Raises:
             ComityError: `SIGNATURE_INVALID`, `CERTIFICATE_INVALID`, `NOT_A_MEMBER`.
         """
-        _verify(self.member_keys(conn, org).statement, signature, rotation_message(org, csr_pem))
+        verify_ed25519(self.member_keys(conn, org).statement, signature, rotation_message(org, csr_pem))
         certificate_pem = self._issue(csr_pem, org)
         store.set_next_serial(conn, org, x509.certificate_serial(certificate_pem))
         return certificate_pem
@@ -258,16 +257,9 @@ class Membership:
     def _check_keys(self, conn: Connection, token: Token, request: Enrolment) -> MemberKeys:
         keys = MemberKeys.from_json(canonical.parse(request.member_keys, max_bytes=MEMBER_KEYS_BYTES_MAX))
         message = enrolment_message(token.token_id, request.csr_pem, request.member_keys)
-        _verify(keys.statement, request.binding_signature, message)
+        verify_ed25519(keys.statement, request.binding_signature, message)
         mine = {keys.statement, keys.certificate, keys.sealing}
         for other in store.all_members(conn):
             if mine & {other.keys.statement, other.keys.certificate, other.keys.sealing}:
                 raise ComityError(ErrorCode.CONFLICT, "another member has this key")
         return keys
-
-
-def _verify(public: bytes, signature: bytes, message: bytes) -> None:
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (InvalidSignature, ValueError) as error:
-        raise ComityError(ErrorCode.SIGNATURE_INVALID) from error

@@ -20,8 +20,6 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from comity.v1 import replica_pb2
 from comity.wire.errors import ComityError, ErrorCode
@@ -29,6 +27,7 @@ from comity.wire.grpc_errors import from_rpc
 from comity.wire.ids import org_id
 from comity_coordinator.replicas.store import Row
 from comity_coordinator.transport.session import HubLimits, SendQueue
+from comity_crypto.ed25519 import verify_ed25519
 from comity_crypto.tokens import welcome_message
 
 PROTOCOL = 1
@@ -172,8 +171,8 @@ class PeerLink:
             raise ComityError(ErrorCode.UNSUPPORTED, "another protocol version", protocol=welcome.protocol)
         signed = welcome_message(welcome.certificate_digest, self._me.spiffe)
         try:
-            Ed25519PublicKey.from_public_bytes(self._me.log_key).verify(welcome.signature, signed)
-        except InvalidSignature as error:
+            verify_ed25519(self._me.log_key, welcome.signature, signed)
+        except ComityError as error:
             raise ComityError(ErrorCode.SIGNATURE_INVALID, "the replica's Welcome") from error
 
     async def _serve(self, call: Any) -> None:

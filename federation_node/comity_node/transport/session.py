@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc.aio
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from comity.v1 import exchange_pb2, exchange_pb2_grpc
 from comity.wire import instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
+from comity_crypto.ed25519 import verify_ed25519
 from comity_crypto.tokens import welcome_message
 
 PROTOCOL = 1
@@ -166,7 +165,7 @@ def _greeting(frame: exchange_pb2.ConnectResponse, log_key: bytes, spiffe_id: st
         raise ComityError(ErrorCode.MALFORMED, "the Welcome's sizes")
     signed = welcome_message(welcome.certificate_digest, spiffe_id)
     try:
-        Ed25519PublicKey.from_public_bytes(log_key).verify(welcome.signature, signed)
-    except InvalidSignature as error:
+        verify_ed25519(log_key, welcome.signature, signed)
+    except ComityError as error:
         raise ComityError(ErrorCode.SIGNATURE_INVALID, "the coordinator's Welcome") from error
     return Greeting(welcome.received_seq, frozenset(welcome.connected))
