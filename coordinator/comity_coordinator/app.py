@@ -47,6 +47,7 @@ from comity_coordinator.operator_api import operator_server
 from comity_coordinator.replicas import wiring
 from comity_coordinator.settings import CoordinatorSettings, split_address
 from comity_coordinator.standing import Memory
+from comity_coordinator.training.deletions import Deletions
 from comity_coordinator.training.service import TrainingService
 from comity_coordinator.training.sums import KIND, Sums
 from comity_coordinator.transport.hub import Hub
@@ -162,6 +163,7 @@ class Coordinator:
             self.negotiation.register()
             self.attestation.register(self.negotiation)
             Incidents(self.governance.in_charge, self.ledger).register(self.hub)
+            Deletions(self.governance.in_charge, self.ledger).register(self.hub)
             self.governance.on_charter(self.negotiation.charter_changed)
             self.training.register()
             self.hub.authorise_runs(self.training.parties_of)

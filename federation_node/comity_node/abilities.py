@@ -23,8 +23,8 @@ from comity_policies.charter import Charter
 from comity_policies.steps import AGGREGATE, TRAIN, Step
 from comity_policies.terms import Terms
 
-# Nothing here deletes after a time, or re-serves copies.
-UNENFORCED = ("retention_s", "min_copies")
+# Nothing here re-serves copies.
+UNENFORCED = ("min_copies",)
 # Kinds of steps whose results get noise, and those whose updates are bounded: a term without its kind is refused.
 KINDS_WITH_NOISE, KINDS_WITH_BOUNDS = frozenset({AGGREGATE}), frozenset({TRAIN})
 # Bounds on one organisation's update: applied by the profile that encodes it, unknown to the others.

@@ -48,7 +48,7 @@ from comity_node.transport.payloads import Payloads
 # Built in this order and stopped in the other: `service.build(node)` if there is one, `api.router(node)` likewise.
 CAPABILITIES = (
     *("access", "membership", "governance", "ledger", "policy", "reviews", "attestation", "negotiation", "training"),
-    *("intersections", "statistics"),
+    *("intersections", "statistics", "retention"),
 )
 READY_TIMEOUT_S = 10.0
 TOKEN_CHARS_MIN = 32

@@ -17,6 +17,7 @@ from comity_node import admin
 from comity_node.access import cli as access_cli
 from comity_node.governance import cli as charter_cli
 from comity_node.ledger import cli as ledger_cli
+from comity_node.retention.cli import retention
 
 Home = Annotated[Path, typer.Option("--home", envvar="COMITY_HOME", help="The node's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
     node.command("adopt")(adopt)
     node.command("recover")(recover)
     node.command("status")(status)
+    node.command("retention")(retention)
     genesis = typer.Typer(no_args_is_help=True, help="The consortium's charter: compare it, sign it.")
     genesis.command("show")(genesis_show)
     genesis.command("sign")(genesis_sign)

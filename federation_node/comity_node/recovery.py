@@ -34,6 +34,7 @@ TABLES = (
     "governance.store",
     "ledger.store",
     "negotiation.store",
+    "retention.store",
     "reviews.store",
     "training.profiles.sum_store",
     "training.profiles.threshold_store",

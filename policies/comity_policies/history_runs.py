@@ -12,7 +12,8 @@ from typing import Any
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
-from comity_policies import cohorts
+from comity_policies import cohorts, deletions
+from comity_policies.deletions import DELETION, Deletion
 from comity_policies.documents import Agreement, Answer, CounterAcceptance, Proposal, Receipt, run_id
 
 ENDINGS = ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED")
@@ -33,6 +34,7 @@ class RunBook:
     executed: set[tuple[str, str]] = field(default_factory=set)
     endings: dict[str, tuple[str, str]] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
+    deleted: set[tuple[str, str]] = field(default_factory=set)
     # By party, run and order: the commitment in the result's receipt, for proofs of equality.
     committed: dict[tuple[str, str, str], str] = field(default_factory=dict)
     # Results whose party shows that enough records stand behind them, and those that only say so.
@@ -82,6 +84,7 @@ class RunBook:
             "withdrawal": self._withdrawal,
             "run-finished": self._finished,
             "run-closed": self._closed,
+            DELETION: self._deleted,
         }
         check = checks.get(statement.kind)
         if check is None:
@@ -106,6 +109,13 @@ class RunBook:
         if self.answers.get(taken.answer) != (taken.org, taken.proposal):
             raise _broken("the answer that was accepted is not that organisation's", org=taken.org)
         self.accepted.add(taken.answer)
+
+    def _deleted(self, statement: Statement) -> None:
+        said, org = Deletion.from_json(statement.body), statement.issuer
+        deletions.check(said, org, self._run(statement.body, org))
+        if said.run not in self.closed or (said.run, org) in self.deleted:
+            raise _broken(f"{org} deleted what is not closed, or twice", org=org)
+        self.deleted.add((said.run, org))
 
     def _receipt(self, statement: Statement) -> None:
         receipt, org = Receipt.from_json(statement.body), statement.issuer

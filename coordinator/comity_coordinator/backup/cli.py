@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+REJOIN_S = 7 * 86_400
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -67,6 +68,10 @@ def restore(
     seen: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint that a member holds; may be given several times.")
     ] = None,
+    rejoin: Annotated[
+        bool,
+        typer.Option("--rejoin", help="Messages went on since the backup: make a token for each member, for a week."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Restore a backup into an empty database, check every invariant, and say what is missing; see docs/disaster.md.
@@ -92,16 +97,20 @@ def restore(
         export=export,
         genesis=genesis,
         seen=tuple(seen or ()),
+        rejoin_valid_s=REJOIN_S if rejoin else 0,
         tell=_progress,
     )
     if as_json:
         document = {"consortium": done.consortium, "size": done.size, "root": done.root, "rows": done.rows}
         added = {"entries_added": done.added.entries, "statements_waiting": done.added.waiting}
-        typer.echo(json.dumps({**document, **added, "lost": list(done.lost)}))
+        tokens = {org: token.to_text() for org, token in done.tokens.items()}
+        typer.echo(json.dumps({**document, **added, "lost": list(done.lost), "tokens": tokens}))
     else:
         typer.echo(
             f"restored: {done.rows} rows; the ledger ends at {done.size}, {done.added.entries} entries imported."
         )
+        for org, token in done.tokens.items():
+            typer.echo(f"{org}: {token.to_text()}")
         typer.echo("\n".join(done.lost) or f"Compare the end with the members ({done.size} {done.root}) before `up`.")
     if done.lost:
         raise typer.Exit(1)

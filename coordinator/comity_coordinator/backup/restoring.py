@@ -7,7 +7,9 @@ Rules
    restored wholly and soundly, or is as empty as before.
 3. `restore.json` lies in the folder from the first file to the end; a coordinator does not start beside it. The same
    restore run again goes on.
-4. A log that ends before what members have seen is named: they refuse such a coordinator until the missing entries are
+4. Streams that have gone on since the backup cannot: numbers and messages in between are gone. With `rejoin` every
+   member enrols anew by a token (`comity node adopt`), which starts its stream at 1 and keeps what it holds.
+5. A log that ends before what members have seen is named: they refuse such a coordinator until the missing entries are
    imported (`missing.py`), and nobody may append to it before.
 """
 
@@ -18,7 +20,9 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -36,6 +40,7 @@ from comity_coordinator.settings import FILE, CoordinatorSettings
 from comity_crypto.keys import OrgKeys
 from comity_crypto.keystore import FileKeyStore
 from comity_crypto.notes import log_part, sign_note, verify_note
+from comity_crypto.tokens import JoinToken
 from comity_policies.history import Report, verify_export
 
 NOTE_BYTES_MAX = 16_384
@@ -43,7 +48,9 @@ NOTE_BYTES_MAX = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What came of it. `size` is where the log ends now, `lost` what somebody saw and this log has not, in words."""
+    """What came of it. `size` is where the log ends now, `lost` what somebody saw and this log has not, in words;
+    `tokens` are for members that rejoin.
+    """
 
     consortium: str
     size: int
@@ -51,6 +58,7 @@ class Restored:
     rows: int
     added: missing.Added
     lost: tuple[str, ...]
+    tokens: Mapping[str, JoinToken]
 
 
 def restore(
@@ -62,6 +70,7 @@ def restore(
     export: Path | None = None,
     genesis: str | None = None,
     seen: tuple[Path, ...] = (),
+    rejoin_valid_s: int = 0,
     tell: Tell,
 ) -> Restored:
     """Restore the backup in `source` to the folder `home`.
@@ -71,6 +80,7 @@ def restore(
         database_password_file: that holds its password.
         export: a ledger export that goes further than the backup; `genesis` is the name to verify it from.
         seen: files with checkpoints that members hold.
+        rejoin_valid_s: seconds until tokens for all members expire; 0 makes none.
         tell: called with a line on each part.
 
     Raises:
@@ -98,9 +108,17 @@ def restore(
         with setup.database(settings) as database:
             schema.prepare(database, change=settings.migrate == "auto")
             size, root, added = database.transact(filling.run)
+            tokens = database.transact(partial(_rejoin, settings=settings, valid_s=rejoin_valid_s))
         (home / setup.RESTORING).unlink()
     lost = tuple(_lost(each, size, root) for each in checkpoints if _ahead(each, size, root))
-    return Restored(settings.consortium, size, root, sum(backup.manifest.tables.values()), added, lost)
+    return Restored(settings.consortium, size, root, sum(backup.manifest.tables.values()), added, lost, tokens)
+
+
+def _rejoin(conn: Connection, settings: CoordinatorSettings, valid_s: int) -> dict[str, JoinToken]:
+    if not valid_s:
+        return {}
+    membership = setup.membership(settings)
+    return {org: membership.own_token(conn, org, valid_s) for org in store.forget_enrolments(conn)}
 
 
 @dataclass(frozen=True, slots=True)

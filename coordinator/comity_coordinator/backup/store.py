@@ -17,7 +17,9 @@ from sqlalchemy.engine import Engine
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.db import Database, metadata
 from comity_coordinator.ledger import store as ledger
+from comity_coordinator.membership import store as membership
 from comity_coordinator.migrations import schema
+from comity_coordinator.transport import store as transport
 from comity_crypto.statements import Statement
 
 PAGE = 64
@@ -89,6 +91,16 @@ def is_empty(conn: Connection) -> bool:
 def has_rows(conn: Connection) -> bool:
     """True if there are tables and one of them holds a row."""
     return inspect(conn).has_table(tables()[0].name) and not is_empty(conn)
+
+
+def forget_enrolments(conn: Connection) -> list[str]:
+    """Let every organisation enrol anew, its stream beginning at 1; return those that were not revoked."""
+    columns = membership.members.c
+    orgs = [str(row[0]) for row in conn.execute(select(columns.org).where(columns.revoked_at.is_(None)))]
+    conn.execute(delete(membership.members).where(columns.revoked_at.is_(None)))
+    for org in orgs:
+        transport.forget(conn, org)
+    return sorted(orgs)
 
 
 def take_pending(conn: Connection) -> dict[str, tuple[Statement, tuple[str, ...]]]:

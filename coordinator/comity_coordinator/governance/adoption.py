@@ -39,6 +39,7 @@ from comity_crypto.statements import Statement
 from comity_crypto.tokens import JoinToken
 from comity_policies.charter import Charter
 from comity_policies.charter_votes import ENDED, PROPOSAL, VOTE, CharterEnded, CharterProposal, CharterVote, Outcome
+from comity_policies.deletions import DELETION, Deletion
 from comity_policies.documents import Agreement, Receipt
 from comity_policies.history import Report, verify_export
 
@@ -154,6 +155,8 @@ def take(conn: Connection, ledger: Ledger, page: list[Statement]) -> None:
             receipt = Receipt.from_json(said.body)
             executed = receipt.order if receipt.outcome == "result" else said.digest
             training_store.put_receipt(conn, said.issuer, receipt.journal_seq, receipt.run, executed, said.digest)
+        elif said.kind == DELETION:
+            training_store.put_deletion(conn, Deletion.from_json(said.body).run, said.issuer, said.digest)
 
 
 def _note_finals(finals: dict[str, Statement], page: list[Statement]) -> None:

@@ -48,6 +48,14 @@ receipts = Table(
     Column("statement", String(64), nullable=False),
     Index("training_receipts_executed", "org", "executed", unique=True),
 )
+# Who has said that what it held of a run is gone, by which statement.
+deletions = Table(
+    "training_deletions",
+    metadata,
+    Column("run", String(64), primary_key=True),
+    Column("org", String(63), primary_key=True),
+    Column("statement", String(64), nullable=False),
+)
 
 
 def create(conn: Connection, run: Run, now: str) -> None:
@@ -130,6 +138,18 @@ def put_receipt(conn: Connection, org: str, journal_seq: int, run: str, executed
     conn.execute(
         insert(receipts).values(org=org, journal_seq=journal_seq, run=run, executed=executed, statement=statement)
     )
+
+
+def deletion(conn: Connection, run: str, org: str) -> str | None:
+    """Return the digest of the statement by which `org` said that it dropped what it held of a run."""
+    query = select(deletions.c.statement).where(deletions.c.run == run, deletions.c.org == org)
+    found = conn.execute(query).scalar_one_or_none()
+    return None if found is None else str(found)
+
+
+def put_deletion(conn: Connection, run: str, org: str, statement: str) -> None:
+    """Note a deletion."""
+    conn.execute(insert(deletions).values(run=run, org=org, statement=statement))
 
 
 def to_json(run: Run) -> dict[str, Any]:

@@ -70,6 +70,8 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     # training
     ("GET", "/v1/datasets"): ROLES,
     ("POST", "/v1/datasets"): _ADMIN,
+    ("GET", "/v1/retention"): frozenset({ADMIN, AUDITOR}),
+    ("POST", "/v1/retention/run"): _ADMIN,
     ("GET", "/v1/runs"): ROLES,
     ("GET", "/v1/runs/{run}"): ROLES,
     ("POST", "/v1/runs/{run}/cancel"): frozenset({ADMIN, PROPOSER}),

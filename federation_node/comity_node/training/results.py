@@ -27,6 +27,7 @@ from comity_agents.flower.codec import NUMPY_STYPE, read_blob
 from comity_crypto.sealing import HEADER_BYTES_MAX, SealedRef, sealed_size, write_all
 from comity_crypto.statements import Statement, sign_statement, verify_statement
 from comity_node.context import NodeContext
+from comity_node.retention import store as retention
 from comity_node.settings import write_private
 from comity_node.training import blobs, store
 from comity_node.training.blobs import SALT_BYTES, Blob
@@ -182,7 +183,8 @@ class Results:
         node, settings = self._node, self._node.settings
         try:
             ref, folder = SealedRef.from_json(statement.body.get("payload")), settings.results_folder / run
-            if not (folder / "card.json").exists():
+            gone = await node.journal.run(lambda conn: retention.is_dropped(conn, run))
+            if not gone and not (folder / "card.json").exists():
                 limit = settings.limits.payload_bytes_max
                 if ref.size > sealed_size(limit, HEADER_BYTES_MAX):
                     raise ComityError(ErrorCode.TOO_LARGE, "the result", limit_bytes=limit)

@@ -6,6 +6,7 @@ import stat
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 import comity_coordinator.app  # noqa: F401 - its capabilities define their tables
@@ -17,9 +18,13 @@ from comity_coordinator.backup.taking import take
 from comity_coordinator.cli import group
 from comity_coordinator.db import metadata, open_database
 from comity_coordinator.ledger import store as ledger_store
+from comity_coordinator.membership import store as membership_store
+from comity_coordinator.membership.store import MemberRow
 from comity_coordinator.migrations import schema
 from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.settings import CoordinatorSettings
+from comity_coordinator.transport import store as transport_store
+from comity_coordinator.transport.model import from_coordinator
 from comity_coordinator.workflows.timers import TimerEngine
 from comity_crypto.keys import OrgKeys, OrgSecrets
 
@@ -225,3 +230,31 @@ async def test_timers_are_armed_again_from_the_tables(world, place, tmp_path):
     finally:
         await engine.close()
         database.close()
+
+
+@small
+def test_members_rejoin_with_streams_that_begin_anew(world, place, tmp_path):
+    world.agree()
+    world.export()
+
+    def enrol(conn):
+        for org in ("alpha", "beta", "gamma"):
+            keys = world.keys[org].public
+            membership_store.add_member(conn, MemberRow(org, org, org, keys, "01", None, "2026-11-22T00:00:00Z", None))
+            transport_store.append(conn, org, from_coordinator("m1", "news", {}))
+
+        conn.execute(
+            update(membership_store.members).where(membership_store.members.c.org == "gamma").values(revoked_at="x")
+        )
+
+    world.db.transact(enrol)
+    take(place, tmp_path / "backup", keys=True, payloads=False, tell=quiet)
+    done, settings = back(place, tmp_path / "backup", tmp_path / "again", rejoin_valid_s=3_600)
+    assert sorted(done.tokens) == ["alpha", "beta"]
+    assert all(token.org == org for org, token in done.tokens.items())
+    with setup.database(settings) as database:
+        cursors = database.transact(
+            lambda conn: [transport_store.ensure_cursor(conn, org)[1] for org in ("alpha", "gamma")]
+        )
+        assert cursors == [0, 1]
+        assert [row.org for row in database.transact(setup.membership(settings).members)] == ["gamma"]

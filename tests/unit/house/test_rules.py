@@ -97,7 +97,7 @@ def test_one_word_list_for_capabilities() -> None:
     shared |= {"observability"}
     own = {
         "coordinator/comity_coordinator": {"migrations", "replicas", "backup"},
-        "federation_node/comity_node": {"policy", "access", "reviews", "intersections", "statistics"},
+        "federation_node/comity_node": {"policy", "access", "reviews", "intersections", "statistics", "retention"},
     }
     for package, extra in own.items():
         allowed = shared | extra

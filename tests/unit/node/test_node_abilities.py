@@ -33,7 +33,6 @@ ABLE = Abilities(frozenset({"plain", "lead-key"}), "sandbox")
 REFUSED: dict[str, Any] = {
     "privacy": {"epsilon": "1", "delta": "0.00001"},
     "release_quorum": 2,
-    "retention_s": 60,
     "min_copies": 1,
     "attestation": "required",
     "isolation": "container",
@@ -50,6 +49,7 @@ KEPT: dict[str, Any] = {
     "weight_max": 10,
     "rounds": 1,
     "uses": 1,
+    "retention_s": 60,
     "releases": 1,
     "egress_bytes": 1,
     "not_after": "2099-01-01T00:00:00Z",

@@ -97,7 +97,6 @@ def test_an_order_that_conforms_passes() -> None:
     [
         ({"privacy": {"epsilon": "1", "delta": "0.00001"}}, ErrorCode.UNSUPPORTED),
         ({"attestation": "required"}, ErrorCode.UNSUPPORTED),
-        ({"retention_s": 60}, ErrorCode.UNSUPPORTED),
         ({"min_copies": 1}, ErrorCode.UNSUPPORTED),
         ({"release_quorum": 2}, ErrorCode.UNSUPPORTED),
         ({"clip_norm": "1"}, ErrorCode.UNSUPPORTED),
