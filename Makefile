@@ -82,7 +82,7 @@ bench-secagg: $(VENV)/.ready ## Measure the encrypted sums
 bench-ledger: $(VENV)/.ready postgres ## Measure appends against a raw insert, and verifying; writes benchmarks/out/ledger.json
 	python benchmarks/bench_ledger.py $(ARGS)
 
-faults: $(VENV)/.ready sandbox ## Kill random processes of the demo's cast 30 times (ARGS="--runs 30 --seed 1")
+faults: $(VENV)/.ready sandbox postgres ## Kill random processes of the demo's cast 30 times (ARGS="--replicas 2 --runs 30 --seed 1")
 	python tests/faults/kill_runs.py $(ARGS)
 
 clean: ## Remove what the targets made

@@ -8,7 +8,10 @@ Rules:
    undisturbed run with the same `seed` in its run config, whatever the agreement: that is what runs are compared by.
 3. An order counts as executed twice if an app began it after a moment at which its node's journal said that it was
    finished. Orders that a kill left unfinished run again; then both executions must have drawn the same numbers.
-4. Every run has a deadline; when it passes, who waits for whom is printed, and the run counts as not finished.
+4. With `--replicas 2` the coordinator is two processes on one PostgreSQL and one Temporal, and the database, Temporal
+   and the connections between replicas, to a node and to the database are among the victims: a killed server is
+   started again at once, a partition (a gate that forwards nothing) ends after `harness.replicated.PARTITION_S`.
+5. Every run has a deadline; when it passes, who waits for whom is printed, and the run counts as not finished.
 
 Last line: `faults: N runs, N finished, M bit-equal, 0 executed twice`. Exit status 0 only if everything held.
 """
@@ -30,8 +33,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import journals, processes
+from harness import journals
 from harness.consortium import LEAD, ORGS, Consortium, Ended, NotInTime
+from harness.replicated import ReplicatedConsortium
 
 from comity.wire.errors import ComityError
 from comity_agents.flower.bundle import build_app
@@ -49,7 +53,7 @@ EARLIER = 0.8
 VICTIM_WAIT_S = 20.0
 SETTLE_S = 20.0
 SHORT_LIVED = ("serverapp", "worker")
-PARTS = ("coordinator", "temporal", "serverapp", "lead", "node", "worker")
+PARTS = Consortium.parts
 # Under a sum a step must land on the encoder's grid: range = 8 * clip / sqrt(64 values) = its levels, of 1 each.
 TERMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -124,9 +128,13 @@ class Proof:
 
     def plan(self) -> Plan:
         """Draw the next victim and moment."""
-        part = self._chance.choice(PARTS)
+        part = self._chance.choice(self._consortium.parts)
         org = self._chance.choice(ORGS if part == "worker" else ORGS[1:])
         org = LEAD if part in ("lead", "serverapp") else org
+        if part in ("coordinator", "temporal"):
+            org = self._chance.choice(self._consortium.coordinators)
+        elif part == "partition":
+            org = self._chance.choice(("replicas", "node", "database"))
         return Plan(part, org, self._chance.uniform(0.0, 0.85))
 
     def disturbed(self, number: int, plan: Plan) -> Report:
@@ -259,17 +267,12 @@ class Striker:
             self._training.wait(RUN_DEADLINE_S)
         until = time.monotonic() + self._pause_s
         while not self._over.is_set() and time.monotonic() < until + VICTIM_WAIT_S:
-            if time.monotonic() >= until and (pid := self._victim()) and processes.kill(pid):
+            if time.monotonic() >= until and self._consortium.strike(self._plan.part, self._plan.org):
                 self.struck_at = time.time()
                 self.finished = {org: journals.finished(self._consortium.home(org)) for org in ORGS}
                 self.read_at = time.time()
                 return
             time.sleep(0.005)
-
-    def _victim(self) -> int | None:
-        part, org = self._plan.part, self._plan.org
-        pid = self._consortium.pid("coordinator" if part in ("coordinator", "temporal") else org)
-        return pid if part in ("coordinator", "lead", "node") else processes.playing(pid, part)
 
 
 def datasets(folder: Path) -> dict[str, dict[str, Path]]:
@@ -285,9 +288,11 @@ def datasets(folder: Path) -> dict[str, dict[str, Path]]:
     return made
 
 
-def prove(folder: Path, runs: int, seed: int, aggregation: str) -> tuple[list[Report], list[str], dict[str, Any]]:
+def prove(
+    folder: Path, runs: int, seed: int, aggregation: str, *, replicas: int = 1
+) -> tuple[list[Report], list[str], dict[str, Any]]:
     """Do all of it; returns a report for each run, what is wrong in the books, and figures."""
-    consortium = Consortium(folder, aggregation)
+    consortium = ReplicatedConsortium(folder, aggregation) if replicas > 1 else Consortium(folder, aggregation)
     begun = time.monotonic()
     try:
         consortium.found(datasets(folder), (build_app(APP).digest,))
@@ -311,7 +316,7 @@ def prove(folder: Path, runs: int, seed: int, aggregation: str) -> tuple[list[Re
 def line_of(report: Report) -> str:
     """Return one line about a run, and more if something did not hold."""
     plan = report.plan
-    whom = plan.part if plan.part in ("coordinator", "temporal") else f"{plan.part} of {plan.org}"
+    whom = plan.part if plan.org == plan.part or not plan.org else f"{plan.part} of {plan.org}"
     how = "bit-equal" if report.bit_equal else "NOT bit-equal"
     line = f"run {report.number:>3}: {whom:<22} at {plan.moment:.2f}: {report.state}, {how}, {report.took_s:.1f} s"
     wrong = [f"executed twice: {each}" for each in report.twice] + report.faults
@@ -331,14 +336,19 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, help="by default drawn, and printed")
     parser.add_argument("--aggregation", default="plain", choices=tuple(TERMS))
+    parser.add_argument("--replicas", type=int, default=1, choices=(1, 2), help="of the coordinator; 2 on PostgreSQL")
+    parser.add_argument("--database", default="", choices=("", "sqlite", "postgresql"), help="follows from --replicas")
     parser.add_argument("--json", action="store_true", help="print one JSON object before the last line")
     parser.add_argument("--keep", type=Path, help="a folder for the files, kept; by default a temporary one")
     asked = parser.parse_args()
+    database = "postgresql" if asked.replicas > 1 else "sqlite"
+    if asked.database not in ("", database):
+        parser.error("one replica runs on SQLite here, two on PostgreSQL")
     seed = random.SystemRandom().randrange(1 << 32) if asked.seed is None else asked.seed
-    print(f"seed {seed}, {asked.runs} runs, {asked.aggregation}", flush=True)
+    print(f"seed {seed}, {asked.runs} runs, {asked.aggregation}, {asked.replicas} on {database}", flush=True)
     with tempfile.TemporaryDirectory(prefix="comity-faults-") as temporary:
         folder = asked.keep or Path(temporary)
-        reports, faults, figures = prove(folder, asked.runs, seed, asked.aggregation)
+        reports, faults, figures = prove(folder, asked.runs, seed, asked.aggregation, replicas=asked.replicas)
     finished = sum(each.state == "COMPLETED" for each in reports)
     equal = sum(each.bit_equal for each in reports)
     twice = sum(len(each.twice) for each in reports)

@@ -60,6 +60,10 @@ class Ended:
 class Consortium:
     """The processes of one consortium. `commands` replaces `comity` for single processes, by their name."""
 
+    parts: tuple[str, ...] = ("coordinator", "temporal", "serverapp", "lead", "node", "worker")
+    """What `strike` knows; of `coordinators`, `node` and `worker` there are several."""
+    coordinators: tuple[str, ...] = ("coordinator",)
+
     def __init__(
         self, folder: Path, aggregation: str = "plain", commands: Mapping[str, tuple[str, ...]] | None = None
     ) -> None:
@@ -229,6 +233,12 @@ class Consortium:
     def unordered(self) -> int:
         """Return how many statements of the ledger have no index yet."""
         return journals.unordered(self.home("coordinator"))
+
+    def strike(self, part: str, name: str) -> bool:
+        """Do to a part what a fault does; `name` is the process or the organisation. False if it is not there now."""
+        pid = self.pid(name)
+        victim = pid if part in ("coordinator", "lead", "node") else processes.playing(pid, part)
+        return victim is not None and processes.kill(victim)
 
     # -- the story
 

@@ -17,7 +17,7 @@ SEED = 20_261_122
 # The lead dies in the negotiation or the first round, the coordinator and a worker in the middle of the training.
 PLANS = (
     kill_runs.Plan("lead", LEAD, 0.4),
-    kill_runs.Plan("coordinator", "", 0.6),
+    kill_runs.Plan("coordinator", "coordinator", 0.6),
     kill_runs.Plan("worker", ORGS[1], 0.5),
 )
 
