@@ -15,10 +15,30 @@ from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.keys import check_statement_key
 
 PUBLIC_BYTES = 32
 SIGNATURE_BYTES = 64
+
+_P = 2**255 - 19
+# The y coordinates of the eight points of small order (RFC 8032 curve); such a "key" verifies forged signatures.
+_SMALL_Y = frozenset(
+    {
+        0,
+        1,
+        _P - 1,
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        _P - 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    }
+)
+
+
+def check_statement_key(data: bytes) -> None:
+    """Refuse an Ed25519 key that is not canonical or is of small order. Raises `MALFORMED`."""
+    if len(data) != PUBLIC_BYTES:
+        raise ComityError(ErrorCode.MALFORMED, "a statement key has 32 bytes")
+    y = int.from_bytes(data, "little") & ((1 << 255) - 1)
+    if y >= _P or y in _SMALL_Y:
+        raise ComityError(ErrorCode.MALFORMED, "not a usable statement key")
 
 
 def verify_ed25519(public: bytes, signature: bytes, message: bytes) -> None:

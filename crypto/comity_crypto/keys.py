@@ -37,9 +37,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from comity.wire import canonical
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto import bls
+from comity_crypto.ed25519 import PUBLIC_BYTES, check_statement_key
 from comity_crypto.encoding import fields, from_base64, to_base64
 
-STATEMENT_BYTES = 32
+STATEMENT_BYTES = PUBLIC_BYTES
 KEM_BYTES = 1184
 SEALING_BYTES = KEM_BYTES + 32
 # HPKE overhead: encapsulated key (1088 + 32) and the tag (16).
@@ -49,17 +50,6 @@ SPELLED_CHARS = 26
 
 # draft-ietf-hpke-pq: the hybrid KEM with the one-stage SHAKE256 key derivation.
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.SHAKE256, AEAD.AES_256_GCM)
-_ED25519_P = 2**255 - 19
-# The y coordinates of the eight points of small order (RFC 8032 curve); such a "key" verifies forged signatures.
-_ED25519_SMALL_Y = frozenset(
-    {
-        0,
-        1,
-        _ED25519_P - 1,
-        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
-        _ED25519_P - 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
-    }
-)
 
 
 def spell(digest_hex: str) -> str:
@@ -265,15 +255,6 @@ def _check_public(statement: bytes, certificate: bytes, possession: bytes, seali
     bls.public_point(certificate)
     bls.signature_point(possession)
     sealing_public(sealing)
-
-
-def check_statement_key(data: bytes) -> None:
-    """Refuse an Ed25519 key that is not canonical or is of small order. Raises `MALFORMED`."""
-    if len(data) != STATEMENT_BYTES:
-        raise ComityError(ErrorCode.MALFORMED, "a statement key has 32 bytes")
-    y = int.from_bytes(data, "little") & ((1 << 255) - 1)
-    if y >= _ED25519_P or y in _ED25519_SMALL_Y:
-        raise ComityError(ErrorCode.MALFORMED, "not a usable statement key")
 
 
 def bound_info(info: bytes, aad: bytes) -> bytes:

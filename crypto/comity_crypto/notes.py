@@ -20,9 +20,9 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.ed25519 import verify_ed25519
+from comity_crypto.ed25519 import check_statement_key, verify_ed25519
 from comity_crypto.encoding import from_base64, to_base64
-from comity_crypto.keys import MemberKeys, check_statement_key
+from comity_crypto.keys import MemberKeys
 from comity_crypto.merkle import EMPTY_ROOT, HASH_BYTES, SIZE_MAX
 
 NOTE_BYTES_MAX = 1 << 16

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comity.wire import canonical, ids, instants
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto.ed25519 import verify_ed25519
+from comity_crypto.ed25519 import check_statement_key, verify_ed25519
 from comity_crypto.encoding import fields, from_base64, to_base64
-from comity_crypto.keys import STATEMENT_BYTES, check_statement_key
+from comity_crypto.keys import STATEMENT_BYTES
 
 VOUCHER_BYTES_MAX = 4_096
 KEY_FILE_BYTES_MAX = 4_096

@@ -30,19 +30,18 @@ Numbered obligations, the same numbers in code, reports and errors:
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 from comity.wire import ids
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto import merkle
 from comity_crypto.notes import verify_note
 from comity_crypto.quorum import QuorumCertificate
-from comity_crypto.statements import Statement, verify_statement
+from comity_crypto.signatures import Signatures, processes_for
+from comity_crypto.statements import Statement, check_named
 from comity_policies import sums
 from comity_policies.charter import (
     Charter,
@@ -56,6 +55,7 @@ from comity_policies.evidence import ASK, EVIDENCE
 from comity_policies.history_charters import KINDS as CHARTER_KINDS
 from comity_policies.history_charters import CharterBook, Decided
 from comity_policies.history_evidence import EvidenceBook
+from comity_policies.history_form import Obligation, lines, read_header, read_line
 from comity_policies.history_independent import SecondLook
 from comity_policies.history_runs import RunBook
 from comity_policies.history_sums import SumBook
@@ -65,10 +65,9 @@ from comity_policies.proofs import verify_agreement
 
 __all__ = ["Check", "Report", "verify_export"]
 
-FORMAT = "comity-ledger-export/1"
-LINE_BYTES_MAX = 2 << 20
-ENTRIES_MAX = 10_000_000
-BRACKETS_MAX = 64
+# Below this many entries starting processes costs more than they save.
+_SHARED_MIN = 4_000
+_ENTRY = frozenset({"index", "statement"})
 COORDINATOR_KINDS = frozenset({"charter", "charter-ended", "agreement", "run-closed"})
 
 OBLIGATIONS = {
@@ -137,6 +136,8 @@ class _History:
     consortium: str
     genesis: str | None
     second: SecondLook | None
+    # Each with its entry's index and its issuer.
+    signatures: Signatures[tuple[int, str]]
     charter: Charter | None = None
     charters: dict[str, Charter] = field(default_factory=dict)
     decisions: CharterBook = field(default_factory=CharterBook)
@@ -165,80 +166,42 @@ def verify_export(file: Path, genesis: str | None, *, independent: bool = False)
     """
     try:
         with file.open("rb") as stream:
-            lines = _lines(stream)
-            with _Obligation(1, 0):
-                consortium, size, note, final = _header(next(lines, b""))
-                history = _History(consortium, genesis, SecondLook() if independent else None)
-                history.final.begin(final)
-            for index, line in enumerate(lines):
-                _enter(history, index, line, size)
+            return _verify(stream, genesis, SecondLook() if independent else None)
     except OSError:
         raise ComityError(ErrorCode.NOT_FOUND, "the export cannot be read") from None
-    with _Obligation(1, history.tree.size):
+
+
+def _verify(stream: BinaryIO, genesis: str | None, second: SecondLook | None) -> Report:
+    found = lines(stream)
+    with Obligation(1, 0):
+        consortium, size, note, final = read_header(next(found, b""))
+    with Signatures(processes_for(size, _SHARED_MIN), _refuse) as signatures:
+        history = _History(consortium, genesis, second, signatures)
+        with Obligation(1, 0):
+            history.final.begin(final)
+        try:
+            for index, line in enumerate(found):
+                _enter(history, index, line, size)
+        except ComityError:
+            signatures.settle()  # one that does not hold stands before what is wrong here
+            raise
+        signatures.settle()
+    with Obligation(1, history.tree.size):
         if history.tree.size != size or history.charter is None:
             raise ComityError(ErrorCode.LEDGER_INVALID, "the export is cut short", size=size)
-    with _Obligation(8, size - 1):
+    with Obligation(8, size - 1):
         checkpoint = verify_note(note, history.charter.log_name, history.charter.log_public_key)
         if (checkpoint.size, checkpoint.root) != (size, history.tree.root()):
             raise ComityError(ErrorCode.LEDGER_INVALID, "the entries do not have the checkpoint's root")
         history.held[8] += 1
-    with _Obligation(12, size - 1):
+    with Obligation(12, size - 1):
         history.held[12] += history.final.check(history.charter, size)
     return _report(history, size)
 
 
-class _Obligation:
-    """Names obligation and entry in whatever is raised inside: a judge of history must not crash on it."""
-
-    def __init__(self, number: int, index: int) -> None:
-        self._number = number
-        self._index = index
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ComityError):
-            detail = f"obligation {self._number}: {error.detail or error.code}"
-            raise ComityError(
-                ErrorCode.LEDGER_INVALID, detail, obligation=self._number, index=self._index, cause=str(error.code)
-            ) from error
-        if isinstance(error, ValueError | KeyError | TypeError | AttributeError | RecursionError):
-            detail = f"obligation {self._number}: the entry is not in the agreed form"
-            raise ComityError(ErrorCode.LEDGER_INVALID, detail, obligation=self._number, index=self._index) from error
-
-
-def _lines(stream: Any) -> Iterator[bytes]:
-    for _ in range(ENTRIES_MAX + 1):
-        line = stream.readline(LINE_BYTES_MAX + 1)
-        if not line:
-            return
-        yield line
-
-
-def _object(line: bytes, names: set[str], optional: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
-    if len(line) > LINE_BYTES_MAX or not line.endswith(b"\n"):
-        raise ComityError(ErrorCode.LEDGER_INVALID, "a line is too long or cut short")
-    # Lines are flat; refusing nesting before parsing does not depend on the interpreter's recursion limit.
-    if line.count(b"[") + line.count(b"{") > BRACKETS_MAX:
-        raise ComityError(ErrorCode.LEDGER_INVALID, "a line is nested")
-    value = json.loads(line)
-    if not isinstance(value, dict) or not names <= set(value) <= names | optional:
-        raise ComityError(ErrorCode.LEDGER_INVALID, f"a line has exactly {', '.join(sorted(names))}")
-    return value
-
-
-def _header(line: bytes) -> tuple[str, int, str, str]:
-    header = _object(line, {"format", "consortium", "size", "checkpoint"}, {"final"})
-    size = header["size"]
-    if header["format"] != FORMAT or type(size) is not int or not 1 <= size <= ENTRIES_MAX:
-        raise ComityError(ErrorCode.LEDGER_INVALID, f"the export is not of the form {FORMAT}")
-    return ids.name(header["consortium"]), size, str(header["checkpoint"]), str(header.get("final", ""))
-
-
 def _enter(history: _History, index: int, line: bytes, size: int) -> None:
-    with _Obligation(1, index):
-        entry = _object(line, {"index", "statement"})
+    with Obligation(1, index):
+        entry = read_line(line, _ENTRY)
         if entry["index"] != index or index >= size:
             raise ComityError(ErrorCode.LEDGER_INVALID, "entries are out of order or too many")
         data = base64.b64decode(entry["statement"], validate=True)
@@ -255,15 +218,13 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
     if statement.kind == "charter" or history.charter is None:
         _enter_charter(history, index, statement)
         return
-    with _Obligation(4, index):
-        _check_signature(statement, history.charter)
-        history.held[4] += 1
+    _check_signature(history, index, statement, history.charter)
     if statement.kind in CHARTER_KINDS:
-        with _Obligation(3, index):
+        with Obligation(3, index):
             history.decisions.enter(statement, history.charter)
             history.held[3] += 1
         if history.second is not None:
-            with _Obligation(9, index):
+            with Obligation(9, index):
                 history.held[9] += history.second.vote(statement, history.charter)
         return
     if statement.kind == "agreement":
@@ -273,10 +234,10 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
         _enter_sum(history, index, statement)
         return
     if statement.kind == INCIDENT:
-        with _Obligation(12, index):
+        with Obligation(12, index):
             Incident.from_json(statement.body)
         return
-    with _Obligation(10, index):
+    with Obligation(10, index):
         if statement.kind in (EVIDENCE, ASK):
             history.held[10] += history.evidence.enter(statement, history.charter)
             return
@@ -286,19 +247,19 @@ def _enter(history: _History, index: int, line: bytes, size: int) -> None:
 
 def _enter_work(history: _History, index: int, statement: Statement) -> None:
     number = {"receipt": 6, "counter-acceptance": 5}.get(statement.kind, 7)
-    with _Obligation(number, index):
+    with Obligation(number, index):
         history.held[number] += history.runs.enter(statement)
     if statement.kind == "receipt":
-        with _Obligation(11, index):
+        with Obligation(11, index):
             history.sums.receipt(statement, history.runs)
     if history.second is not None:
-        with _Obligation(9, index):
+        with Obligation(9, index):
             history.held[9] += history.second.receipt(statement, history.runs)
 
 
 def _enter_charter(history: _History, index: int, statement: Statement) -> None:
     number = 2 if history.charter is None else 3
-    with _Obligation(number, index):
+    with Obligation(number, index):
         if statement.kind != "charter":
             raise ComityError(ErrorCode.LEDGER_INVALID, "the first entry is not a charter")
         charter = Charter.from_json(statement.body["charter"])
@@ -318,12 +279,10 @@ def _enter_charter(history: _History, index: int, statement: Statement) -> None:
             history.decisions.decided(charter, changes(former, charter), certificate.signers)
         history.held[number] += 1
     # A successor that names a new log is signed by the one that it names (negotiation.md section 6).
-    with _Obligation(4, index):
-        _check_signature(statement, charter)
-        history.held[4] += 1
+    _check_signature(history, index, statement, charter)
     voters = charter if history.charter is None else history.charter
     if history.second is not None:
-        with _Obligation(9, index):
+        with Obligation(9, index):
             carried = statement.body.get("signatures")
             history.held[9] += history.second.charter(charter, certificate, voters, carried)
     history.charter = charter
@@ -331,7 +290,7 @@ def _enter_charter(history: _History, index: int, statement: Statement) -> None:
 
 
 def _enter_agreement(history: _History, index: int, statement: Statement) -> None:
-    with _Obligation(5, index):
+    with Obligation(5, index):
         assert history.charter is not None
         answers = [Statement.from_json(each) for each in statement.body["answers"]]
         made_under = history.charters.get(statement.body["agreement"]["charter_digest"])
@@ -348,25 +307,37 @@ def _enter_agreement(history: _History, index: int, statement: Statement) -> Non
         history.evidence.add(agreement, answers, made_under)
         history.held[5] += 1
     if history.second is not None:
-        with _Obligation(9, index):
+        with Obligation(9, index):
             history.held[9] += history.second.certificate(certificate, "agreement", made_under)
 
 
 def _enter_sum(history: _History, index: int, statement: Statement) -> None:
-    with _Obligation(11, index):
+    with Obligation(11, index):
         said, commitments = history.sums.enter(statement, history.runs)
         history.held[11] += 1
     if history.second is not None:
-        with _Obligation(9, index):
+        with Obligation(9, index):
             history.held[9] += sums.verify_independently(said, statement.issuer, commitments)
 
 
-def _check_signature(statement: Statement, charter: Charter) -> None:
-    if (statement.issuer == ids.COORDINATOR) != (statement.kind in COORDINATOR_KINDS):
-        raise ComityError(ErrorCode.LEDGER_INVALID, f"{statement.issuer} may not state a {statement.kind}")
-    by_log = statement.issuer == ids.COORDINATOR
-    key = charter.log_public_key if by_log else charter.member(statement.issuer).keys.statement
-    verify_statement(statement, key, consortium=charter.consortium)
+def _check_signature(history: _History, index: int, statement: Statement, charter: Charter) -> None:
+    with Obligation(4, index):
+        by_log = statement.issuer == ids.COORDINATOR
+        if by_log != (statement.kind in COORDINATOR_KINDS):
+            raise ComityError(ErrorCode.LEDGER_INVALID, f"{statement.issuer} may not state a {statement.kind}")
+        key = charter.log_public_key if by_log else charter.member(statement.issuer).keys.statement
+        check_named(statement, key, consortium=charter.consortium)
+        signed = statement.signed_bytes
+    # Outside: it may refuse an earlier entry, and says so itself.
+    history.signatures.add(key, statement.signature, signed, (index, statement.issuer))
+    history.held[4] += 1
+
+
+def _refuse(about: tuple[int, str]) -> NoReturn:
+    index, issuer = about
+    with Obligation(4, index):
+        raise ComityError(ErrorCode.SIGNATURE_INVALID, issuer=issuer)
+    raise AssertionError("an obligation passes on what is raised in it")
 
 
 def _report(history: _History, size: int) -> Report:

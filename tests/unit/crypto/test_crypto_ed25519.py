@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity_crypto import ed25519, keys
+from comity_crypto import ed25519
 from comity_crypto.ed25519 import verify_ed25519
 
 # Message, key, both halves of the signature.
@@ -128,7 +128,7 @@ def test_points_of_order_eight_in_key_and_nonce_are_judged_alike() -> None:
 def test_keys_of_small_order_and_keys_that_are_not_canonical_verify_nothing() -> None:
     # R = identity, S = 0 holds for any message under a key of small order.
     forged = (1).to_bytes(32, "little") + bytes(32)
-    for y in (*sorted(keys._ED25519_SMALL_Y), _P, _P + 1):
+    for y in (*sorted(ed25519._SMALL_Y), _P, _P + 1):
         for sign in (0, 1):
             public = (y | sign << 255).to_bytes(32, "little")
             assert not any(ours(public, forged, bytes([each])) for each in range(16))

@@ -12,6 +12,7 @@ import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
+from comity_policies import history as history_module
 from comity_policies.history import verify_export
 from comity_policies.terms import Terms
 
@@ -55,6 +56,23 @@ def test_another_genesis(world: Any, export: Export) -> None:
 def test_a_founder_who_did_not_sign(world: Any, export: Export) -> None:
     entry = world.charter_entry(world.charter, ("hospital-a", "hospital-b"))
     _fails(export([entry, *world.history()[1:]]), world.genesis, 2)
+
+
+def test_processes_name_the_first_entry_that_fails(world: Any, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "_SHARED_MIN", 1)
+    monkeypatch.setattr("comity_crypto.signatures.BATCH_COUNT", 3)
+    history = world.history()
+    assert verify_export(export(history), world.genesis).size == len(history)
+    forged = [replace(each, signature=bytes(each.signature[:63]) + b"\0") for each in history]
+    both = [*history[:9], forged[9], *history[10:12], forged[12], *history[13:]]
+    # A later entry that fails at once does not hide it, nor does an end that is cut short.
+    for lie in (both, [*both, world.say("coordinator", "withdrawal", {})]):
+        error = _fails(export(lie), world.genesis, 4)
+        assert error.facts == {"obligation": 4, "index": 9, "cause": "SIGNATURE_INVALID"}
+        assert error.detail == "obligation 4: SIGNATURE_INVALID"
+    # An earlier one does.
+    early = [*history[:8], world.say("coordinator", "withdrawal", {}), *both[8:]]
+    assert _fails(export(early), world.genesis, 4).facts["cause"] == "LEDGER_INVALID"
 
 
 def test_succession(world: Any, export: Export) -> None:
