@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from comity_coordinator.backup.restoring import Restored
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 REJOIN_S = 7 * 86_400
@@ -100,6 +103,12 @@ def restore(
         rejoin_valid_s=REJOIN_S if rejoin else 0,
         tell=_progress,
     )
+    _show(done, as_json)
+    if done.lost:
+        raise typer.Exit(1)
+
+
+def _show(done: Restored, as_json: bool) -> None:
     if as_json:
         document = {"consortium": done.consortium, "size": done.size, "root": done.root, "rows": done.rows}
         added = {"entries_added": done.added.entries, "statements_waiting": done.added.waiting}
@@ -112,8 +121,6 @@ def restore(
         for org, token in done.tokens.items():
             typer.echo(f"{org}: {token.to_text()}")
         typer.echo("\n".join(done.lost) or f"Compare the end with the members ({done.size} {done.root}) before `up`.")
-    if done.lost:
-        raise typer.Exit(1)
 
 
 def _progress(line: str) -> None:
