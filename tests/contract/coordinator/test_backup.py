@@ -10,6 +10,7 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 import comity_coordinator.app  # noqa: F401 - its capabilities define their tables
+from comity.wire import canonical
 from comity.wire.errors import ComityError
 from comity_coordinator import setup
 from comity_coordinator.backup import form, missing, store
@@ -23,6 +24,7 @@ from comity_coordinator.membership.store import MemberRow
 from comity_coordinator.migrations import schema
 from comity_coordinator.negotiation import store as negotiation_store
 from comity_coordinator.settings import CoordinatorSettings
+from comity_coordinator.training import store as training_store
 from comity_coordinator.transport import store as transport_store
 from comity_coordinator.transport.model import from_coordinator
 from comity_coordinator.workflows.timers import TimerEngine
@@ -258,3 +260,33 @@ def test_members_rejoin_with_streams_that_begin_anew(world, place, tmp_path):
         )
         assert cursors == [0, 1]
         assert [row.org for row in database.transact(setup.membership(settings).members)] == ["gamma"]
+
+
+@small
+def test_what_was_under_way_ends_as_the_ledger_says(world, place, tmp_path):
+    """Signed, withdrawn and closed after the backup: no second agreement, no run that begins again."""
+    _, withdrawn, run = world.agree()
+    proposal, _, _ = world.propose()
+    for org in proposal.asked:
+        assert world.answer(org, proposal)[1] is None
+    digest = canonical.digest(world.hub.take(proposal.asked[0], "agreement.sign")[-1]["agreement"])
+    world.export()
+    take(place, tmp_path / "backup", keys=True, payloads=False, tell=quiet)
+    for org in proposal.asked:
+        assert world.sign_agreement(org, digest) is None
+    former = world.read(lambda conn: negotiation_store.agreement(conn, withdrawn))
+    body = {"agreement": withdrawn, "proposal_id": former.proposal_id, "reason": "enough"}
+    assert world.tell("beta", "withdrawal", world.say("beta", "withdrawal", body)) is None
+    world.clock.pass_s(2_000)
+    world.read(lambda conn: world.training.on_deadline(conn, run))
+    export = tmp_path / "export.jsonl"
+    export.write_bytes(world.export())
+    _, settings = back(place, tmp_path / "backup", tmp_path / "again", export=export, genesis=world.charter.digest)
+    with setup.database(settings) as database:
+
+        def read(conn):
+            states = [negotiation_store.agreement(conn, each).state for each in (digest, withdrawn)]
+            record = negotiation_store.by_id(conn, proposal.proposal_id)
+            return states, str(record.negotiation.phase), training_store.get(conn, run).closed
+
+        assert database.transact(read) == (["final", "withdrawn"], "FINALIZED", True)
