@@ -14,7 +14,7 @@ ARGS ?=
 JOBS ?= 3
 SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg bench-ledger faults sandbox opa postgres clean
+.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg bench-ledger bench-nodes faults sandbox opa postgres clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ bench-secagg: $(VENV)/.ready ## Measure the encrypted sums
 
 bench-ledger: $(VENV)/.ready postgres ## Measure appends against a raw insert, and verifying; writes benchmarks/out/ledger.json
 	python benchmarks/bench_ledger.py $(ARGS)
+
+bench-nodes: $(VENV)/.ready ## Measure a thousand connected nodes; writes benchmarks/out/nodes.json
+	python benchmarks/bench_nodes.py $(ARGS)
 
 faults: $(VENV)/.ready sandbox postgres ## Kill random processes of the demo's cast 30 times (ARGS="--replicas 2 --runs 30 --seed 1")
 	python tests/faults/kill_runs.py $(ARGS)

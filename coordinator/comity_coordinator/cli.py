@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -27,6 +28,8 @@ ReplicaAddress = Annotated[str, typer.Option(help="HOST:PORT where the other rep
 DatabaseUrl = Annotated[str, typer.Option("--database", help="URL of the database, without its password.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File that holds the database's password.")]
 ValidHours = Annotated[int, typer.Option(min=1, max=168, help="Hours until the token expires.")]
+
+OPEN_FILES_MAX = 65_536
 
 group = typer.Typer(no_args_is_help=True, help="Run the coordinator of a consortium.")
 group.add_typer(ledger_group, name="ledger")
@@ -183,6 +186,7 @@ def up(home: Home, log_format: LogFormat = None) -> None:
     from comity_coordinator.settings import CoordinatorSettings
 
     os.umask(0o077)  # whatever this process and its children write is the operator's alone
+    _open_files()
     logs.configure(log_format)
     asyncio.run(_serve(CoordinatorSettings.load(home)))
 
@@ -310,6 +314,15 @@ def _print_token(home: Path, org: str, valid_hours: int, as_json: bool) -> None:
         return
     typer.echo(f"Hand this to {org} over a channel you trust; it works once, until {made.expires_at}:", err=True)
     typer.echo(made.to_text())
+
+
+def _open_files() -> None:
+    """Take as many open files as the system permits: each node's stream is one, and the usual limit is 1,024."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES_MAX) if most > 0 else OPEN_FILES_MAX, most))
 
 
 async def _serve(settings: Any) -> None:
