@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from comity.wire.errors import ComityError, ErrorCode
 from comity_crypto.statements import Statement
 from comity_policies.charter import Charter
-from comity_policies.documents import Agreement, Receipt
+from comity_policies.documents import Agreement
 from comity_policies.evidence import (
     EVIDENCE,
     EvidenceAsk,
@@ -29,6 +29,7 @@ from comity_policies.evidence import (
     required,
     signing_nonce,
 )
+from comity_policies.orders import receipt_of
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ class EvidenceBook:
 
     def _check_receipt(self, statement: Statement) -> None:
         """Check rule 4. Raises `LEDGER_INVALID`."""
-        receipt, org = Receipt.from_json(statement.body), statement.issuer
+        receipt, org = receipt_of(statement), statement.issuer
         known = self.agreements.get(receipt.agreement)
         if known is None:
             if receipt.evidence is not None:

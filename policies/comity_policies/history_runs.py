@@ -15,6 +15,7 @@ from comity_crypto.statements import Statement
 from comity_policies import cohorts, deletions
 from comity_policies.deletions import DELETION, Deletion
 from comity_policies.documents import Agreement, Answer, CounterAcceptance, Proposal, Receipt, run_id
+from comity_policies.orders import receipt_of
 
 ENDINGS = ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED")
 
@@ -31,6 +32,7 @@ class RunBook:
     runs: dict[str, Agreement] = field(default_factory=dict)
     receipts: Counter[tuple[str, str]] = field(default_factory=Counter)
     numbers: set[tuple[str, int]] = field(default_factory=set)
+    limits: dict[str, dict[str, int]] = field(default_factory=dict)
     executed: set[tuple[str, str]] = field(default_factory=set)
     endings: dict[str, tuple[str, str]] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
@@ -54,6 +56,7 @@ class RunBook:
         if agreement.digest in self.agreements:
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "the agreement stands here twice")
         self.agreements[agreement.digest] = agreement
+        self.limits[agreement.digest] = agreement.limits
         for use in range(1, agreement.limits["uses"] + 1):  # bounded: a proposal has at most 10,000 uses
             self.runs[run_id(agreement.digest, use)] = agreement
 
@@ -118,10 +121,10 @@ class RunBook:
         self.deleted.add((said.run, org))
 
     def _receipt(self, statement: Statement) -> None:
-        receipt, org = Receipt.from_json(statement.body), statement.issuer
+        receipt, org = receipt_of(statement), statement.issuer
         agreement = self._run(statement.body, org)
         agreement.proposal.step(receipt.step)
-        limits = agreement.limits
+        limits = self.limits[agreement.digest]
         for name, spent in receipt.grants.items():
             if name in limits and spent > limits[name]:
                 raise _broken(f"{org} spent more {name} than the agreement grants", org=org, spent=spent)
@@ -152,7 +155,7 @@ class RunBook:
         Raises:
             ComityError: `CLAIM_UNPROVEN`.
         """
-        receipt = Receipt.from_json(statement.body)
+        receipt = receipt_of(statement)
         minimum = cohorts.minimum_of(self._agreement(receipt.agreement), statement.issuer)
         org = statement.issuer
         return cohorts.verify_independently(receipt, org, minimum, self._before(receipt, org))

@@ -8,7 +8,7 @@ from comity_crypto.statements import Statement
 from comity_policies import sums
 from comity_policies.documents import Receipt
 from comity_policies.history_runs import RunBook
-from comity_policies.orders import SumProof
+from comity_policies.orders import SumProof, receipt_of
 
 Place = tuple[str, str]
 
@@ -25,7 +25,7 @@ class SumBook:
 
     def receipt(self, statement: Statement, runs: RunBook) -> None:
         """Note a receipt that obligation 6 has passed. Raises `CLAIM_UNPROVEN` for a commitment that is none."""
-        receipt = Receipt.from_json(statement.body)
+        receipt = receipt_of(statement)
         agreement, place = runs.agreements[receipt.agreement], (receipt.run, receipt.order)
         sums.check_weight(receipt, agreement)
         if receipt.outcome != "result" or not sums.is_summed(agreement, receipt.step):

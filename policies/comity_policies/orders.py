@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from comity.wire import canonical
 from comity.wire.errors import ComityError
 from comity_crypto.encoding import from_base64
+from comity_crypto.statements import Statement
 from comity_policies.document import (
     Document,
     Part,
@@ -166,6 +167,15 @@ class SumProof(Part):
         self._fix(contributors=org_set(self.contributors))
         from_base64(self.total, what="total", size_bytes=COMMITMENT_BYTES)
         from_base64(self.proof, what="proof", size_bytes=OPENING_PROOF_BYTES)
+
+
+def receipt_of(statement: Statement) -> Receipt:
+    """Return the receipt that a statement is, read once however many ask. Raises what `Receipt.from_json` raises."""
+    known: Receipt | None = statement.__dict__.get("_receipt")
+    if known is None:
+        known = Receipt.from_checked(statement.body)
+        statement.__dict__["_receipt"] = known  # as its cached properties: what it says does not change
+    return known
 
 
 @dataclass(frozen=True, slots=True)
