@@ -139,6 +139,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             text.append(f"awaited: {', '.join(witnesses['awaited'])}; {witnesses['then']}")
     counts = ", ".join(f"{count} {state}" for state, count in sorted(found["entries"].items()))
     text.append(f"own entries: {counts or 'none'}")
+    if gone := found.get("deletions"):
+        text.append(f"results deleted here: of {len(gone)} runs, the last {gone[0]['run']} at {gone[0]['deleted_at']}")
     return text + [_incident(each) for each in found["incidents"]]
 
 

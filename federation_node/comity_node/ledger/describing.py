@@ -11,10 +11,14 @@ from comity.wire.errors import ComityError
 from comity_node.context import NodeContext
 from comity_node.ledger import incidents, pointers
 from comity_node.ledger.pointers import Pointer
+from comity_node.retention import store as retention
 from comity_policies.charter import Charter
 
 if TYPE_CHECKING:
     from comity_node.ledger.following import Follower
+
+
+DELETIONS_SHOWN_MAX = 20
 
 
 async def describe(node: NodeContext, follower: Follower) -> dict[str, Any]:
@@ -28,9 +32,10 @@ async def describe(node: NodeContext, follower: Follower) -> dict[str, Any]:
             pointers.get(conn, pointers.FOLLOWED),
             pointers.get(conn, pointers.COSIGNED),
             [each.to_json() for each in incidents.listed(conn)],
+            retention.done(conn, DELETIONS_SHOWN_MAX),
         )
 
-    counts, newest, alarms, followed, cosigned, seen = await node.journal.run(read)
+    counts, newest, alarms, followed, cosigned, seen, gone = await node.journal.run(read)
     charter = node.charters.current()
     return {
         "entries": counts,
@@ -41,6 +46,7 @@ async def describe(node: NodeContext, follower: Follower) -> dict[str, Any]:
         "final": _pointer(node.ledger.final),
         "witnesses": None if charter is None else _witnesses(node, follower, charter),
         "incidents": seen,
+        "deletions": [{"run": run, "deleted_at": at, "counts": dropped} for run, at, dropped, _ in gone],
     }
 
 
