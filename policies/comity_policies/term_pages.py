@@ -147,8 +147,8 @@ EXPLAINED: dict[str, Explained] = {
         {"type": "string", "format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
     ),
     "retention_s": Explained(
-        "For how many seconds after a run's end each party may keep its results, the sums that it opened and the numbers in "
-        "its events; then its node deletes them and says so in the ledger. Without it they are kept.",
+        "For how many seconds after a run's end each party may keep its results, the sums that it opened and the "
+        "numbers in its events; then its node deletes them and says so in the ledger. Without it they are kept.",
         2_592_000,
         86_400,
         _count(),

@@ -36,20 +36,12 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
             `FORBIDDEN` for a sum that it does not open by the agreement; `ATTESTATION_MISSING` for a result without
             the evidence that the agreement asks for.
     """
-    if receipt.agreement != run.agreement:
-        raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run belongs to another agreement")
-    if org not in run.parties:
-        raise ComityError(ErrorCode.NOT_A_MEMBER, f"{org} is no party of this run")
-    if receipt.step not in run.steps:
-        raise ComityError(ErrorCode.ORDER_MISMATCH, "the agreement has no such step")
+    _check_place(run, org, receipt)
     known = store.receipt_numbered(conn, org, receipt.journal_seq)
     if known == digest:
         return False
     if known is not None:
         raise ComityError(ErrorCode.CONFLICT, "another receipt has this number", number=receipt.journal_seq)
-    for name, spent in sorted(receipt.grants.items()):
-        if spent > run.limits.get(name, spent):
-            raise ComityError(ErrorCode.GRANT_EXHAUSTED, f"more {name} than the agreement grants", spent=spent)
     if run.received.get(org, 0) >= RECEIPTS_PER_PARTY_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, "too many receipts for one run", limit=RECEIPTS_PER_PARTY_MAX)
     if receipt.opened is not None:
@@ -65,6 +57,19 @@ def enter_receipt(conn: Connection, run: Run, org: str, receipt: Receipt, digest
         raise ComityError(ErrorCode.ORDER_REPLAYED, "this order was executed before")
     store.put_receipt(conn, org, receipt.journal_seq, run.run, receipt.order if executed else digest, digest)
     return True
+
+
+def _check_place(run: Run, org: str, receipt: Receipt) -> None:
+    """Check that a receipt belongs to the run and spends no more than it grants."""
+    if receipt.agreement != run.agreement:
+        raise ComityError(ErrorCode.AGREEMENT_UNKNOWN, "the run belongs to another agreement")
+    if org not in run.parties:
+        raise ComityError(ErrorCode.NOT_A_MEMBER, f"{org} is no party of this run")
+    if receipt.step not in run.steps:
+        raise ComityError(ErrorCode.ORDER_MISMATCH, "the agreement has no such step")
+    for name, spent in sorted(receipt.grants.items()):
+        if spent > run.limits.get(name, spent):
+            raise ComityError(ErrorCode.GRANT_EXHAUSTED, f"more {name} than the agreement grants", spent=spent)
 
 
 def _before(conn: Connection, run: Run, org: str, receipt: Receipt) -> str | None:

@@ -195,7 +195,9 @@ class _Error:
         return self._trailing
 
 
-@pytest.mark.parametrize("identity", ["nobody", "join", "org", "revoked", "elsewhere", "replica", "coordinator", "garbage"])
+@pytest.mark.parametrize(
+    "identity", ["nobody", "join", "org", "revoked", "elsewhere", "replica", "coordinator", "garbage"]
+)
 async def test_each_grpc_cell(certificates, identity):
     wrong = []
     for method in rpc_methods():
