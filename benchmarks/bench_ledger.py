@@ -1,10 +1,13 @@
 """What appending to the ledger costs: `bench_ledger.py [--entries 2000] [--repeat 3] [--databases sqlite postgresql]`.
 
-Rows `{database, writers, appends_per_s, raw_batched_insert_per_s, ratio, p95_ms, verify_entries_per_s, …}` in
-`benchmarks/out/ledger.json`:
-* `appends_per_s`: signed statements of about 600 bytes, from the first append to the checkpoint that covers the last
-  one: queued by `writers` processes (SQLite: by the one thread that it has), `rows_per_commit` in a transaction, given
-  their indexes, tiles, signed checkpoints and inclusion proofs by a sequencer in a process of its own;
+Rows `{database, writers, appends_per_s, integrated_per_s, raw_batched_insert_per_s, ratio, integrated_ratio, p95_ms,
+verify_entries_per_s, …}` in `benchmarks/out/ledger.json`:
+* `appends_per_s`: signed statements of about 600 bytes, from the first append to the commit of the last one, which is
+  where an append is acknowledged: it is durable and will be entered, whatever dies. Appended by `writers` processes
+  (SQLite: by the one thread that it has, which sequences in between), `rows_per_commit` in a transaction, while a
+  sequencer in a process of its own works on the same queue; `ratio` is of this;
+* `integrated_per_s`: the same, to the checkpoint that covers the last one, with indexes, tiles, signed checkpoints and
+  inclusion proofs. This is what the log bears for ever; more than this for a while makes the queue longer;
 * `raw_batched_insert_per_s`: what the ledger leaves behind (the statement's row and the entry's row, the same bytes,
   the same indexes), written into copies of its tables by as many processes with as many rows in a commit, by psycopg
   or sqlite3 in statements of many rows, under the same `synchronous_commit`; nothing is hashed, queued or proved;
@@ -74,6 +77,8 @@ class Took:
     ended: float
     cpu_s: float
     waits_s: list[float]
+    # Of one that appends and then sequences what is left: when it had appended all.
+    appended: float | None = None
 
 
 def corpus(writer: int, count: int) -> list[Statement]:
@@ -184,8 +189,8 @@ def _fresh(url: str) -> Database:
     return database
 
 
-def ours(url: str, writers: int, count: int, server: int | None) -> tuple[float, float, float]:
-    """Return (appends a second, p95 of a transaction in ms, processor time of an append in us)."""
+def ours(url: str, writers: int, count: int, server: int | None) -> tuple[float, float, float, float]:
+    """Return (appends, p95 of a transaction in ms, processor time of an append in us, integrated): rates a second."""
     before = _cpu_of(server)
     if url.startswith("sqlite"):
         took = _alone(url, count)
@@ -193,10 +198,12 @@ def ours(url: str, writers: int, count: int, server: int | None) -> tuple[float,
         works = [(_append, url, writer, count) for writer in range(writers)]
         took = _together([*works, (_sequence, url, writers * count)])
     total = writers * count
-    wall = max(each.ended for each in took) - min(each.began for each in took)
+    began = min(each.began for each in took)
+    whole = max(each.ended for each in took) - began
+    acknowledged = max(each.appended or each.ended for each in took if each.waits_s) - began
     waits = sorted(wait for each in took for wait in each.waits_s)
     cpu = sum(each.cpu_s for each in took) + _cpu_of(server) - before
-    return total / wall, waits[int(len(waits) * 0.95)] * 1e3, cpu / total * 1e6
+    return total / acknowledged, waits[int(len(waits) * 0.95)] * 1e3, cpu / total * 1e6, total / whole
 
 
 def _alone(url: str, count: int) -> list[Took]:
@@ -212,6 +219,7 @@ def _alone(url: str, count: int) -> list[Took]:
 
     write.batches = 0  # type: ignore[attr-defined]
     took = _timed(said, write)
+    took.appended = took.ended
     while database.transact(lambda conn: log.integrate(conn, "bench")):
         pass
     took.ended = time.monotonic()
@@ -263,8 +271,10 @@ def _row(backend: str, server: postgres.PostgresServer | None, folder: Path, opt
         "database": backend,
         "writers": writers,
         "appends_per_s": round(appends),
+        "integrated_per_s": round(statistics.median(each[3] for each in figures)),
         "raw_batched_insert_per_s": round(bare),
         "ratio": round(statistics.median(a[0] / b for a, b in zip(figures, raws, strict=True)), 2),
+        "integrated_ratio": round(statistics.median(a[3] / b for a, b in zip(figures, raws, strict=True)), 2),
         "p95_ms": round(statistics.median(each[1] for each in figures), 1),
         "cpu_us": round(statistics.median(each[2] for each in figures)),
         "rows_per_commit": ROWS_PER_COMMIT,

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     delete,
+    func,
     insert,
     select,
 )
@@ -176,10 +177,15 @@ def pending_count(conn: Connection, limit: int) -> int:
 def integrate(conn: Connection, first: int, rows: Iterable[PendingRow]) -> None:
     """Give `rows` the indexes from `first` on and take them off the queue."""
     batch = list(rows)
-    _insert(conn, entries, [(first + at, row.digest, row.leaf_hash, row.kind) for at, row in enumerate(batch)])
-    # What came to these places meanwhile is not seen here: the transaction looks at one instant.
-    gone = conn.execute(delete(pending).where(pending.c.place <= batch[-1].place)).rowcount
-    if gone != len(batch):
+    # The database has the rows already: nothing but the place of the last one travels. What came to these places
+    # meanwhile is not seen here: the transaction looks at one instant.
+    upto = pending.c.place <= batch[-1].place
+    place = first - 1 + func.row_number().over(order_by=pending.c.place)
+    moved = select(place, pending.c.digest, pending.c.leaf_hash, pending.c.kind).where(upto)
+    enter = insert(entries).from_select(["idx", "digest", "leaf_hash", "kind"], moved)
+    made = conn.execute(enter, execution_options={"preserve_rowcount": True}).rowcount
+    gone = conn.execute(delete(pending).where(upto)).rowcount
+    if (made, gone) != (len(batch), len(batch)):
         raise ComityError(ErrorCode.LEDGER_INVALID, "the queue changed under the sequencer", expected=len(batch))
 
 
