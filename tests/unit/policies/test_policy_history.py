@@ -63,7 +63,10 @@ def test_processes_name_the_first_entry_that_fails(world: Any, export: Export, m
     monkeypatch.setattr("comity_crypto.signatures.BATCH_COUNT", 3)
     history = world.history()
     assert verify_export(export(history), world.genesis).size == len(history)
-    forged = [replace(each, signature=bytes(each.signature[:63]) + b"\0") for each in history]
+    forged = [
+        replace(each, signature=each.signature[:40] + bytes([each.signature[40] ^ 1]) + each.signature[41:])
+        for each in history
+    ]
     both = [*history[:9], forged[9], *history[10:12], forged[12], *history[13:]]
     # A later entry that fails at once does not hide it, nor does an end that is cut short.
     for lie in (both, [*both, world.say("coordinator", "withdrawal", {})]):
