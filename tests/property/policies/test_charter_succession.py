@@ -28,6 +28,7 @@ from comity_policies.charter import (
     reachable,
     verify_successor,
 )
+from comity_policies.charter_witnesses import WitnessRule
 from comity_policies.terms import Terms
 
 ORGS = tuple(f"org-{name}" for name in "abcde")
@@ -143,6 +144,7 @@ DIFFERENCES: dict[str, list[tuple[str | None, Any]]] = {
     "suspended": [("suspend-member", ("org-e",))],
     "quorum": [("change-charter", {"admit-member": QuorumRule("count", 3)})],
     "max_checkpoint_age_s": [("change-charter", 60)],
+    "witnesses": [("change-charter", WitnessRule.of(ORGS[:4]))],
     "defaults": [("change-charter", Terms.parse({"rounds": 3}))],
     "roles": [("change-charter", {"accountant": ("org-a",)})],
     "policy": [("change-policy", PolicyRef(D1, "house rules"))],
