@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import socket
@@ -283,13 +284,14 @@ class BfvWorkers:
         async with self._free:
             worker = self._take()
             running = loop.run_in_executor(self._threads, worker.call, request, fds, self._timeout_s)
+            running.add_done_callback(lambda job: job.cancelled() or job.exception())  # seen, whoever was cancelled
             try:
                 return await asyncio.shield(running)
             finally:
                 if not running.done():  # cancelled in the middle of a job: only ending the process ends the job
                     worker.kill()
-                    await asyncio.wait([running])
-                running.exception()  # seen, also where the caller was cancelled
+                    with contextlib.suppress(asyncio.CancelledError):  # again: the first one is on its way already
+                        await asyncio.wait([running])
                 if worker.settled:
                     self._idle.append(worker)
                 else:
