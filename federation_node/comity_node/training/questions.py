@@ -300,8 +300,8 @@ class QuestionDesk:
         for delivery in deliveries:
             try:
                 error = await self._book.judge(delivery)
-                if error is not None:
-                    await self._drop(found, delivery.org, "failed", error)
+                if error is not None and delivery.org in found.waiting:
+                    await self._without(found, delivery.org, "failed", error)
                 elif delivery.org in found.waiting:
                     found.waiting.discard(delivery.org)
                     found.results.add(delivery.org)
@@ -312,16 +312,19 @@ class QuestionDesk:
         await self._settle(found)
 
     async def _drop(self, found: Open, org: str, outcome: str, error: ComityError) -> None:
-        """Go on without an organisation's result: on disk first, then told to the app."""
-        if org not in found.waiting:
-            return
+        """Go on without an organisation's result, unless a sum has its part already."""
+        if org in found.waiting and found.collector.drop(org):
+            await self._without(found, org, outcome, error)
+
+    async def _without(self, found: Open, org: str, outcome: str, error: ComityError) -> None:
+        """Answer with an error in an organisation's place: on disk first, then told to the app."""
         found.waiting.discard(org)
         found.errors[org] = error
         order = found.order
         row = AnswerRow(order.run, order.seq, org, outcome, json.dumps(error.to_json()), None, None, None, None)
         await self._book.keep_now(row, found.question.order_digest)
         await self._tell_app(order.seq, org, None, error)
-        await self._deliver(found, await found.collector.drop(org))
+        await self._settle(found)
 
     async def _tell_app(self, seq: int, org: str, blob: Blob | None, error: ComityError | None) -> None:
         """Hand over what the journal has or is about to; an app that has died gets it when it asks again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import numpy as np
@@ -14,6 +15,8 @@ from comity_crypto.secagg.threshold.shares import share_bytes
 from comity_crypto.secagg.threshold.workers import KeyWorkers
 from comity_node.training import store
 from comity_node.training.profiles import sum_form, sum_lead, threshold_collector, threshold_store
+from comity_node.training.profiles.threshold_openings import Openings
+from comity_node.training.questions import QuestionDesk
 
 pytestmark = pytest.mark.usefixtures("four")
 
@@ -92,6 +95,36 @@ async def test_who_leaves_is_done_without_or_named(consortium, make_app, monkeyp
     assert set(train["participants"]) | set(train["dropped"]) == set(rig.nodes)
     assert set(train["participants"]) >= set(rig.nodes) - {LEAVER}
     await check_mean(rig, run, train["participants"])
+
+
+async def test_who_leaves_once_the_sum_is_open_is_in_it_and_named_so(consortium, make_app, monkeypatch):
+    """What the manifest says and what the model is made of are one set, whenever a node is given up."""
+    rig = consortium
+    monkeypatch.setattr("comity_node.training.questions.GONE_S", 0.2)
+    saw, give_up = Openings.saw, QuestionDesk._give_up
+    opened, given_up = asyncio.Event(), asyncio.Event()
+
+    async def saw_late(self, offer, org, *of):
+        if self._exchange.me == org == LEAD and not opened.is_set():
+            opened.set()
+            await given_up.wait()
+        await saw(self, offer, org, *of)
+
+    async def give_up_seen(self, org):
+        await give_up(self, org)
+        if org == LEAVER:
+            given_up.set()
+
+    monkeypatch.setattr(Openings, "saw", saw_late)
+    monkeypatch.setattr(QuestionDesk, "_give_up", give_up_seen)
+    _, run = asked(rig, make_app(), **FEW)
+    await rig.until(opened.is_set, 60)
+    await rig.nodes[LEAVER].down()
+    finished = await rig.finish(run, 90)
+    assert finished["state"] == "COMPLETED", finished
+    train = next(each for each in await events(rig, run, "question") if each["type"] == "train")
+    assert (train["participants"], train["dropped"]) == (sorted(rig.nodes), {})
+    await check_mean(rig, run, sorted(rig.nodes))
 
 
 @pytest.mark.slow

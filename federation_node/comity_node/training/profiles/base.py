@@ -156,8 +156,8 @@ class Collector(Protocol):
         """Take another party's result. Raises `SEAL_BROKEN`, `PAYLOAD_*`, `REPLY_SHAPE`, `REPLY_TOO_LARGE`."""
         ...
 
-    async def drop(self, org: str) -> list[Delivery]:
-        """Go on without a party, if the profile can."""
+    def drop(self, org: str) -> bool:
+        """Go on without a party, if the profile can; False if its part is in an opened sum: it will be delivered."""
         ...
 
     async def keeps(self, org: str) -> bool:

@@ -34,7 +34,6 @@ from comity_crypto.secagg.masked.recipient import RecipientState
 from comity_crypto.secagg.masked.words import Words
 from comity_node.training.blobs import Blob
 from comity_node.training.profiles import sum_store
-from comity_node.training.profiles.base import Delivery
 from comity_node.training.profiles.integer_form import DecodeIntegers
 from comity_node.training.profiles.masked_part import SPARE
 from comity_node.training.profiles.sum_exchange import Exchange, Said
@@ -57,13 +56,13 @@ class MaskedCollector(SumCollector):
         state = self._driver.state if self._driver is not None else None
         return isinstance(state, RecipientState) and state.seen.set_signed()
 
-    async def drop(self, org: str) -> list[Delivery]:
+    def drop(self, org: str) -> bool:
         """Go on without a party."""
         state = self._driver.state if self._driver is not None else None
         if isinstance(state, RecipientState) and state.seen.set_signed():
             self._gone.add(org)
-            return []
-        return await super().drop(org)
+            return True
+        return super().drop(org)
 
     async def _attempt(self, fixed: Plan, without: frozenset[str]) -> Opened:
         order, node, lost = self.question.order, self._node, self.exchange.lost

@@ -184,8 +184,8 @@ class _PlainCollector:
         row = self._row(org, ref, None if large else inline, ref.digest if large else None, blob.size)
         return [Delivery(org, blob, row)]
 
-    async def drop(self, org: str) -> list[Delivery]:
-        return []
+    def drop(self, org: str) -> bool:
+        return True
 
     async def keeps(self, org: str) -> bool:
         return False

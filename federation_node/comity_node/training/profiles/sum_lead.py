@@ -6,6 +6,7 @@ Rules:
 3. After `ATTEMPTS_MAX` attempts that failed by themselves, or where no attempt can help, the question fails by name.
 4. Every party's reply to the app is the same content, in one buffer, with the same weight.
 5. Parties let their parts out for one roster: who is lost after all have committed ends the question by its name.
+   Whose part is in an opened sum is not dropped any more, whatever becomes of its node: the answers name who is in it.
 6. No attempt goes on while people of a party have to decide before it begins: it would go on without that party.
 """
 
@@ -108,6 +109,7 @@ class SumCollector:
         self._delivered = False
         self._total: int | None = None  # of the weights, once a sum is open
         self._committed: frozenset[str] = frozenset()
+        self._summed: frozenset[str] = frozenset()  # whose parts the opened sum has
         self._shape: asyncio.Future[Shape] = asyncio.get_running_loop().create_future()
 
     async def begin(self, recorded: Sequence[AnswerRow]) -> None:
@@ -145,13 +147,15 @@ class SumCollector:
         if not self._shape.done():
             self._shape.set_result(shape)
 
-    async def drop(self, org: str) -> list[Delivery]:
-        """Begin anew without a party."""
+    def drop(self, org: str) -> bool:
+        """Begin anew without a party, unless a sum that is open has its part."""
+        if org in self._summed:
+            return False
         if org not in self._gone and not self._delivered:
             self._gone.add(org)
             if self._driver is not None:
                 self._driver.tell(_without(org))
-        return []
+        return True
 
     async def keeps(self, org: str) -> bool:
         """Nobody's part is in before all have said their last word."""
@@ -176,7 +180,7 @@ class SumCollector:
             await self._fail(ComityError(ErrorCode.INTERNAL, "the secure sum failed at its lead"))
 
     async def _fail(self, error: ComityError) -> None:
-        self._delivered = True
+        self._delivered, self._summed = True, frozenset()
         for org in self.question.order.receivers:
             await self._sink.fail(org, error)
 
@@ -275,7 +279,7 @@ class SumCollector:
         key: tuple[SealedRef | None, bytes],
     ) -> Opened:
         """Run one session to its end; `key` is the round's public key, sealed and plain. Raises what ended it."""
-        self._driver = driver
+        self._driver, self._summed = driver, frozenset()
         silence = self.exchange.listen(offer, driver.tell)
         watching = asyncio.create_task(self._stop_for_people(driver))
         for org in sorted(self._gone.intersection(offer.parties)):  # dropped while the key was made
@@ -285,6 +289,8 @@ class SumCollector:
             if offer.lead in offer.parties:
                 await self._offered(offer, key[1])
             ended = await driver.run(outputs)
+            if isinstance(ended, Finished):
+                self._take_sum_of(ended.members)
         except BaseException:  # also a cancelled round leaves nothing behind
             work.discard()
             raise
@@ -303,6 +309,13 @@ class SumCollector:
         assert isinstance(ended, Finished)
         assert work.opened is not None, "the machine ends well only with a decoded sum"
         return Opened(work.opened, ended.members)
+
+    def _take_sum_of(self, members: tuple[str, ...]) -> None:
+        """From here on nobody in the sum is dropped. Raises `UNAVAILABLE` if somebody was, before it was open."""
+        dropped = self._gone.intersection(members)
+        if dropped:
+            raise _without(min(dropped)).error
+        self._summed = frozenset(members)
 
     async def _stop_for_people(self, driver: Driver[Any]) -> None:
         """End an attempt of which a party has to ask its people first."""
@@ -378,6 +391,7 @@ class SumCollector:
     async def _rest(self, given: AnswerRow) -> None:
         """Complete answers that an earlier process had begun to record: they are all the same."""
         members = json.loads(given.reference or "{}").get("members", [])
+        self._summed = frozenset(members)
         blob = await recalled(self.question, given)
         order = self.question.order
         kept = (RESULT, None, given.reference, given.inline, given.file, given.size_bytes)

@@ -31,7 +31,6 @@ from comity_crypto.secagg.threshold.lead import LeadState
 from comity_crypto.secagg.threshold.messages import KeyPlan, ThresholdOffer
 from comity_node.training.enforcement import step_of
 from comity_node.training.profiles import sum_store
-from comity_node.training.profiles.base import Delivery
 from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_form import Plan
@@ -79,11 +78,11 @@ class ThresholdCollector(SumCollector):
         self._dropped = asyncio.Event()
         self._left: set[str] = set()
 
-    async def drop(self, org: str) -> list[Delivery]:
+    def drop(self, org: str) -> bool:
         """Begin anew without a party, from a new ceremony if one was under way with it."""
-        deliveries = await super().drop(org)
+        dropped = super().drop(org)
         self._dropped.set()
-        return deliveries
+        return dropped
 
     async def keeps(self, org: str) -> bool:
         """After its last word a party's part is in the sum; as a holder it is merely not there."""
