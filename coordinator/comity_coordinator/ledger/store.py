@@ -234,6 +234,18 @@ def newest_checkpoint(conn: Connection) -> CheckpointRow | None:
     return None if row is None else CheckpointRow(int(row[0]), bytes(row[1]), row[2])
 
 
+def made_after(conn: Connection, size: int) -> str | None:
+    """Return when the first tree head beyond a size was made."""
+    found = select(checkpoints.c.made_at).where(checkpoints.c.size > size).order_by(checkpoints.c.size)
+    return conn.execute(found.limit(1)).scalar()
+
+
+def has_other_than(conn: Connection, kinds: Sequence[str], start: int) -> bool:
+    """Tell whether an entry from `start` on is of none of these kinds."""
+    found = select(entries.c.idx).where(entries.c.idx >= start, entries.c.kind.not_in(kinds))
+    return conn.execute(found.limit(1)).first() is not None
+
+
 def checkpoint(conn: Connection, size: int) -> CheckpointRow | None:
     """Return the tree head of one size."""
     columns = (checkpoints.c.size, checkpoints.c.root, checkpoints.c.note)

@@ -3,7 +3,8 @@
 Rules:
 1. all witnesses are asked about the same checkpoint, a *round*: cosignatures of different ones add up to nothing;
 2. a round is opened a moment after something was entered, at most one a second, so that what comes together shares it;
-   the next one is opened once it is final, or after `GIVEN_UP_S` without enough witnesses;
+   the next one is opened once it is final, or after `GIVEN_UP_S` without enough witnesses. Words of a negotiation wait
+   for what follows them, `PATIENT_S` at most: nothing rests on them alone;
 3. a cosignature counts only by the key that the charter in force names, for a note that this log made;
 4. whoever asks gets the newest final note, and everybody connected is told of it. Nothing here has to be believed:
    nodes judge the cosignatures by their own charter.
@@ -34,6 +35,8 @@ ROUND_EVERY_S = 1.0
 GATHER_S = 0.2
 LOOK_EVERY_S = 1.0
 GIVEN_UP_S = 3
+PATIENT_S = 5
+PATIENT_KINDS = ("proposal", "answer", "counter-acceptance")
 ROUNDS_KEPT = 64
 # A witness whose clock is ahead by more than this does not count: its time would make the ledger look fresh.
 CLOCK_SKEW_S = 120
@@ -81,8 +84,12 @@ class Witnessing:
         last = witness_store.newest(conn)
         if last is not None and last.size >= head.size:
             return 0
-        given_up = instants.to_text(instants.from_epoch_s(self._clock() - GIVEN_UP_S))
-        waits = last is not None and last.final_at is None and last.asked_at > given_up
+        if last is None:
+            return head.size
+        waits = last.final_at is None and last.asked_at > self._ago(GIVEN_UP_S)
+        if not waits and not store.has_other_than(conn, PATIENT_KINDS, last.size):
+            since = store.made_after(conn, last.size)
+            waits = since is not None and since > self._ago(PATIENT_S)
         return 0 if waits else head.size
 
     def open_round(self, conn: Connection) -> bool:
@@ -141,6 +148,9 @@ class Witnessing:
                 raise
             return None
         return None if charter is None or charter.witnesses is None else charter
+
+    def _ago(self, seconds: float) -> str:
+        return instants.to_text(instants.from_epoch_s(self._clock() - seconds))
 
     def _now(self) -> str:
         return instants.to_text(instants.from_epoch_s(self._clock()))

@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from comity.wire.errors import ComityError
 from comity_coordinator.ledger import fsck, witness_store
-from comity_coordinator.ledger.witnessing import CLOCK_SKEW_S, GIVEN_UP_S, ROUNDS_KEPT
+from comity_coordinator.ledger.witnessing import CLOCK_SKEW_S, GIVEN_UP_S, PATIENT_S, ROUNDS_KEPT
 from comity_crypto.notes import cosign_note, log_part, only_line
 from comity_policies.charter import genesis_name
 from comity_policies.history import verify_export
@@ -61,6 +61,26 @@ async def test_one_round_at_a_time_until_it_is_final_or_given_up(world) -> None:
     world.pass_s(GIVEN_UP_S + 1)
     assert log.db.transact(log.witnessing.due) == 3
     assert not log.db.transact(witness_store.newest).final_at
+
+
+async def test_words_of_a_negotiation_share_the_round_of_what_follows_them(world) -> None:
+    log = world.log
+    log.add(
+        world.orgs["beta"].says("answer", proposal_digest="a"), world.orgs["beta"].says("answer", proposal_digest="b")
+    )
+    assert log.db.transact(log.witnessing.due) == 0, "an agreement may follow"
+    log.add(world.operator_says("agreement", agreement="a"))
+    assert log.db.transact(log.witnessing.due) == 4
+
+
+async def test_words_of_a_negotiation_that_nothing_follows_wait_for_a_moment(world) -> None:
+    log = world.log
+    log.add(world.orgs["beta"].says("answer", proposal_digest="a"))
+    world.pass_s(PATIENT_S - 1)
+    log.add(world.orgs["beta"].says("answer", proposal_digest="b"))
+    assert log.db.transact(log.witnessing.due) == 0
+    world.pass_s(2)
+    assert log.db.transact(log.witnessing.due) == 3, "the first of them has waited long enough"
 
 
 async def test_old_rounds_are_forgotten_but_not_the_newest_final_one(world) -> None:
