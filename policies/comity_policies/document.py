@@ -68,7 +68,7 @@ class Part:
         """Read the document strictly. Raises `MALFORMED` and what the class itself checks."""
         document = cls._read(value)
         data = canonical.canonical(value)
-        if not document._spells(value, data):
+        if not document._spells(value):
             raise malformed(f"{cls.__name__} is not in its one spelling")
         document._spelt(data)
         return document
@@ -78,19 +78,19 @@ class Part:
         """As `from_json`, for what stands in a statement that was read: `value` has a canonical form and is not walked
         a second time. The digest, if any, is computed when it is asked for."""
         document = cls._read(value)
-        if not document._spells(value, None):
+        if not document._spells(value):
             raise malformed(f"{cls.__name__} is not in its one spelling")
         return document
 
-    def _spells(self, value: dict[str, Any], data: bytes | None) -> bool:
-        """Tell whether `to_json` would give `value` (canonical: `data`) back; this was read from it, strictly."""
+    def _spells(self, value: dict[str, Any]) -> bool:
+        """Tell whether `to_json` would give `value` back, whose form is canonical; this was read from it, strictly."""
         if type(self).to_json is not Part.to_json:
-            return canonical.canonical(self.to_json()) == (canonical.canonical(value) if data is None else data)
+            return canonical.same(self.to_json(), value)
         # Most fields are the very objects that were read. What was put into another form is compared as bytes, the
         # parts in it too: what they would spell otherwise, the whole would.
         for name in _names(type(self)):
             held, given = getattr(self, name), value.get(name)
-            if held is not given and canonical.canonical(_plain(held)) != canonical.canonical(given):
+            if held is not given and not canonical.same(_plain(held), given):
                 return False
             if held is None and name in self.OPTIONAL and name in value:
                 return False

@@ -7,8 +7,9 @@ short decimals) and refuses everything else; `to_json` gives the one spelling th
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -229,6 +230,17 @@ class KeyedRow:
     def conforms(self, a: Mapping[str, Any] | None, b: Mapping[str, Any]) -> bool:
         mine = a or {}
         return all(self.inner.conforms(mine.get(each), item) for each, item in b.items())
+
+
+def met(row: Row, values: Sequence[Any]) -> Any:
+    """Return the strictest of several values, at least one: `row.meet` between all of them."""
+    if not isinstance(row, KeyedRow):
+        return functools.reduce(row.meet, values)
+    by_key: dict[str, list[Any]] = {}
+    for value in values:
+        for key, item in value.items():
+            by_key.setdefault(key, []).append(item)
+    return MappingProxyType({key: met(row.inner, by_key[key]) for key in sorted(by_key)})
 
 
 @dataclass(frozen=True, slots=True)

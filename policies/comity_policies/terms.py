@@ -32,6 +32,7 @@ from comity_policies.term_rows import (
     column,
     dataset_key,
     malformed,
+    met,
     one_of,
 )
 
@@ -161,6 +162,9 @@ class Terms(Mapping[str, Any]):
     def __getitem__(self, field: str) -> Any:
         return self._values[field]
 
+    def __contains__(self, field: object) -> bool:
+        return field in self._values
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -221,14 +225,21 @@ def meet_all(
         ComityError: `TERMS_CONFLICT` with the facts `field` and `organisations` (comma-separated, sorted).
     """
     named = frozenset(terms_by_org if parties is None else parties)
-    total = Terms()
-    for each in terms_by_org.values():
-        total = meet(total, each)
+    total = _meet_of(terms_by_org.values())
     field = contradiction(total, named, now)
     if field is None:
         return total
     clash = ",".join(_clashing(terms_by_org, field, named, now))
     raise ComityError(ErrorCode.TERMS_CONFLICT, f"{clash} cannot agree on {field}", field=field, organisations=clash)
+
+
+def _meet_of(every: Collection[Terms]) -> Terms:
+    """Return what folding `meet` gives, a field at a time: fifty organisations name as many datasets."""
+    said: dict[str, list[Any]] = {}
+    for terms in every:
+        for field, value in terms.items():
+            said.setdefault(field, []).append(value)
+    return Terms({field: met(TABLE[field], values) for field, values in said.items()})
 
 
 def contradiction(terms: Terms, parties: Collection[str], now: str | None = None) -> str | None:

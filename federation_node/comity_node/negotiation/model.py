@@ -104,7 +104,7 @@ def read_answer(statement: Statement, charter: Charter) -> Answer:
     verify_statement(
         statement, charter.member(statement.issuer).keys.statement, kind="answer", consortium=charter.consortium
     )
-    return Answer.from_json(statement.body)
+    return Answer.from_checked(statement.body)
 
 
 def check_agreement(
@@ -193,7 +193,7 @@ def read_agreement(value: Any) -> Agreement:
 
 @lru_cache(maxsize=16)
 def _agreement_of(data: bytes) -> Agreement:
-    return Agreement.from_json(canonical.parse(data))
+    return Agreement.from_json(canonical.read(data))
 
 
 def check_final(statement: Statement, charter: Charter) -> tuple[Agreement, QuorumCertificate]:

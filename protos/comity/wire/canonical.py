@@ -45,6 +45,18 @@ def canonical(value: Any) -> bytes:
     return data
 
 
+def same(value: Any, other: Any) -> bool:
+    """Tell whether two values that are known to have canonical forms have the same one; they are not walked again.
+
+    Raises:
+        ComityError: `MALFORMED` for what cannot be JSON.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise ComityError(ErrorCode.MALFORMED, "not JSON") from error
+
+
 def parse(data: bytes, *, max_bytes: int = DOCUMENT_BYTES_MAX) -> Any:
     """Parse JSON that must be exactly canonical: one value has one spelling.
 

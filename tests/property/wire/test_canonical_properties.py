@@ -31,3 +31,16 @@ def test_no_bytes_crash_the_parser(data: bytes) -> None:
     except ComityError:
         return
     assert canonical.canonical(value) == data
+
+
+FEW = st.recursive(
+    st.sampled_from([None, True, False, 0, 1, "1", ""]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "ä"]), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(FEW, FEW)
+@settings(max_examples=300)
+def test_values_are_the_same_where_their_bytes_are(value: object, other: object) -> None:
+    assert canonical.same(value, other) == (canonical.canonical(value) == canonical.canonical(other))
