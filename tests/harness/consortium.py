@@ -58,7 +58,10 @@ class Ended:
 
 
 class Consortium:
-    """The processes of one consortium. `commands` replaces `comity` for single processes, by their name."""
+    """The processes of one consortium.
+
+    `commands` replaces `comity` for single processes, by their name; "" for the commands of people.
+    """
 
     parts: tuple[str, ...] = ("coordinator", "temporal", "serverapp", "lead", "node", "worker")
     """What `strike` knows; of `coordinators`, `node` and `worker` there are several."""
@@ -197,7 +200,7 @@ class Consortium:
     def comity(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end, as a person would."""
         return subprocess.run(
-            [*COMITY, *arguments],
+            [*self._commands.get("", COMITY), *arguments],
             input=stdin,
             capture_output=True,
             text=True,

@@ -35,6 +35,22 @@ async def test_from_proposal_to_final_everywhere(world: Any) -> None:
     assert not world.failed
 
 
+async def test_nodes_pass_over_what_a_newer_coordinator_adds_to_its_documents(world: Any) -> None:
+    added: set[str] = set()
+
+    def newer(org: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        if "signature" in body:  # a statement is what was signed, and nothing more
+            return body
+        added.add(kind)
+        return {**body, "of_next_version": {"number": 1}}
+
+    world.alter = newer
+    proposal = await world.propose()
+    assert world.news(proposal)["state"] == "FINALIZED"
+    assert not world.failed
+    assert len(added) >= 3, added
+
+
 async def test_a_counter_offer_waits_for_the_proposer_and_is_shown_as_signed(world: Any) -> None:
     world.nodes["beta"].policy.allow(rounds=2)
     proposal = await world.propose(accepts="none")
