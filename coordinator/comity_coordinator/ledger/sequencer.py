@@ -1,5 +1,7 @@
 """The one that gives entries their order: a task that flushes at once when idle and every 50 ms under load.
 
+What wakes nobody (`patient` entries) goes with what does, or by itself once it has waited for `PATIENT_S`.
+
 Rules: everything happens inside `Ledger.integrate`'s transaction, which checks the lease; a failure is logged and tried
 again later, for ever, because the statements wait safely; whoever stops gives the lease back.
 """
@@ -22,6 +24,7 @@ from comity_coordinator.ledger.service import Ledger
 FLUSH_EVERY_S = 0.05
 # Without a wake-up: patient statements, and those of another replica whose sequencer has died.
 LOOK_EVERY_S = 1.0
+PATIENT_S = 3
 RETRY_S = 1.0
 
 _log = structlog.get_logger("comity.sequencer")
@@ -43,24 +46,26 @@ class Sequencer:
         """Integrate until cancelled."""
         self._loop = asyncio.get_running_loop()
         self._ledger.on_append(self._wake_from_any_thread)
+        waited_s = 0
         try:
             while True:
-                done = await self._flush()
+                done, waited_s = await self._flush(waited_s), 0
                 await asyncio.sleep(FLUSH_EVERY_S if done else RETRY_S)
                 try:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._wake.wait()
                 except TimeoutError:
-                    continue
+                    waited_s = PATIENT_S if done else 0
         finally:
             self._loop = None
             await self._db.run(functools.partial(store.release_lease, holder=self._holder))
 
-    async def _flush(self) -> bool:
-        """Integrate all that waits; False if it failed."""
+    async def _flush(self, waited_s: int) -> bool:
+        """Integrate all that waits, if the first of it has waited that long; False if it failed."""
         self._wake.clear()
+        batch = functools.partial(self._ledger.integrate, holder=self._holder)
         try:
-            while await self._db.run(functools.partial(self._ledger.integrate, holder=self._holder)):
+            while await self._db.run(functools.partial(batch, waited_s=waited_s)):
                 # Bounded by what is pending; others use the database's thread between two batches.
                 pass
         except (ComityError, SQLAlchemyError) as error:

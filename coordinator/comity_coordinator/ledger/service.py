@@ -38,6 +38,7 @@ PAGE_MAX = 256
 # A page must fit into one gRPC message (4 MiB) with room for its frame.
 PAGE_BYTES_MAX = 3 << 20
 LEASE_S = 3
+NS_PER_S = 1_000_000_000
 PROOFS_AT_ONCE_MAX = 64
 STEPS_MAX = 64
 EXPORT_FORMAT = "comity-ledger-export/1"
@@ -87,8 +88,8 @@ class Ledger:
     ) -> bool:
         """Queue `statement` for the log; its proof will go to its issuer and to `recipients`.
 
-        A `patient` one wakes no sequencer: it is entered with the next one that does, or within a second. So entries
-        that belong together share one checkpoint, and each organisation gets their proofs in one message.
+        A `patient` one wakes no sequencer: it is entered with the next one that does, or within some seconds. So
+        entries that belong together share one checkpoint, and each organisation gets their proofs in one message.
 
         Returns:
             False if it was appended before, which changes nothing.
@@ -117,14 +118,14 @@ class Ledger:
             raise ComityError(ErrorCode.NOT_FOUND, "no such statement was appended", digest=digest)
         return Statement.from_bytes(_checked(digest, data))
 
-    def integrate(self, conn: Connection, holder: str) -> int:
-        """Give the oldest pending statements their indexes; at most `BATCH_MAX`.
+    def integrate(self, conn: Connection, holder: str, *, waited_s: int = 0) -> int:
+        """Give the oldest pending statements their indexes; at most `BATCH_MAX`, none if none waits for `waited_s`.
 
         Returns:
             How many; 0 if none is pending or another sequencer holds the lease.
         """
         rows = store.next_pending(conn, BATCH_MAX)
-        if not rows:
+        if not rows or (waited_s and rows[0].place > _place_of(time.time_ns() - waited_s * NS_PER_S)):
             return 0
         now = instants.now()
         until = instants.to_text(now + timedelta(seconds=LEASE_S))
@@ -261,7 +262,11 @@ class Ledger:
         Replicas draw a mark each: two of them never take one place.
         """
         self._last_ns = max(self._last_ns, time.time_ns())
-        return f"{self._last_ns:020d}-{next(self._counter):012d}-{self._mark}"
+        return f"{_place_of(self._last_ns)}-{next(self._counter):012d}-{self._mark}"
+
+
+def _place_of(moment_ns: int) -> str:
+    return f"{moment_ns:020d}"
 
 
 def proofs_json(proofs: Sequence[InclusionProof]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import time
 
 import pytest
 from sqlalchemy import text
@@ -11,8 +12,8 @@ from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator import fsck
 from comity_coordinator.ledger import store
-from comity_coordinator.ledger.sequencer import Sequencer
-from comity_coordinator.ledger.service import BATCH_MAX
+from comity_coordinator.ledger.sequencer import PATIENT_S, Sequencer
+from comity_coordinator.ledger.service import BATCH_MAX, NS_PER_S
 from comity_crypto.merkle import leaf_hash, root, verify_consistency, verify_inclusion
 from comity_crypto.notes import verify_note
 from comity_policies.documents import Receipt
@@ -151,6 +152,19 @@ def test_fsck_finds_a_statement_whose_signature_does_not_hold(world):
     world.integrate()
     found = world.read(lambda conn: fsck.check(conn, world.ledger, world.log_keys.public.statement))
     assert any("signature" in each for each in found), found
+
+
+def test_what_is_in_no_hurry_is_entered_with_what_is_or_once_it_has_waited(world, monkeypatch):
+    fill(world, 1)
+    while world.integrate():
+        pass
+    patient = world.say("beta", "answer", {"n": 1})
+    world.db.transact(lambda conn: world.ledger.append(conn, patient, patient=True))
+    look = lambda conn: world.ledger.integrate(conn, "test", waited_s=PATIENT_S)  # noqa: E731
+    assert world.db.transact(look) == 0
+    later_ns = time.time_ns() + (PATIENT_S + 1) * NS_PER_S
+    monkeypatch.setattr("comity_coordinator.ledger.service.time.time_ns", lambda: later_ns)
+    assert world.db.transact(look) == 1
 
 
 async def test_the_sequencer_flushes_soon_after_an_append(world):
