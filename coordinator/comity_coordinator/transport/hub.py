@@ -24,7 +24,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from comity.observability import scope, spans
+from comity.observability import spans
 from comity.v1 import exchange_pb2
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.ids import new_id
@@ -141,8 +141,6 @@ class Hub:
         first = from_coordinator(new_id("msg"), kind, body)
         messages = {org: replace(first, id=new_id("msg")) for org in orgs}
         if messages:
-            for each in messages.values():
-                scope.carry(each.id)
             store.append_all(conn, messages)
             after_commit(conn, functools.partial(self._soon, functools.partial(self._wake, *messages)))
 

@@ -118,7 +118,7 @@ def to_wire(message: Message) -> bytes:
             run=message.run,
             body=message.body,
             inline_payload=message.inline,
-            traceparent=scope.trace() or scope.carried(message.id),
+            traceparent=scope.trace() or message.trace,
         )
     ).SerializeToString()
 
@@ -130,8 +130,7 @@ def from_coordinator(
     data = canonical.canonical(body)
     if len(data) > BODY_BYTES_MAX:
         raise ComityError(ErrorCode.TOO_LARGE, size_bytes=len(data), limit_bytes=BODY_BYTES_MAX)
-    scope.carry(message_id)
-    return Message(message_id, kind, COORDINATOR, (), run, data, inline, seq)
+    return Message(message_id, kind, COORDINATOR, (), run, data, inline, seq, scope.trace())
 
 
 def _check_form(message: Message) -> None:

@@ -32,4 +32,4 @@ def fetch(conn: Connection, asked: tuple[str, Errand]) -> list[Message]:
     if not errand.room or errand.room < 0:
         return []
     rows = store.unsent(conn, org, errand.after_seq, errand.after_seq + errand.room)
-    return [Message(row[1], row[2], COORDINATOR, (), row[3], row[4], seq=row[0]) for row in rows]
+    return [Message(row[1], row[2], COORDINATOR, (), row[3], row[4], seq=row[0], trace=row[5]) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     update,
 )
 
+from comity.observability.scope import TRACEPARENT_CHARS
 from comity_coordinator.db import metadata
 from comity_coordinator.transport.model import KNOWN_IDS_KEPT, Message
 
@@ -45,6 +47,8 @@ outbox = Table(
     Column("kind", String(80), nullable=False),
     Column("run", String(64), nullable=False),
     Column("body", LargeBinary, nullable=False),
+    # The step that wrote it: a message may wait for longer than its process lives, or leave by another replica.
+    Column("trace", String(TRACEPARENT_CHARS)),
 )
 
 
@@ -57,7 +61,7 @@ _SENT = update(cursors).where(_OF_ORG).values(sent_seq=bindparam("seq"))
 _ACKED = update(cursors).where(_OF_ORG, cursors.c.acked_seq < bindparam("seq")).values(acked_seq=bindparam("seq"))
 _DROP = delete(outbox).where(outbox.c.org == bindparam("of_org"), outbox.c.seq <= bindparam("up_to"))
 _UNSENT = (
-    select(outbox.c.seq, outbox.c.id, outbox.c.kind, outbox.c.run, outbox.c.body)
+    select(outbox.c.seq, outbox.c.id, outbox.c.kind, outbox.c.run, outbox.c.body, outbox.c.trace)
     .where(outbox.c.org == bindparam("of_org"))
     .where(outbox.c.seq > bindparam("after"), outbox.c.seq <= bindparam("up_to"))
     .order_by(outbox.c.seq)
@@ -93,8 +97,7 @@ def append(conn: Connection, org: str, message: Message) -> int:
     _, sent_seq, _ = ensure_cursor(conn, org)
     seq = sent_seq + 1
     conn.execute(_SENT, {"of_org": org, "seq": seq})
-    row = {"org": org, "seq": seq, "id": message.id, "kind": message.kind, "run": message.run, "body": message.body}
-    conn.execute(_APPEND, row)
+    conn.execute(_APPEND, _row(org, seq, message))
     return seq
 
 
@@ -106,13 +109,7 @@ def append_all(conn: Connection, messages: Mapping[str, Message]) -> None:
         if org not in sent:
             sent[org] = ensure_cursor(conn, org)[1]
     conn.execute(_SENT, [{"of_org": org, "seq": sent[org] + 1} for org in messages])
-    conn.execute(
-        _APPEND,
-        [
-            {"org": org, "seq": sent[org] + 1, "id": each.id, "kind": each.kind, "run": each.run, "body": each.body}
-            for org, each in messages.items()
-        ],
-    )
+    conn.execute(_APPEND, [_row(org, sent[org] + 1, each) for org, each in messages.items()])
 
 
 def acknowledge(conn: Connection, org: str, up_to_seq: int) -> None:
@@ -121,13 +118,20 @@ def acknowledge(conn: Connection, org: str, up_to_seq: int) -> None:
     conn.execute(_DROP, {"of_org": org, "up_to": up_to_seq})
 
 
-def unsent(conn: Connection, org: str, after_seq: int, up_to_seq: int) -> Sequence[tuple[int, str, str, str, bytes]]:
-    """Return (seq, id, kind, run, body) of the messages with after_seq < seq <= up_to_seq, in order."""
+def unsent(
+    conn: Connection, org: str, after_seq: int, up_to_seq: int
+) -> Sequence[tuple[int, str, str, str, bytes, str]]:
+    """Return (seq, id, kind, run, body, trace) of the messages with after_seq < seq <= up_to_seq, in order."""
     rows = conn.execute(_UNSENT, {"of_org": org, "after": after_seq, "up_to": up_to_seq})
-    return [(int(row[0]), row[1], row[2], row[3], bytes(row[4])) for row in rows]
+    return [(int(row[0]), row[1], row[2], row[3], bytes(row[4]), row[5] or "") for row in rows]
 
 
 def forget(conn: Connection, org: str) -> None:
     """Start the sequences of `org` anew: a newcomer's journal is empty."""
     for table in (outbox, taken, cursors):
         conn.execute(delete(table).where(table.c.org == org))
+
+
+def _row(org: str, seq: int, message: Message) -> dict[str, Any]:
+    row = {"org": org, "seq": seq, "id": message.id, "kind": message.kind, "run": message.run, "body": message.body}
+    return {**row, "trace": message.trace or None}

@@ -42,7 +42,7 @@ class Outbox:
 
     def put(self, conn: Connection, message: Message) -> None:
         """Number `message` and keep it, in the transaction of `conn`. Raises `BUSY` when too many wait."""
-        seq = store.append(conn, message.id, message.kind, message.run, message.body)
+        seq = store.append(conn, message.id, message.kind, message.run, message.body, message.trace)
         self._journal.after_commit(conn, partial(self._committed, replace(message, seq=seq)))
 
     def open(self, received_seq: int) -> None:

@@ -30,6 +30,14 @@ _outbox = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
 )
+# The step that wrote a message, for those that belong to a trace; a table of its own, so that a journal of an earlier
+# version gets it when it is opened.
+_traces = sa.Table(
+    "link_outbox_traces",
+    metadata,
+    sa.Column("seq", sa.ForeignKey(_outbox.c.seq, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("trace", sa.Text, nullable=False),
+)
 _state = sa.Table(
     "link_state",
     metadata,
@@ -47,6 +55,9 @@ _failed = sa.Table(
     sa.Column("failed_at", sa.Text, nullable=False),
 )
 
+_WAITING = (
+    sa.select(_outbox, _traces.c.trace).outerjoin(_traces, _traces.c.seq == _outbox.c.seq).order_by(_outbox.c.seq)
+)
 # As text: each message asks these several times, and building an expression costs more than SQLite's answer.
 _POSITION = "SELECT name, value FROM link_state"
 _SET = "INSERT INTO link_state (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -66,7 +77,7 @@ def position(conn: Connection) -> Position:
     return Position(rows.get("sent_seq", 0), rows.get("received_seq", 0))
 
 
-def append(conn: Connection, message_id: str, kind: str, run: str, body: bytes) -> int:
+def append(conn: Connection, message_id: str, kind: str, run: str, body: bytes, trace: str = "") -> int:
     """Number a message and keep it until it is acknowledged; returns its number. Raises `BUSY` when too many wait."""
     sent = position(conn).sent_seq
     oldest = conn.execute(sa.select(sa.func.min(_outbox.c.seq))).scalar()
@@ -76,16 +87,17 @@ def append(conn: Connection, message_id: str, kind: str, run: str, body: bytes) 
     conn.execute(
         _outbox.insert().values(seq=seq, id=message_id, kind=kind, run=run, body=body, created_at=instants.now_text())
     )
+    if trace:
+        conn.execute(_traces.insert().values(seq=seq, trace=trace))
     _set(conn, "sent_seq", seq)
     return seq
 
 
 def waiting(conn: Connection, after_seq: int, limit: int, sender: str) -> list[Message]:
     """Return at most `limit` unacknowledged messages above `after_seq`, in order."""
-    query = sa.select(_outbox).where(_outbox.c.seq > after_seq).order_by(_outbox.c.seq).limit(limit)
     return [
-        Message(id=row.id, seq=row.seq, kind=row.kind, sender=sender, receivers=(), run=row.run, body=row.body)
-        for row in conn.execute(query)
+        Message(row.id, row.seq, row.kind, sender, (), row.run, row.body, trace=row.trace or "")
+        for row in conn.execute(_WAITING.where(_outbox.c.seq > after_seq).limit(limit))
     ]
 
 
@@ -122,11 +134,13 @@ def skip_to(conn: Connection, sent_seq: int, received_seq: int) -> None:
 
 def restart(conn: Connection) -> None:
     """Begin with another coordinator: what waits is numbered from 1 on, and nothing was received from it."""
-    rows = conn.execute(sa.select(_outbox).order_by(_outbox.c.seq)).all()
+    rows = conn.execute(_WAITING).all()
     conn.execute(_outbox.delete())
     for seq, row in enumerate(rows, start=1):
         values = {"id": row.id, "kind": row.kind, "run": row.run, "body": row.body, "created_at": row.created_at}
         conn.execute(_outbox.insert().values(seq=seq, **values))
+        if row.trace:
+            conn.execute(_traces.insert().values(seq=seq, trace=row.trace))
     _set(conn, "sent_seq", len(rows))
     _set(conn, "received_seq", 0)
 

@@ -11,8 +11,6 @@ Rules
 from __future__ import annotations
 
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,7 +23,6 @@ R = TypeVar("R")
 # version 00: trace id, id of the parent span, flags; in lower case, and neither id all zero.
 TRACEPARENT_CHARS = 55
 _FORM = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-CARRIED_MAX = 16_384
 _IDS = ("org", "proposal", "agreement", "run")
 
 
@@ -42,8 +39,6 @@ class Scope:
 
 NOTHING = Scope()
 _scope: ContextVar[Scope] = ContextVar("comity_scope", default=NOTHING)
-_carried: OrderedDict[str, str] = OrderedDict()
-_carried_lock = threading.Lock()
 
 
 def current() -> Scope:
@@ -94,25 +89,6 @@ def bound(fn: Callable[P, R]) -> Callable[P, R]:
             return fn(*args, **kwargs)
 
     return call
-
-
-def carry(message_id: str) -> None:
-    """Remember the trace of a message that lies in a table until it is sent: the newest `CARRIED_MAX` of them.
-
-    In memory only: after a restart, or at another replica, a message goes without its trace.
-    """
-    found = _scope.get().trace
-    if not found:
-        return
-    with _carried_lock:
-        _carried[message_id] = found
-        if len(_carried) > CARRIED_MAX:
-            _carried.popitem(last=False)
-
-
-def carried(message_id: str) -> str:
-    """Return the trace of a message; empty if it has none."""
-    return _carried.get(message_id, "")
 
 
 def into_log(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

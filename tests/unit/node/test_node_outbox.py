@@ -9,7 +9,7 @@ import pytest
 
 from comity_node.journal import Journal
 from comity_node.transport import store
-from comity_node.transport.model import Message
+from comity_node.transport.model import Message, write_envelope
 from comity_node.transport.outbox import WINDOW, Outbox
 from comity_node.transport.session import Greeting
 
@@ -117,3 +117,18 @@ async def test_what_is_acknowledged_is_forgotten_when_nothing_happens(journal, o
         while journal.transact(store.waiting_count) != 1:
             await asyncio.sleep(0.005)
     await _end(task)
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+async def test_a_trace_waits_with_its_message_for_another_process(journal: Journal) -> None:
+    message = Message("m-traced", 0, "receipts", "hospital-a", (), "", b"{}", trace=TRACE)
+    journal.transact(lambda conn: Outbox(journal, "hospital-a").put(conn, message))
+    put(journal, Outbox(journal, "hospital-a"))
+    journal.transact(store.restart)  # numbered anew
+    found = journal.transact(lambda conn: store.waiting(conn, 0, 10, "hospital-a"))
+    assert [(each.seq, each.trace) for each in found] == [(1, TRACE), (2, "")]
+    assert write_envelope(found[0]).traceparent == TRACE
+    journal.transact(lambda conn: store.acknowledged(conn, 1))
+    assert journal.transact(lambda conn: conn.exec_driver_sql("SELECT * FROM link_outbox_traces").all()) == []
