@@ -1,7 +1,8 @@
 """What members saw of this very ledger: signed incidents are entered like everything else, for all to read.
 
 Rules: the form is checked, the accusation is not judged. A coordinator that keeps one out withholds an entry, which its
-issuer sees; whoever asks another coordinator of the consortium sees it there.
+issuer sees; whoever asks another coordinator of the consortium sees it there. Its proof goes to every member as soon as
+it is entered, so that each reads it then and not at its next look.
 """
 
 from __future__ import annotations
@@ -33,4 +34,4 @@ class Incidents:
         charter = inbound.charter(conn, self._charter_of)
         said = inbound.statement(charter, org, message, INCIDENT, INCIDENT_BYTES_MAX)
         Incident.from_json(said.body)
-        self._ledger.append(conn, said)
+        self._ledger.append(conn, said, [each.org for each in charter.members])

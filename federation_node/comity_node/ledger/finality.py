@@ -27,7 +27,8 @@ FINAL_KNOWN_MAX = 4_096
 
 class Finality:
     """`final` is the newest final checkpoint, `carried` its note as it goes into every seal, `heard` notes that came
-    out of seals and are still to be compared, `waiting` how many wait for something to become final.
+    out of seals and are still to be compared, `waiting` how many wait for something to become final, `untold` whether
+    there may be an incident that is not signed and sent yet (at first: what an earlier process left).
     """
 
     def __init__(self) -> None:
@@ -36,10 +37,11 @@ class Finality:
         self.heard: deque[bytes] = deque(maxlen=HEARD_KEPT)
         self.waiting = 0
         self.final_known: set[str] = set()
+        self.untold = True
         self._wake: Callable[[], None] = lambda: None
 
     def on_news(self, wake: Callable[[], None]) -> None:
-        """Call `wake`, from any thread, when something was heard or waits to become final."""
+        """Call `wake`, from any thread, when something was heard, waits to become final, or is an incident."""
         self._wake = wake
 
     def take_final(self, pointer: Pointer, carried: bytes) -> None:
@@ -53,6 +55,11 @@ class Finality:
         if note and note != self.carried and note not in self.heard:
             self.heard.append(note)
             self._wake()
+
+    def saw_incident(self) -> None:
+        """Have an incident told at once; in the transaction that notes it, on the journal's thread."""
+        self.untold = True
+        self._wake()
 
     def check_age(self, charter: Charter, now: datetime) -> None:
         """Refuse new work while no checkpoint is final, or the newest one is older than the charter allows.

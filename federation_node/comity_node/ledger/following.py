@@ -6,7 +6,7 @@ Rules (ledger.md section 2):
 2. A witness cosigns only what it has read to the end and found in order; never anything smaller than it cosigned
    before, which its journal remembers; nothing while an incident is open or an entry that it insists on is withheld.
 3. A checkpoint counts as final by the witness rule of the charter in force here, if it lies on the history read here.
-4. What is seen is signed and handed to the ledger: other members read it there.
+4. What is seen is signed and handed to the ledger at once: other members read it there.
 """
 
 from __future__ import annotations
@@ -109,6 +109,13 @@ class Follower:
         charter = self._node.charters.current()
         if charter is None or not self._node.link.connected:
             return
+        try:
+            await self._look(charter, poll=poll)
+        finally:
+            while self._store.untold:  # told whatever became of the rest; ends with what was seen, or with an error
+                await self._tell()
+
+    async def _look(self, charter: Charter, *, poll: bool) -> None:
         await self._take_heard()
         asked, final = self._asked, self._final
         self._asked = self._final = ""
@@ -137,7 +144,6 @@ class Follower:
             await self._cosign(charter, notes[asked], asked)
         if poll:
             await self._check_age(charter)
-        await self._tell()
 
     def _is_witness(self, charter: Charter) -> bool:
         rule = charter.witness_rule
@@ -310,7 +316,7 @@ class Follower:
 
     async def _tell(self) -> None:
         """Sign what was seen and hand it to the ledger; other members read it there (rule 4)."""
-        for seen in await self._node.journal.run(incidents.untold):
+        for seen in await self._node.journal.run(self._untold):
             body: dict[str, Any] = seen.incident.to_json()
             settings = self._node.settings
             statement = sign_statement(
@@ -322,6 +328,11 @@ class Follower:
                 incidents.told(conn, known)
 
             await self._node.journal.run(write)
+
+    def _untold(self, conn: Connection) -> list[incidents.Seen]:
+        found = incidents.untold(conn)
+        self._store.untold = bool(found)  # on the journal's thread, as whatever sets it
+        return found
 
     async def _pointer(self, name: str) -> Pointer:
         return await self._node.journal.run(lambda conn: pointers.get(conn, name))

@@ -240,6 +240,8 @@ class LedgerService:
         for proof, state in zip(read, states, strict=True):
             if state is EntryState.BROKEN:
                 log.error("ledger.alarm", reason="an inclusion proof does not hold", statement=proof.digest)
+        if EntryState.UNCLAIMED in states:
+            self.follower.wake()  # something was entered that this node is told of and did not wait for: an incident
         if pending:
             self._wake.set()
 

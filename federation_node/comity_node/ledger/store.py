@@ -140,7 +140,7 @@ class LedgerStore(Finality):
             _write(conn, statement.digest, kind=statement.kind, leaf=leaf, state=EntryState.EXPECTED)
         elif row.state == EntryState.UNCLAIMED:
             proof = Proof(statement.digest, row.position, _split(row.hashes), row.size, row.root)
-            _settle(conn, proof, merkle.leaf_hash(statement.to_bytes()), statement.kind)
+            self._settle(conn, proof, merkle.leaf_hash(statement.to_bytes()), statement.kind)
 
     def prove(self, conn: Connection, proof: Proof) -> EntryState:
         """Take a proof; returns what it came to. A proof that does not hold raises an alarm."""
@@ -152,7 +152,7 @@ class LedgerStore(Finality):
             _write(conn, proof.digest, state=EntryState.UNCLAIMED, **_columns(proof))
             return EntryState.UNCLAIMED
         if row.state == EntryState.EXPECTED:
-            return _settle(conn, proof, row.leaf, row.kind)
+            return self._settle(conn, proof, row.leaf, row.kind)
         return EntryState(row.state)
 
     def unproved(self, conn: Connection, limit: int) -> list[str]:
@@ -254,7 +254,10 @@ class LedgerStore(Finality):
 
     def alarm(self, conn: Connection, reason: str, *evidence: str, kind: str = "fork") -> bool:
         """Note an incident with its evidence (signed notes, or digests); False if the same is open already."""
-        return incidents.add(conn, kind, reason, evidence)
+        added = incidents.add(conn, kind, reason, evidence)
+        if added:
+            self.saw_incident()
+        return added
 
     def alarms(self, conn: Connection) -> list[str]:
         """Return what keeps this node from new work, in a sentence each."""
@@ -300,6 +303,17 @@ class LedgerStore(Finality):
         included = _entries.c.state.in_([EntryState.INCLUDED, EntryState.BROKEN])
         conn.execute(_entries.update().where(included, _entries.c.leaf.is_not(None)).values(state=EntryState.EXPECTED))
 
+    def _settle(self, conn: Connection, proof: Proof, leaf: bytes, kind: str) -> EntryState:
+        state = EntryState.INCLUDED
+        pointers.settled(conn, proof.digest)
+        try:
+            merkle.verify_inclusion(leaf, proof.index, proof.size, proof.hashes, proof.root)
+        except ComityError:
+            state = EntryState.BROKEN
+            self.alarm(conn, "an inclusion proof does not hold", proof.digest, kind="proof")
+        _write(conn, proof.digest, kind=kind, leaf=leaf, state=state, **_columns(proof))
+        return state
+
     def behind(self, conn: Connection, evidence: str) -> None:
         """Note that this journal lacks a receipt that this organisation signed."""
         journal.set_mark(conn, BEHIND, evidence)
@@ -314,18 +328,6 @@ class LedgerStore(Finality):
         since = journal.mark(conn, RECOVERED_AT)
         if since is not None and statement.issued_at <= since:
             raise ComityError(ErrorCode.JOURNAL_BEHIND, "said before this node was recovered; propose it anew")
-
-
-def _settle(conn: Connection, proof: Proof, leaf: bytes, kind: str) -> EntryState:
-    state = EntryState.INCLUDED
-    pointers.settled(conn, proof.digest)
-    try:
-        merkle.verify_inclusion(leaf, proof.index, proof.size, proof.hashes, proof.root)
-    except ComityError:
-        state = EntryState.BROKEN
-        incidents.add(conn, "proof", "an inclusion proof does not hold", [proof.digest])
-    _write(conn, proof.digest, kind=kind, leaf=leaf, state=state, **_columns(proof))
-    return state
 
 
 def _columns(proof: Proof) -> dict[str, int | bytes]:

@@ -12,11 +12,13 @@ from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator import fsck
 from comity_coordinator.ledger import store
+from comity_coordinator.ledger.incidents import Incidents
 from comity_coordinator.ledger.sequencer import PATIENT_S, Sequencer
 from comity_coordinator.ledger.service import BATCH_MAX, NS_PER_S
 from comity_crypto.merkle import leaf_hash, root, verify_consistency, verify_inclusion
 from comity_crypto.notes import verify_note
 from comity_policies.documents import Receipt
+from comity_policies.incidents import INCIDENT, Incident
 
 COUNT = BATCH_MAX + 88
 
@@ -50,6 +52,19 @@ def test_many_entries_have_proofs_and_the_tree_only_grows(world, names):
         verify_consistency(old.size, head.size, old.root, head.root, hashes)
     assert world.read(lambda conn: world.ledger.entries(conn, 255, 3)) == [each.to_bytes() for each in said[254:257]]
     assert world.read(lambda conn: fsck.check(conn, world.ledger, world.log_keys.public.statement)) == []
+
+
+def test_every_member_is_told_of_an_incident_as_soon_as_it_is_entered(world):
+    Incidents(lambda conn: world.charter, world.ledger).register(world.hub)
+    while world.integrate():
+        world.hub.sent.clear()
+    seen = Incident("stale", "nothing became final", instants.now_text())
+    said = world.say("beta", INCIDENT, seen.to_json())
+    assert world.tell("beta", INCIDENT, said) is None
+    assert world.integrate() == 1
+    for org in ("alpha", "beta", "gamma"):
+        (told,) = world.hub.take(org, "ledger.proof")
+        assert [each["statement"] for each in told["proofs"]] == [said.digest]
 
 
 def test_appending_twice_is_one_entry(world):

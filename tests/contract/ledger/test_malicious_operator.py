@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from comity.wire import instants
+from comity.wire import canonical, instants
 from comity_crypto.notes import verify_note
-from comity_node.ledger import incidents, pointers
+from comity_node.ledger import following, incidents, pointers
 from comity_node.ledger.following import WITHHELD_AFTER_S
+from comity_node.transport.model import Message
 from comity_policies.incidents import INCIDENT
 
 Log = Any
@@ -153,6 +155,40 @@ async def test_evidence_of_a_fork_convinces_everybody_who_reads_it(world) -> Non
     await world.orgs["alpha"].look()
     assert world.orgs["alpha"].seen() == [("fork", 2)]
     assert world.orgs["alpha"].may_work() == "LEDGER_INVALID"
+
+
+async def test_an_incident_is_told_at_once_and_read_at_once(world, monkeypatch) -> None:
+    """Nobody looks by the clock here: what was seen goes out by itself, and its proof has others read it."""
+    for each in world.orgs.values():
+        await each.look()
+    monkeypatch.setattr(following, "LOOK_EVERY_S", 3600.0)
+    alpha, beta = world.orgs["alpha"], world.orgs["beta"]
+    beta.log = another_log(world, "other", world.genesis, world.operator_says("run-closed", run="b"))
+    world.log.add(world.operator_says("run-closed", run="a"))
+    await world.settle()
+    alpha.service.follower._looked_at = beta.service.follower._looked_at = asyncio.get_running_loop().time()
+    await alpha.service.start()
+    await beta.service.start()
+    try:
+        beta.store.hear(alpha.seal())
+        said = await _soon(lambda: [each for each in beta.link.out if each.kind == INCIDENT])
+        assert [each.body["kind"] for each in said] == ["fork"]
+        world.log.add(*said)
+        index = len(world.log.entries) - 1
+        proof = {"statement": said[0].digest, "index": index, "hashes": []}
+        body = canonical.canonical({"note": world.log.note, "proofs": [proof]})
+        await alpha.service._proof(Message("c-1", 1, "ledger.proof", "coordinator", (), "", body))
+        assert await _soon(alpha.seen) == [("fork", 2)]
+    finally:
+        await alpha.service.stop()
+        await beta.service.stop()
+
+
+async def _soon(look: Any) -> Any:
+    async with asyncio.timeout(3):
+        while not (found := look()):
+            await asyncio.sleep(0.01)
+    return found
 
 
 async def test_a_withdrawal_that_is_not_told_is_read_in_the_ledger(world) -> None:
