@@ -71,6 +71,10 @@ def restore(
     seen: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint that a member holds; may be given several times.")
     ] = None,
+    uncompared: Annotated[
+        bool,
+        typer.Option("--uncompared", help="No member has a checkpoint or an export: restore without a comparison."),
+    ] = False,
     rejoin: Annotated[
         bool,
         typer.Option("--rejoin", help="Messages went on since the backup: make a token for each member, for a week."),
@@ -79,19 +83,26 @@ def restore(
 ) -> None:
     """Restore a backup into an empty database, check every invariant, and say what is missing; see docs/disaster.md.
 
+    Give what a member holds (--seen, --export), or say that there is nothing to compare with (--uncompared).
     Exit status 1 if a member has seen more than is here now: do not start the coordinator then.
 
     \b
     Examples:
       comity coordinator restore /backups/comity-2026-11-23 /srv/comity --export ledger.jsonl \\
         --genesis xxxx-xxxx-xxxx-xxxx-xxxxx-xxxxx
-      comity coordinator restore /backups/comity-2026-11-23 /srv/comity --database postgresql://comity@db/comity
+      comity coordinator restore /backups/comity-2026-11-23 /srv/comity --database postgresql://comity@db/comity \\
+        --seen checkpoint-of-hospital-b
     """
     from comity.wire.errors import ComityError, ErrorCode
     from comity_coordinator.backup.restoring import restore as restore_backup
 
     if export is not None and genesis is None:
         raise ComityError(ErrorCode.MALFORMED, "an export is verified from the consortium's name: give --genesis")
+    if (export is not None or bool(seen)) == uncompared:
+        raise ComityError(
+            ErrorCode.MALFORMED,
+            "ask the members first: an old backup forks the ledger. Give --seen or --export, or else --uncompared",
+        )
     done = restore_backup(
         source,
         home,

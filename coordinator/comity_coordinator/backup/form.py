@@ -42,9 +42,14 @@ _NAMES = re.compile(
     r"|(tables|spool|policies)/[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
     r"|keys/(authority/)?(tls-[0-9a-f]{32}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 )
-_BODY = frozenset(
-    {"format", "log_name", "revisions", "tables", "size", "root", "checkpoint", "files", "keys", "payloads"}
-)
+_BODY: dict[str, type] = {
+    **dict.fromkeys(("format", "log_name", "root", "checkpoint", "files"), str),
+    "revisions": list,
+    "tables": dict,
+    "size": int,
+    "keys": bool,
+    "payloads": int,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +86,16 @@ class Manifest:
 
     @classmethod
     def read(cls, said: Statement) -> Manifest:
-        """Read a manifest; its signature is `verify`'s. Raises `MALFORMED`, `UNSUPPORTED`."""
+        """Read a manifest; its signature is `verify`'s. Raises `BACKUP_INVALID`, `UNSUPPORTED`."""
         body = said.body
-        if said.kind != KIND or body.get("format") != FORMAT:
-            raise ComityError(ErrorCode.UNSUPPORTED, "this is no backup of a coordinator, or one of another format")
-        if set(body) != _BODY:
-            raise ComityError(ErrorCode.MALFORMED, "the backup's manifest has other fields")
+        if said.kind != KIND:
+            raise ComityError(ErrorCode.BACKUP_INVALID, "this is no backup of a coordinator")
+        if body.get("format") != FORMAT:
+            raise ComityError(ErrorCode.UNSUPPORTED, "this is a backup of another format")
+        if body.keys() != _BODY.keys() or any(type(body[name]) is not kind for name, kind in _BODY.items()):
+            raise _damaged(MANIFEST)
         values = {name: value for name, value in body.items() if name != "format"}
-        return cls(**{**values, "revisions": tuple(values["revisions"])})
+        return cls(**{**values, "revisions": tuple(str(each) for each in body["revisions"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +112,12 @@ class Backup:
         verify_statement(self.said, log_key, kind=KIND)
 
     def rows(self, table: Table) -> Iterator[dict[str, Any]]:
-        """Yield a table's rows as values by column. Raises `MALFORMED`."""
+        """Yield a table's rows as values by column. Raises `BACKUP_INVALID`."""
         path = self.folder / "tables" / f"{table.name}.jsonl"
         with path.open("rb") as lines:
             names = json.loads(lines.readline(LINE_BYTES_MAX))
             if not set(names) <= set(table.columns.keys()):
-                raise ComityError(ErrorCode.MALFORMED, f"the backup's table {table.name} has unknown columns")
+                raise ComityError(ErrorCode.BACKUP_INVALID, f"the backup's table {table.name} has unknown columns")
             blobs = {name for name in names if isinstance(table.columns[name].type, LargeBinary)}
             while line := lines.readline(LINE_BYTES_MAX):  # ends with the file
                 row = dict(zip(names, json.loads(line), strict=True))
@@ -170,14 +177,16 @@ def open_backup(folder: Path) -> Backup:
     """Read a backup and compare every file with its digest.
 
     Raises:
-        ComityError: `NOT_FOUND` if there is none; `CONFLICT` naming the file that is damaged, missing or too many;
-            `UNSUPPORTED`, `MALFORMED` for another form.
+        ComityError: `NOT_FOUND` if nothing is there; `BACKUP_INVALID` if it is no backup, or naming the file that is
+            damaged, missing or too many; `UNSUPPORTED` for another format.
     """
+    if not folder.exists():
+        raise ComityError(ErrorCode.NOT_FOUND, "there is no backup of this name")
     try:
         with (folder / MANIFEST).open("rb") as file:
             data = file.read(STATEMENT_BYTES_MAX + 1)
     except OSError as error:
-        raise ComityError(ErrorCode.NOT_FOUND, "there is no whole backup in this folder") from error
+        raise ComityError(ErrorCode.BACKUP_INVALID, "this is no folder with a whole backup") from error
     try:
         said = Statement.from_bytes(data)
     except ComityError as error:
@@ -188,19 +197,26 @@ def open_backup(folder: Path) -> Backup:
     wanted: dict[str, int] = {}
     with (folder / FILES).open("rb") as lines:
         for line in lines:
-            entry = canonical.parse(line.rstrip(b"\n"), max_bytes=4096)
-            name = str(entry["file"])
+            name, sha256, size_bytes = _entry(line)
             if not _NAMES.fullmatch(name) or len(wanted) >= FILES_MAX:
-                raise ComityError(ErrorCode.MALFORMED, "a backup has no such file", file=name[:200])
-            if _digest(folder, name) != (entry["sha256"], entry["size_bytes"]):
+                raise ComityError(ErrorCode.BACKUP_INVALID, "a backup has no such file", file=name[:200])
+            if _digest(folder, name) != (sha256, size_bytes):
                 raise _damaged(name)
-            wanted[name] = entry["size_bytes"]
+            wanted[name] = size_bytes
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     if strays := sorted(found - set(wanted) - {MANIFEST, FILES}):
         raise ComityError(
-            ErrorCode.CONFLICT, "the folder holds a file that is not of this backup", file=strays[0][:200]
+            ErrorCode.BACKUP_INVALID, "the folder holds a file that is not of this backup", file=strays[0][:200]
         )
     return Backup(folder, said, manifest, wanted)
+
+
+def _entry(line: bytes) -> tuple[str, str, int]:
+    try:
+        entry = canonical.parse(line.rstrip(b"\n"), max_bytes=4096)
+        return str(entry["file"]), str(entry["sha256"]), int(entry["size_bytes"])
+    except (ComityError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(FILES) from error
 
 
 def _digest(folder: Path, name: str) -> tuple[str, int]:
@@ -217,4 +233,4 @@ def _digest(folder: Path, name: str) -> tuple[str, int]:
 
 
 def _damaged(name: str) -> ComityError:
-    return ComityError(ErrorCode.CONFLICT, "the backup is damaged; nothing was restored", file=name)
+    return ComityError(ErrorCode.BACKUP_INVALID, "the backup is damaged; nothing was restored", file=name)

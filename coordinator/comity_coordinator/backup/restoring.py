@@ -84,10 +84,10 @@ def restore(
         tell: called with a line on each part.
 
     Raises:
-        ComityError: `CONFLICT` for a damaged backup, a database that is not empty, and a folder with another
-            coordinator; `UNSUPPORTED` for a newer schema; `SIGNATURE_INVALID` if another log made the backup;
-            `KEY_UNREADABLE` if neither the folder nor the backup has keys; `LEDGER_INVALID` if an invariant or the
-            export does not hold.
+        ComityError: `NOT_FOUND` and `BACKUP_INVALID` if the backup is not there, not whole or none; `CONFLICT` for a
+            database that is not empty, and a folder with another coordinator; `UNSUPPORTED` for a newer schema;
+            `SIGNATURE_INVALID` if another log made the backup; `KEY_UNREADABLE` if neither the folder nor the backup
+            has keys; `LEDGER_INVALID` if an invariant or the export does not hold.
     """
     backup = form.open_backup(source)
     store.check_revisions(backup.manifest.revisions)
@@ -156,7 +156,9 @@ class _Filling:
         for table in store.tables():
             expected = self.backup.manifest.tables.get(table.name, 0)
             if expected and store.fill(conn, table, self.backup.rows(table)) != expected:
-                raise ComityError(ErrorCode.MALFORMED, f"the backup's table {table.name} has another count of rows")
+                raise ComityError(
+                    ErrorCode.BACKUP_INVALID, f"the backup's table {table.name} has another count of rows"
+                )
             self.tell(f"table {table.name}: {expected} rows")
 
 

@@ -143,6 +143,7 @@ CATALOG: dict[E, Row] = {
     E.SUMS_DIFFER: Row("DATA_LOSS", 409, "Openers of one sum saw different sums.", False, Move.OTHER_ORG),
     E.PROOF_INVALID: Row("DATA_LOSS", 409, "The Merkle proof does not hold.", False, Move.OPERATOR),
     E.LEDGER_INVALID: Row("DATA_LOSS", 409, "The ledger does not hold.", False, Move.OPERATOR),
+    E.BACKUP_INVALID: Row("DATA_LOSS", 409, "The backup is damaged, or is none.", False, Move.OPERATOR),
     E.CLAIM_UNPROVEN: Row(_BAD, 422, "The zero-knowledge proof does not hold.", False, Move.OTHER_ORG),
     E.ATTESTATION_INVALID: Row(_DENY, 403, "The attestation evidence does not hold.", False, Move.OTHER_ORG),
     E.ATTESTATION_MISSING: Row(_DENY, 403, "A party shows no attestation evidence.", False, Move.OTHER_ORG),

@@ -88,6 +88,7 @@ REMEDIES: dict[E, str] = {
     E.SUMS_DIFFER: "Stop the run and compare the named organisations' receipts: one of them says what it did not see.",
     E.PROOF_INVALID: "Keep the file. Ask the operator, and compare exports with the other members.",
     E.LEDGER_INVALID: "Keep the file. Ask the operator, and compare exports with the other members.",
+    E.BACKUP_INVALID: "Nothing was restored. Take another copy of it, or the backup before it (docs/disaster.md).",
     E.CLAIM_UNPROVEN: "Do not rely on what was claimed. The organisation's node has to be looked at.",
     E.ATTESTATION_INVALID: "Compare measurement, policy and roots with what the organisation announced.",
     E.ATTESTATION_MISSING: "The party named starts its node in a confidential machine and sets `attestation` "

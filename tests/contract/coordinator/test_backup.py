@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import comity_coordinator.app  # noqa: F401 - its capabilities define their tables
 from comity.wire import canonical
-from comity.wire.errors import ComityError
+from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator import setup
 from comity_coordinator.backup import form, missing, store
 from comity_coordinator.backup.restoring import restore
@@ -29,6 +29,7 @@ from comity_coordinator.transport import store as transport_store
 from comity_coordinator.transport.model import from_coordinator
 from comity_coordinator.workflows.timers import TimerEngine
 from comity_crypto.keys import OrgKeys, OrgSecrets
+from comity_crypto.statements import sign_statement
 
 quiet = lambda line: None  # noqa: E731 - a name for it
 
@@ -126,14 +127,18 @@ def test_damage_at_any_file_is_refused_and_nothing_is_written(world, place, tmp_
         whole = path.read_bytes()
         for damaged in (whole[:-1], whole[: len(whole) // 2] + b"\x00" + whole[len(whole) // 2 + 1 :], None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
-            with pytest.raises(ComityError):
+            with pytest.raises(ComityError) as caught:
                 restore(source, home, tell=quiet)
+            assert caught.value.code is ErrorCode.BACKUP_INVALID, path
             path.write_bytes(whole)
             path.chmod(0o600)
     (source / "spool" / "stray").write_bytes(b"x")
-    with pytest.raises(ComityError, match="not of this backup"):
+    with pytest.raises(ComityError, match=r"BACKUP_INVALID.*not of this backup"):
         restore(source, home, tell=quiet)
     (source / "spool" / "stray").unlink()
+    for none, refusal in ((source / "manifest.json", "BACKUP_INVALID"), (source / "nothing", "NOT_FOUND")):
+        with pytest.raises(ComityError, match=refusal):
+            restore(none, home, tell=quiet)
     assert not home.exists()
     # A manifest of somebody else's making, with the digests of what it changed.
     backup = form.open_backup(source)
@@ -141,6 +146,43 @@ def test_damage_at_any_file_is_refused_and_nothing_is_written(world, place, tmp_
     (source / "manifest.json").write_bytes(forged.to_bytes())
     with pytest.raises(ComityError, match="SIGNATURE_INVALID"):
         restore(source, home, tell=quiet)
+
+
+@small
+def test_a_manifest_in_another_form_is_refused_by_name(world, place, tmp_path):
+    world.export()
+    source = tmp_path / "backup"
+    take(place, source, keys=True, payloads=False, tell=quiet)
+    backup = form.open_backup(source)
+    for kind, changes, refusal in (
+        ("news", {}, "BACKUP_INVALID.*no backup"),
+        (form.KIND, {"format": "comity-coordinator-backup/2"}, "UNSUPPORTED"),
+        (form.KIND, {"revisions": 5}, "BACKUP_INVALID"),
+        (form.KIND, {"later": 1}, "BACKUP_INVALID"),
+        (form.KIND, {"files": hashlib.sha256(b"5\n").hexdigest()}, "BACKUP_INVALID"),
+    ):
+        body = {**backup.said.body, **changes}
+        keys = world.log_keys
+        said = sign_statement(keys, kind=kind, consortium=backup.said.consortium, issuer="coordinator", body=body)
+        (source / "manifest.json").write_bytes(said.to_bytes())
+        (source / "files.jsonl").write_bytes(b"5\n")
+        with pytest.raises(ComityError, match=refusal):
+            restore(source, tmp_path / "again", tell=quiet)
+
+
+@small
+def test_restoring_asks_for_what_members_hold(world, place, tmp_path):
+    world.export()
+    take(place, tmp_path / "backup", keys=True, payloads=False, tell=quiet)
+    command = ["restore", str(tmp_path / "backup"), str(tmp_path / "again"), "--json"]
+    seen = tmp_path / "seen"
+    seen.write_text(world.read(world.ledger.checkpoint))
+    for more in ([], ["--uncompared", "--seen", str(seen)]):
+        refused = CliRunner().invoke(group, [*command, *more])
+        assert "--uncompared" in str(refused.exception)
+        assert not (tmp_path / "again").exists()
+    done = CliRunner().invoke(group, [*command, "--uncompared"])
+    assert (done.exit_code, json.loads(done.stdout.splitlines()[-1])["lost"]) == (0, [])
 
 
 @small
