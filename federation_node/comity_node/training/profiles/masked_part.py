@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -21,20 +20,17 @@ import structlog
 from numpy.typing import NDArray
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity.wire.ids import COORDINATOR
 from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.frame.blobs import BlobKind, file_digest
 from comity_crypto.secagg.frame.driver import Driver
 from comity_crypto.secagg.frame.events import (
     BlobReady,
     Event,
-    Failed,
     Output,
     RecordRelease,
     Release,
     Send,
     StartUpload,
-    ValuesReady,
 )
 from comity_crypto.secagg.masked import contributor as masked_contributor
 from comity_crypto.secagg.masked import words as masked_words
@@ -48,8 +44,7 @@ from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.plain import RESULT
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_holding import refused
-from comity_node.training.profiles.sum_part import UPLOAD_PAUSE_S, Part
-from comity_node.training.profiles.sum_wire import Addressed
+from comity_node.training.profiles.sum_part import Part
 from comity_node.training.profiles.weighing import Pairs, pairs_of
 
 # One member may be lost after the commitments; each one more would cost two that may be dishonest
@@ -86,18 +81,10 @@ class MaskedPart(Part):
             stand=None if row is None else row.stand,
         )
         work = _MaskedWork(self, node.settings.payloads_folder / f".upload-{offer.digest[:32]}", said)
-        driver = Driver(state, masked_contributor.step, work.perform, refused)
-        work.driver = self._driver = driver
-        silence = self.exchange.listen(offer, driver.tell)
+        driver = work.driver = Driver(state, masked_contributor.step, work.perform, refused)
         try:
-            if self._values is not None:
-                driver.tell(ValuesReady(self._values.digest))
-            ended = await driver.run(outputs)
-            if isinstance(ended, Failed):
-                log.warning("sum.failed", run=offer.run, round=self.order.round, error=str(ended.error))
+            await self._drive(offer, driver, outputs)
         finally:
-            silence()
-            self._driver = None
             work.close()
 
     def _read(self, path: Path, size: int) -> NDArray[Any]:
@@ -162,7 +149,7 @@ class _MaskedWork:
         elif isinstance(output, RecordStand):
             await self._part.stand(output.stand)
         elif isinstance(output, StartUpload):
-            self.driver.work(self._upload(output))
+            self.driver.work(self._part.exchange.upload(self._path, output))
         elif isinstance(output, StartSettle):
             self.driver.work(self._settle(output))
 
@@ -175,14 +162,6 @@ class _MaskedWork:
         seeds = [mask.key for mask in job.masks[2:]]
         self._pairs = pairs_of(self._part.exchange.me, self.driver.state.seen.members, seeds)
         return BlobReady(*await asyncio.to_thread(_masked, self._part.slots, job, self._path))
-
-    async def _upload(self, upload: StartUpload) -> Event:
-        """Send the file until the coordinator says what became of it; this job never ends by itself."""
-        ref = Addressed(upload.digest, upload.size_bytes)
-        while True:  # bounded by the session, whose end cancels this
-            with contextlib.suppress(ComityError):
-                await self._part.node.payloads.put(self._path, ref, (COORDINATOR,))
-            await asyncio.sleep(UPLOAD_PAUSE_S)
 
     async def _settle(self, job: StartSettle) -> Event:
         await self._part.tell_end(job.upload_digest, self.driver.state.seen.survivors, self._pairs)

@@ -12,14 +12,17 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity.wire.ids import COORDINATOR
 from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.bfv.params import AGG_Q16
 from comity_crypto.secagg.bfv.workers import BfvWorkers
@@ -31,6 +34,7 @@ from comity_crypto.secagg.frame.events import (
     Limits,
     Received,
     RosterProposed,
+    StartUpload,
     WorkFailed,
 )
 from comity_crypto.secagg.frame.messages import Announcement, Notice, Roster
@@ -41,9 +45,10 @@ from comity_crypto.secagg.threshold.messages import ThresholdOffer
 from comity_crypto.statements import Statement
 from comity_node.context import NodeContext
 from comity_node.training.profiles import sum_wire
-from comity_node.training.profiles.sum_wire import Parcel, Word
+from comity_node.training.profiles.sum_wire import Addressed, Parcel, Word
 
 RESEND_S = 5.0
+UPLOAD_PAUSE_S = 1.0
 READY_S = 60.0
 STEP_S = 120.0
 EARLY_SESSIONS_MAX = 64
@@ -150,6 +155,14 @@ class Exchange:
         self._early.move_to_end(session)
         while len(self._early) > EARLY_SESSIONS_MAX:
             self._early.popitem(last=False)
+
+    async def upload(self, path: Path, upload: StartUpload) -> Event:
+        """Send a file until the coordinator says what became of it; this job never ends by itself."""
+        ref = Addressed(upload.digest, upload.size_bytes)
+        while True:  # bounded by the session, whose end cancels this
+            with contextlib.suppress(ComityError):
+                await self.node.payloads.put(path, ref, (COORDINATOR,))
+            await asyncio.sleep(UPLOAD_PAUSE_S)
 
     async def repeat(self, org: str | None = None) -> None:
         """Say everything of the living sessions again, to one organisation or to all."""

@@ -14,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import time
@@ -28,7 +27,6 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from comity.wire.errors import ComityError, ErrorCode
-from comity.wire.ids import COORDINATOR
 from comity_agents import memory
 from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.frame.blobs import BlobKind
@@ -59,12 +57,9 @@ from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_holding import refused
 from comity_node.training.profiles.sum_store import PartRow
-from comity_node.training.profiles.sum_wire import Addressed
 from comity_node.training.profiles.weighing import Pairs, pairs_of, weighed
 from comity_policies.documents import Agreement, OrderHeader
 from comity_policies.orders import WeightCommitment
-
-UPLOAD_PAUSE_S = 1.0
 
 log = structlog.get_logger("comity.node.training")
 
@@ -251,8 +246,15 @@ class Part:
         )
         path = node.settings.payloads_folder / f".upload-{offer.digest[:32]}"
         work = Work(self, offer, key, path, said)
-        driver = Driver(state, contributor.step, work.perform, refused)
-        work.driver = self._driver = driver
+        driver = work.driver = Driver(state, contributor.step, work.perform, refused)
+        try:
+            await self._drive(offer, driver, outputs)
+        finally:
+            work.close()
+
+    async def _drive(self, offer: AnyOffer, driver: Driver[Any], outputs: list[Output]) -> None:
+        """Run this party's machine to the session's end."""
+        self._driver = driver
         silence = self.exchange.listen(offer, driver.tell)
         try:
             if self._values is not None:
@@ -263,7 +265,6 @@ class Part:
         finally:
             silence()
             self._driver = None
-            work.close()
 
     async def _public_key(self, offer: Offer, sealed: SealedRef | None, public_key: bytes | None) -> bytes:
         """Return the offer's key, fetched unless it is our own. Raises `PAYLOAD_*`, `SEAL_BROKEN`."""
@@ -367,7 +368,7 @@ class Work:
         elif isinstance(output, RecordRelease):
             await self._part.record(output.release)
         elif isinstance(output, StartUpload):
-            self.driver.work(self._upload(output))
+            self.driver.work(self._part.exchange.upload(self._path, output))
         elif isinstance(output, StartDigest):
             self.driver.work(self._linear_digest(output))
 
@@ -384,14 +385,6 @@ class Work:
         self._pairs = pairs_of(self._part.exchange.me, self.driver.state.seen.members, [e.seed for e in job.pairs])
         parameters, workers = self._offer.parameter_set, self._part.exchange.workers
         return await workers.encrypt(parameters, self._key, slots, job.pairs, self._fd)
-
-    async def _upload(self, upload: StartUpload) -> Event:
-        """Send the file until the coordinator says what became of it; this job never ends by itself."""
-        ref = Addressed(upload.digest, upload.size_bytes)
-        while True:  # bounded by the session, whose end cancels this
-            with contextlib.suppress(ComityError):
-                await self._part.node.payloads.put(self._path, ref, (COORDINATOR,))
-            await asyncio.sleep(UPLOAD_PAUSE_S)
 
     async def _linear_digest(self, job: StartDigest) -> Event:
         offer, workers = self._offer, self._part.exchange.workers

@@ -23,7 +23,7 @@ from comity_crypto.sealing import SealedRef
 from comity_crypto.secagg.bfv.workers import memory_file
 from comity_crypto.secagg.frame.boxes import BoxKey
 from comity_crypto.secagg.frame.driver import Driver
-from comity_crypto.secagg.frame.events import EraseKey, Event, Failed, Output, Send, ValuesReady
+from comity_crypto.secagg.frame.events import EraseKey, Event, Failed, Output, Send
 from comity_crypto.secagg.lead_key import contributor
 from comity_crypto.secagg.lead_key.events import DigestReady, StartDigest
 from comity_crypto.secagg.spoken import AnyOffer
@@ -117,8 +117,7 @@ class ThresholdPart(Part):
             previous=None if self.row is None else self.row.released,
         )
         work = Work(self, offer, held.public, self.node.settings.payloads_folder / f".upload-{offer.digest[:32]}", said)
-        driver = Driver(state, contributor.step, work.perform, refused)
-        work.driver = self._driver = driver
+        driver = work.driver = Driver(state, contributor.step, work.perform, refused)
         watch, first = keyholder.start(exchange.me, offer, now=time.monotonic(), limits=self._limits)
         holding = _Sharing(exchange, offer, held, said)
         other = Driver(watch, keyholder.step, holding.perform, refused)
@@ -127,18 +126,13 @@ class ThresholdPart(Part):
             exchange.openings.begin(
                 offer, self._agreement, self.order, self._digest, box_key, self._limits, self._shape
             )
-        silences = [exchange.listen(offer, driver.tell), exchange.listen(offer, other.tell)]
+        silence = exchange.listen(offer, other.tell)
         try:
-            if self._values is not None:
-                driver.tell(ValuesReady(self._values.digest))
-            ended = await asyncio.gather(driver.run(outputs), other.run(first))
-            for each in ended:
-                if isinstance(each, Failed):
-                    log.warning("sum.failed", run=offer.run, round=self.order.round, error=str(each.error))
+            _, ended = await asyncio.gather(self._drive(offer, driver, outputs), other.run(first))
+            if isinstance(ended, Failed):
+                log.warning("sum.failed", run=offer.run, round=self.order.round, error=str(ended.error))
         finally:
-            for silence in silences:
-                silence()
-            self._driver = None
+            silence()
             work.close()
             holding.close()
 
