@@ -2,10 +2,12 @@
 
 Rules:
 1. order is kept: what is refused is the first signature that does not hold, whatever was checked before it elsewhere;
-2. memory is bounded: a batch holds at most `BATCH_COUNT` signatures or about `BATCH_BYTES`, and two batches for each
-   process are under way at most; `add` waits for the oldest;
+2. memory is bounded: a batch holds at most `BATCH_COUNT` signatures or about `BATCH_BYTES`, and `BATCHES_MAX` batches
+   for each process are under way at most; `add` waits for the oldest;
 3. processes are started afresh, never forked, and get public bytes only; without them (one core, few signatures, one
-   that ended) the same function checks here: nothing passes unchecked.
+   that ended) the same function checks here: nothing passes unchecked;
+4. a process finds its next batch in its pipe when it is done with one: whoever reads the history keeps the interpreter
+   for milliseconds at a time, and would be waited for otherwise.
 """
 
 from __future__ import annotations
@@ -14,10 +16,9 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
@@ -25,8 +26,9 @@ from comity_crypto.signature_main import BATCH, LENGTH, held
 
 T = TypeVar("T")
 
-BATCH_COUNT = 512
+BATCH_COUNT = 256
 BATCH_BYTES = 1 << 20
+BATCHES_MAX = 4
 PROCESSES_MAX = 16
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
 _MODULE = "comity_crypto.signature_main"
@@ -54,12 +56,11 @@ class Signatures(Generic[T]):
     """
 
     def __init__(self, processes: int, refuse: Callable[[T], None]) -> None:
-        self._most = 2 * processes
+        self._most = BATCHES_MAX * processes
         self._refuse = refuse
         self._batch: _Batch[T] = _Batch()
         self._waiting: deque[tuple[Future[int], list[T]]] = deque()
-        self._workers = _Workers()
-        self._threads = ThreadPoolExecutor(processes, "comity-signatures") if processes else None
+        self._workers = [_Worker() for _ in range(processes)]
 
     def add(self, public: bytes, signature: bytes, message: bytes, about: T) -> None:
         """Check one signature, now or later. Raises what `refuse` raises, perhaps about an earlier one."""
@@ -67,10 +68,8 @@ class Signatures(Generic[T]):
         batch.parts += (public, LENGTH.pack(size_bytes), signature, message)
         batch.about.append(about)
         batch.size_bytes += len(public) + LENGTH.size + size_bytes
-        if self._threads is None or len(batch.about) >= BATCH_COUNT or batch.size_bytes >= BATCH_BYTES:
+        if not self._workers or len(batch.about) >= BATCH_COUNT or batch.size_bytes >= BATCH_BYTES:
             self._send()
-        while len(self._waiting) > self._most:
-            self._hear()
 
     def settle(self) -> None:
         """Wait for all that was added. Raises what `refuse` raises."""
@@ -81,10 +80,13 @@ class Signatures(Generic[T]):
     def _send(self) -> None:
         batch, self._batch = self._batch, _Batch()
         count, data = len(batch.about), b"".join(batch.parts)
-        if self._threads is not None:
-            self._waiting.append((self._threads.submit(self._workers.held, count, data), batch.about))
-        else:
+        if not self._workers:
             self._judge(held(count, data), batch.about)
+            return
+        worker = min(self._workers, key=_Worker.waiting)
+        self._waiting.append((worker.ask(count, data), batch.about))
+        while len(self._waiting) > self._most:
+            self._hear()
 
     def _hear(self) -> None:
         future, about = self._waiting.popleft()
@@ -100,57 +102,73 @@ class Signatures(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.kill()
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
-        self._workers.close()
+        for each in self._workers:
+            each.kill()
+        for each in self._workers:
+            each.close()
 
 
-class _Workers:
-    """A process for each thread that asks."""
+class _Worker:
+    """A process that checks, a thread that writes to it and one that reads its answers: both in the order of asking."""
 
     def __init__(self) -> None:
-        self._mine = threading.local()
-        self._lock = threading.Lock()
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer = ThreadPoolExecutor(1, "comity-signatures-out")
+        self._reader = ThreadPoolExecutor(1, "comity-signatures-in")
+        self._asked: deque[Future[int]] = deque()
         self._closed = False
+        with contextlib.suppress(OSError):  # no process: everything is checked here
+            self._process = _start()
 
-    def held(self, count: int, data: bytes) -> int:
-        """Return how many hold before the first that does not, asked of this thread's process or checked here."""
-        with contextlib.suppress(OSError, ValueError):  # it ended or never began: checked here
-            process = self._process()
-            if process is not None and process.stdin is not None and process.stdout is not None:
-                process.stdin.write(BATCH.pack(count, len(data)))
-                process.stdin.write(data)
-                process.stdin.flush()
-                answer = process.stdout.read(LENGTH.size)
+    def waiting(self) -> int:
+        """Return how many batches it has not answered."""
+        while self._asked and self._asked[0].done():
+            self._asked.popleft()
+        return len(self._asked)
+
+    def ask(self, count: int, data: bytes) -> Future[int]:
+        """Have a batch checked; the answer is how many hold before the first that does not."""
+        written = self._writer.submit(self._write, count, data)
+        answer = self._reader.submit(self._read, written, count, data)
+        self._asked.append(answer)
+        return answer
+
+    def kill(self) -> None:
+        """End the process; what is asked from here on is not answered."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Let go of the process and the threads, which nobody asks any more."""
+        for each in (self._writer, self._reader):
+            each.shutdown(cancel_futures=True)
+        if self._process is None:
+            return
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what it never read cannot be flushed
+                    pipe.close()
+
+    def _write(self, count: int, data: bytes) -> bool:
+        """Tell whether the process got it all."""
+        with contextlib.suppress(OSError, ValueError):  # it ended or never began
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write(BATCH.pack(count, len(data)))
+                self._process.stdin.write(data)
+                self._process.stdin.flush()
+                return True
+        return False
+
+    def _read(self, written: Future[bool], count: int, data: bytes) -> int:
+        """Return its answer; without one, check here."""
+        with contextlib.suppress(OSError, ValueError, CancelledError):
+            if written.result() and self._process is not None and self._process.stdout is not None:
+                answer = self._process.stdout.read(LENGTH.size)
                 if len(answer) == LENGTH.size:
                     return min(int(LENGTH.unpack(answer)[0]), count)
         return 0 if self._closed else held(count, data)
-
-    def kill(self) -> None:
-        """End all processes; what is asked from here on is not answered."""
-        with self._lock:
-            self._closed = True
-            for process in self._started:
-                process.kill()
-
-    def close(self) -> None:
-        """Let go of the processes, once nobody asks any more."""
-        for process in self._started:
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):  # what it never read cannot be flushed
-                        pipe.close()
-
-    def _process(self) -> subprocess.Popen[bytes] | None:
-        known: subprocess.Popen[bytes] | None = getattr(self._mine, "process", None)
-        with self._lock:
-            if known is None and not self._closed:
-                known = self._mine.process = _start()
-                self._started.append(known)
-        return known
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -41,7 +41,7 @@ def fields_of(value: Any, cls: type[Any]) -> dict[str, Any]:
         raise malformed(f"{cls.__name__} is an object")
     wanted = _names(cls)
     optional: frozenset[str] = getattr(cls, "OPTIONAL", frozenset())
-    if not wanted - optional <= set(value) <= wanted:
+    if value.keys() != wanted and not wanted - optional <= value.keys() <= wanted:
         odd = sorted(str(each)[:64] for each in (set(value) ^ wanted) - optional)[0]
         raise malformed(f"{cls.__name__}: field {odd} is missing or unknown")
     return value
@@ -109,7 +109,7 @@ class Part:
                 given[name] = inner._read(given[name])
             else:
                 given[name] = tuple(inner._read(each) for each in items_of(given[name], most))
-        for name in _TERMS & set(given):
+        for name in _TERMS & given.keys():
             given[name] = Terms.parse(given[name])
         return cls(**given)
 

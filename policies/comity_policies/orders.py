@@ -225,7 +225,8 @@ class Receipt(Document):
             raise malformed("only a result commits to its weight")
         for number in (self.seq, self.egress_bytes, self.journal_seq, self.duration_s):
             whole_number(number, 0, canonical.INTEGER_MAX)
-        self._fix(code=None if not self.code else line_of(self.code, 64))
+        if self.code is not None:
+            self._fix(code=line_of(self.code, 64) or None)
         if (self.outcome == "result") != (self.result is not None):
             raise malformed("a receipt names a result exactly when there is one")
         if self.result is not None:

@@ -51,6 +51,34 @@ def test_what_a_lost_process_leaves_is_checked_here(monkeypatch: pytest.MonkeyPa
     assert first_refused(2, {33, 50}) == 33
 
 
+def test_a_process_that_ends_in_between_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signatures, "BATCH_COUNT", 2)
+    for bad in (None, 8, 31, 59):
+        with Signatures(2, refuse) as checks:
+            found = None
+            try:
+                for n, (signature, message) in enumerate(SIGNED):
+                    if n == 20:
+                        checks._workers[0].kill()
+                        checks._workers[0]._closed = False  # nobody here ended it
+                    checks.add(PUBLIC, signature, message + (b"!" if n == bad else b""), n)
+                checks.settle()
+            except RefusedError as error:
+                found = error.args[0]
+        assert found == bad
+
+
+def test_no_more_batches_wait_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signatures, "BATCH_COUNT", 1)
+    with Signatures(2, refuse) as checks:
+        most = 0
+        for n, (signature, message) in enumerate(SIGNED):
+            checks.add(PUBLIC, signature, message, n)
+            most = max(most, len(checks._waiting))
+        checks.settle()
+    assert most == 2 * signatures.BATCHES_MAX
+
+
 def test_few_signatures_and_one_core_need_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signatures.os, "sched_getaffinity", lambda _: set(range(64)))
     assert signatures.processes_for(99, 100) == 0
