@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import uuid
 from datetime import UTC, datetime
 
 import grpc
@@ -100,9 +102,19 @@ def test_bad_spiffe(uri: str) -> None:
 
 
 def test_ids_sort_by_time_and_differ() -> None:
-    made = [ids.new_id("run") for _ in range(100)]
-    assert len(set(made)) == 100
-    assert [item[:16] for item in made] == sorted(item[:16] for item in made)
+    before_ms = time.time_ns() // 1_000_000
+    made = [ids.new_id("prop") for _ in range(100)]
+    after_ms = time.time_ns() // 1_000_000
+    assert len({item[17:] for item in made}) == 100  # what is drawn
+    assert [item[:17] for item in made] == sorted(item[:17] for item in made)
+    for item in made:
+        prefix, _, form = item.partition("-")
+        as_uuid = uuid.UUID(form)
+        assert (prefix, len(form), as_uuid.version, as_uuid.variant) == ("prop", 32, 7, uuid.RFC_4122)
+        assert before_ms <= as_uuid.int >> 80 <= after_ms
+    assert len({item[-16] for item in made}) == 4  # two of its four bits are the variant's
+    earlier = f"prop-{before_ms - 1:012x}" + "f" * 14  # the form of earlier versions
+    assert min([earlier, *made]) == earlier
 
 
 def test_instants_round_trip_and_refuse() -> None:
