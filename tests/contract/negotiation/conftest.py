@@ -20,7 +20,7 @@ from comity.wire import canonical, instants
 from comity.wire.errors import ComityError
 from comity_agents.flower.bundle import build_app
 from comity_coordinator.attestation.service import EvidenceDesk
-from comity_coordinator.db import after_commit, attempt, open_database
+from comity_coordinator.db import Database, after_commit, attempt, open_database
 from comity_coordinator.feed import Feed
 from comity_coordinator.ledger.service import Ledger
 from comity_coordinator.negotiation.service import NegotiationService as CoordinatorNegotiation
@@ -214,7 +214,15 @@ class NodeRig:
 class World:
     """Coordinator, nodes and the wire. `alter(org, kind, body)` may change what the coordinator sends, or drop it."""
 
-    def __init__(self, folder: Path, keys: dict[str, OrgKeys], machines: dict[str, Tsm] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keys: dict[str, OrgKeys],
+        machines: dict[str, Tsm] | None = None,
+        database: Callable[[str], Database] | None = None,
+    ) -> None:
+        """`database` opens an empty one for a coordinator, by its log's name; by default a file of SQLite."""
+        self._database = database or self._file
         self.folder, self.keys, self.clock, self.spool = folder, keys, Clock(), Spool()
         self.machines = machines or {}
         self.inbound: deque[tuple[str, str, dict[str, Any]]] = deque()
@@ -234,8 +242,7 @@ class World:
     def open(self) -> None:
         """Begin with a coordinator that knows nothing yet."""
         name, keys = self.charter.log_name, self.keys["coordinator"]
-        self.db = open_database(f"sqlite:///{self.folder / name}.db")
-        self.db.create_all()
+        self.db = self._database(name)
         self.ledger = Ledger(CONSORTIUM, name, lambda text: sign_note(text, name, keys), self)
         self.engine = SimpleNamespace(negotiation_opened=lambda *a: None, negotiation_ended=lambda *a: None)
         self.desk = EvidenceDesk(
@@ -258,6 +265,11 @@ class World:
         )
         self.negotiation.register()
         self.desk.register(self.negotiation)
+
+    def _file(self, name: str) -> Database:
+        made = open_database(f"sqlite:///{self.folder / name}.db")
+        made.create_all()
+        return made
 
     async def move(self) -> None:
         """Put another coordinator in this one's place: what it knew is gone, and the members have named the other."""
@@ -460,8 +472,13 @@ def consortium_keys() -> dict[str, OrgKeys]:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, consortium_keys: dict[str, OrgKeys]) -> Any:
-    made = World(tmp_path, consortium_keys)
+async def world(request: Any, tmp_path: Path, consortium_keys: dict[str, OrgKeys]) -> Any:
+    """The coordinator is on SQLite, or on the database that a test names as this fixture's parameter."""
+    backend, database = getattr(request, "param", "sqlite"), None
+    if backend != "sqlite":
+        databases = request.getfixturevalue("databases")
+        database = lambda name: databases.fresh(backend, tmp_path)  # noqa: E731 - one line
+    made = World(tmp_path, consortium_keys, database=database)
     await made.start()
     yield made
     await made.stop()

@@ -18,12 +18,17 @@ from comity_policies.history import verify_export
 from comity_policies.terms import Terms
 
 
+# What every negotiation does also runs on a real PostgreSQL, at SERIALIZABLE.
+on_both = pytest.mark.parametrize("world", ["sqlite", "postgresql"], indirect=True)
+
+
 def verified(world: Any) -> Any:
     file = world.folder / "export.jsonl"
     file.write_bytes(world.export())
     return verify_export(file, world.charter.digest)
 
 
+@on_both
 async def test_from_proposal_to_final_everywhere(world: Any) -> None:
     proposal = await world.propose()
     news = world.news(proposal)
@@ -51,6 +56,7 @@ async def test_nodes_pass_over_what_a_newer_coordinator_adds_to_its_documents(wo
     assert len(added) >= 3, added
 
 
+@on_both
 async def test_a_counter_offer_waits_for_the_proposer_and_is_shown_as_signed(world: Any) -> None:
     world.nodes["beta"].policy.allow(rounds=2)
     proposal = await world.propose(accepts="none")
@@ -89,6 +95,7 @@ async def test_what_the_own_policy_adds_needs_no_second_word(world: Any) -> None
     assert world.news(proposal)["state"] == "FINALIZED"
 
 
+@on_both
 async def test_a_revision_takes_the_place_of_the_one_before(world: Any) -> None:
     world.nodes["beta"].policy.allow(rounds=2)
     first = await world.propose(accepts="none")
@@ -135,6 +142,7 @@ async def test_a_denied_proposal_may_be_revised_and_only_by_its_proposer(world: 
     assert world.news(first)["ended"]["code"] == "POLICY_DENIED"
 
 
+@on_both
 async def test_people_answer_where_the_policy_asks_for_them(world: Any) -> None:
     beta = world.nodes["beta"]
     beta.policy.review(rounds=2)
@@ -151,6 +159,7 @@ async def test_people_answer_where_the_policy_asks_for_them(world: Any) -> None:
     assert verified(world).counts["answer"] == 4
 
 
+@on_both
 async def test_a_persons_denial_ends_it_with_the_reason(world: Any) -> None:
     beta = world.nodes["beta"]
     beta.policy.review()
@@ -305,6 +314,7 @@ async def test_an_optional_party_that_stays_silent_costs_its_place_only(world: A
     assert world.nodes["gamma"].open_items() == []
 
 
+@on_both
 async def test_signatures_end_an_hour_after_the_deadline(world: Any) -> None:
     signs = lambda org, kind, body: None if (org, kind) == ("gamma", "agreement.sign") else body  # noqa: E731
     world.alter = signs
@@ -317,6 +327,7 @@ async def test_signatures_end_an_hour_after_the_deadline(world: Any) -> None:
     assert world.news(proposal)["ended"]["move"] == "gamma"
 
 
+@on_both
 async def test_a_charter_that_comes_into_force_while_parties_sign_costs_a_new_draft(world: Any) -> None:
     world.alter = lambda org, kind, body: None if (org, kind) == ("gamma", "agreement.sign") else body
     proposal = await world.propose()
