@@ -17,7 +17,6 @@ from comity_policies.documents import Reason
 from comity_policies.history import verify_export
 from comity_policies.terms import Terms
 
-
 # What every negotiation does also runs on a real PostgreSQL, at SERIALIZABLE.
 on_both = pytest.mark.parametrize("world", ["sqlite", "postgresql"], indirect=True)
 
