@@ -49,29 +49,30 @@ class Sequencer:
         waited_s = 0
         try:
             while True:
-                done, waited_s = await self._flush(waited_s), 0
-                await asyncio.sleep(FLUSH_EVERY_S if done else RETRY_S)
+                pause_s, waited_s = await self._flush(waited_s), 0
+                await asyncio.sleep(pause_s)
                 try:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._wake.wait()
                 except TimeoutError:
-                    waited_s = PATIENT_S if done else 0
+                    waited_s = 0 if pause_s == RETRY_S else PATIENT_S
         finally:
             self._loop = None
             await self._db.run(functools.partial(store.release_lease, holder=self._holder))
 
-    async def _flush(self, waited_s: int) -> bool:
-        """Integrate all that waits, if the first of it has waited that long; False if it failed."""
+    async def _flush(self, waited_s: int) -> float:
+        """Integrate all that waits, if the first of it has waited that long; return after how long to look again."""
         self._wake.clear()
+        pause_s = 0.0
         batch = functools.partial(self._ledger.integrate, holder=self._holder)
         try:
             while await self._db.run(functools.partial(batch, waited_s=waited_s)):
                 # Bounded by what is pending; others use the database's thread between two batches.
-                pass
+                pause_s = FLUSH_EVERY_S
         except (ComityError, SQLAlchemyError) as error:
             _log.error("batch not integrated", error=type(error).__name__, code=str(getattr(error, "code", "")))
-            return False
-        return True
+            return RETRY_S
+        return pause_s
 
     def wake(self) -> None:
         """Look soon; in the event loop."""
