@@ -11,6 +11,8 @@ verify_entries_per_s, …}` in `benchmarks/out/ledger.json`:
 * `raw_batched_insert_per_s`: what the ledger leaves behind (the statement's row and the entry's row, the same bytes,
   the same indexes), written into copies of its tables by as many processes with as many rows in a commit, by psycopg
   or sqlite3 in statements of many rows, under the same `synchronous_commit`; nothing is hashed, queued or proved;
+* `raw_arrays_per_s` (PostgreSQL): the same rows in the form that the ledger itself uses, one array for each column;
+  `ratio_to_arrays` and `integrated_ratio_to_arrays` are of this;
 * `p95_ms`: of a transaction that appends `rows_per_commit` statements;
 * `cpu_us`: processor time of one append, all processes of ours and the database's; with the load beside it, because
   others use this machine's cores too;
@@ -58,6 +60,7 @@ ROWS_PER_COMMIT = 64
 WRITERS = {"sqlite": 1, "postgresql": 8}
 LOG = "bench.example/demo"
 WAIT_S = 300.0
+_ARRAYS = {str: "text", bytes: "bytea", int: "bigint"}
 
 
 class Nowhere:
@@ -107,13 +110,13 @@ def _append(url: str, writer: int, count: int, start: Any, out: Any) -> None:
     database.close()
 
 
-def _raw(url: str, writer: int, count: int, start: Any, out: Any) -> None:
+def _raw(url: str, writer: int, count: int, arrays: bool, start: Any, out: Any) -> None:
     said, database = corpus(writer, count), open_database(url)
     rows = raw_rows(writer * count, said)
     raw = database.engine.raw_connection()
     sqlite = database.engine.dialect.name == "sqlite"
     start.wait()
-    out.put(_timed(rows, lambda batch: insert_raw(raw, batch, sqlite=sqlite)))
+    out.put(_timed(rows, lambda batch: insert_raw(raw, batch, sqlite=sqlite, arrays=arrays)))
     raw.close()
     database.close()
 
@@ -152,12 +155,18 @@ def raw_rows(first: int, said: list[Statement]) -> list[tuple[Any, ...]]:
     ]
 
 
-def insert_raw(raw: Any, batch: list[Any], *, sqlite: bool) -> None:
+def insert_raw(raw: Any, batch: list[Any], *, sqlite: bool, arrays: bool = False) -> None:
     """Insert a batch into both tables and commit: two statements of many rows."""
     cursor, mark = raw.cursor(), "?" if sqlite else "%s"
     if sqlite:
         cursor.execute("BEGIN IMMEDIATE")
     for table, rows in (("raw_statements", [row[0] for row in batch]), ("raw_entries", [row[1] for row in batch])):
+        if arrays:
+            columns = list(zip(*rows, strict=True))
+            marks = ",".join(f"%s::{_ARRAYS[type(each[0])]}[]" for each in columns)
+            sent = [list(each) if type(each[0]) is int else store.array_text(each) for each in columns]
+            cursor.execute(f"INSERT INTO {table} SELECT * FROM unnest({marks})", sent)
+            continue
         values = ",".join(["(" + ",".join([mark] * len(rows[0])) + ")"] * len(rows))
         cursor.execute(f"INSERT INTO {table} VALUES {values}", [value for row in rows for value in row])
     cursor.execute("COMMIT") if sqlite else raw.commit()
@@ -229,9 +238,9 @@ def _alone(url: str, count: int) -> list[Took]:
     return [took]
 
 
-def raw(url: str, writers: int, count: int) -> float:
+def raw(url: str, writers: int, count: int, *, arrays: bool = False) -> float:
     """Return rows a second of the raw insert."""
-    took = _together([(_raw, url, writer, count) for writer in range(writers)])
+    took = _together([(_raw, url, writer, count, arrays) for writer in range(writers)])
     return writers * count / (max(each.ended for each in took) - min(each.began for each in took))
 
 
@@ -253,7 +262,7 @@ def _cpu_of(server: int | None) -> float:
 
 
 def _row(backend: str, server: postgres.PostgresServer | None, folder: Path, options: Any) -> dict[str, Any]:
-    writers, figures, raws = WRITERS[backend], [], []
+    writers, figures, raws, others = WRITERS[backend], [], [], []
     loads = [os.getloadavg()[0]]
     for turn in range(options.repeat):
         if server is None:
@@ -265,6 +274,11 @@ def _row(backend: str, server: postgres.PostgresServer | None, folder: Path, opt
         _fresh(url).close()
         raws.append(raw(url, writers, count))
         figures.append(ours(url, writers, count, server.process.pid if server and server.process else None))
+        if server:
+            # In tables of its own: in those of the first they would stand twice.
+            server.create_database(f"arrays{turn}")
+            _fresh(server.url(f"arrays{turn}")).close()
+            others.append(raw(server.url(f"arrays{turn}"), writers, count, arrays=True))
         loads.append(os.getloadavg()[0])
     appends, bare = statistics.median(each[0] for each in figures), statistics.median(raws)
     return {
@@ -275,11 +289,24 @@ def _row(backend: str, server: postgres.PostgresServer | None, folder: Path, opt
         "raw_batched_insert_per_s": round(bare),
         "ratio": round(statistics.median(a[0] / b for a, b in zip(figures, raws, strict=True)), 2),
         "integrated_ratio": round(statistics.median(a[3] / b for a, b in zip(figures, raws, strict=True)), 2),
+        **_to_arrays(figures, others),
         "p95_ms": round(statistics.median(each[1] for each in figures), 1),
         "cpu_us": round(statistics.median(each[2] for each in figures)),
         "rows_per_commit": ROWS_PER_COMMIT,
         "bytes": len(corpus(0, 1)[0].to_bytes()),
         "load": [round(min(loads), 1), round(max(loads), 1)],
+    }
+
+
+def _to_arrays(figures: list[tuple[float, float, float, float]], others: list[float]) -> dict[str, Any]:
+    if not others:
+        return {}
+    return {
+        "raw_arrays_per_s": round(statistics.median(others)),
+        "ratio_to_arrays": round(statistics.median(a[0] / b for a, b in zip(figures, others, strict=True)), 2),
+        "integrated_ratio_to_arrays": round(
+            statistics.median(a[3] / b for a, b in zip(figures, others, strict=True)), 2
+        ),
     }
 
 

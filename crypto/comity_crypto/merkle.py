@@ -196,6 +196,26 @@ class Tree:
         proof.reverse()
         return proof
 
+    def inclusion_proofs(self, first: int) -> list[tuple[bytes, ...]]:
+        """Return the proofs for the leaves from `first` to the last in the tree of all, in order.
+
+        They are those of `inclusion_proof`, found in one walk down the tree. Raises `PROOF_INVALID` out of range.
+        """
+        self._check_size(first)
+        proofs: list[tuple[bytes, ...]] = []
+        # Subtrees (start, end) with the hashes that prove their root, lowest first.
+        left: list[tuple[int, int, tuple[bytes, ...]]] = [(0, self._size, ())] if first < self._size else []
+        while left:  # bounded: each turn ends at a leaf or halves a subtree that holds one asked for
+            start, end, above = left.pop()
+            if end - start == 1:
+                proofs.append(above)
+                continue
+            split = start + _split(end - start)
+            left.append((split, end, (self._root_of(start, split), *above)))
+            if first < split:
+                left.append((start, split, (self._root_of(split, end), *above)))
+        return proofs
+
     def consistency_proof(self, first_size: int, second_size: int | None = None) -> list[bytes]:
         """Return the proof that the first tree is a prefix of the second (all leaves, unless given).
 
@@ -231,6 +251,14 @@ class Tree:
                 self._ranges.clear()
             self._ranges[start, end] = value
         return value
+
+    def _root_of(self, start: int, end: int) -> bytes:
+        """As `_range`, without a note of what is stored anyway."""
+        size = end - start
+        if size & (size - 1):
+            return self._range(start, end)
+        level = size.bit_length() - 1
+        return self._stored(level, start >> level)
 
     def _stored(self, level: int, index: int) -> bytes:
         if self._read is None:

@@ -145,8 +145,8 @@ class Ledger:
         if self._entered is not None:
             after_commit(conn, self._entered)
         concerned: dict[str, list[InclusionProof]] = {}
-        for offset, row in enumerate(rows):
-            proof = InclusionProof(row.digest, first + offset, tuple(tree.inclusion_proof(first + offset)), note)
+        for offset, (row, hashes) in enumerate(zip(rows, tree.inclusion_proofs(first), strict=True)):
+            proof = InclusionProof(row.digest, first + offset, hashes, note)
             for org in {row.issuer, *row.recipients} - {COORDINATOR}:
                 concerned.setdefault(org, []).append(proof)
         for org, proofs in sorted(concerned.items()):
@@ -271,20 +271,19 @@ def _place_of(moment_ns: int) -> str:
 
 def proofs_json(proofs: Sequence[InclusionProof]) -> dict[str, object]:
     """Return proofs that rest on one note as they travel to a node."""
-    return {
-        "note": proofs[0].note,
-        "proofs": [{key: value for key, value in proof_json(proof).items() if key != "note"} for proof in proofs],
-    }
+    # Proofs of one batch share most of their hashes.
+    texts = {each: base64.b64encode(each).decode() for each in set().union(*(proof.hashes for proof in proofs))}
+    shown = [
+        {"statement": proof.digest, "index": proof.index, "hashes": [texts[each] for each in proof.hashes]}
+        for proof in proofs
+    ]
+    return {"note": proofs[0].note, "proofs": shown}
 
 
 def proof_json(proof: InclusionProof) -> dict[str, object]:
     """Return a proof as it travels."""
-    return {
-        "statement": proof.digest,
-        "index": proof.index,
-        "hashes": [base64.b64encode(each).decode() for each in proof.hashes],
-        "note": proof.note,
-    }
+    hashes = [base64.b64encode(each).decode() for each in proof.hashes]
+    return {"statement": proof.digest, "index": proof.index, "hashes": hashes, "note": proof.note}
 
 
 def export_line(index: int, data: bytes) -> bytes:

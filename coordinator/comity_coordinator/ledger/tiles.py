@@ -52,7 +52,7 @@ class Tiles:
         Raises:
             ComityError: `LEDGER_INVALID` if a hash would not come next in its tile.
         """
-        grown: dict[tuple[int, int], bytes] = {}
+        grown: dict[tuple[int, int], bytearray] = {}
         for level, index, value in complete:
             self._nodes[level, index] = value
             tile_level, height = divmod(level, TILE_LEVELS)
@@ -60,13 +60,16 @@ class Tiles:
                 continue
             tile, offset = divmod(index, TILE_WIDTH)
             key = (tile_level, tile)
-            before = grown[key] if key in grown else (self._tile(*key) if offset else b"")
-            if len(before) != offset * HASH_BYTES:
+            hashes = grown.get(key)
+            if hashes is None:
+                hashes = grown[key] = bytearray(self._tile(*key) if offset else b"")
+            if len(hashes) != offset * HASH_BYTES:
                 raise ComityError(ErrorCode.LEDGER_INVALID, "a tile has a gap", level=level, index=index)
-            grown[key] = before + value
-        for key, hashes in grown.items():
-            store.put_tile(self._conn, *key, hashes, new=not self._tile(*key))
-            self._tiles[key] = hashes
+            hashes += value
+        for key, made in grown.items():
+            # A tile that begins here is not there yet: if another sequencer wrote it, the key refuses this one.
+            store.put_tile(self._conn, *key, bytes(made), new=not self._tile(*key))
+            self._tiles[key] = bytes(made)
 
     def _tile(self, level: int, tile: int) -> bytes:
         key = (level, tile)

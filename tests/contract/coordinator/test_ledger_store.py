@@ -47,6 +47,12 @@ def test_many_entries_have_proofs_and_the_tree_only_grows(world, names):
         proof = world.read(lambda conn, index=index: world.ledger.inclusion(conn, (world.genesis, *said)[index].digest))
         assert proof.index == index
         verify_inclusion(leaves[index], index, head.size, proof.hashes, head.root)
+    told = [(told["note"], each) for told in world.hub.take("beta", "ledger.proof") for each in told["proofs"]]
+    assert [each["index"] for _, each in told] == list(range(COUNT + 1))
+    for note, each in told[:: BATCH_MAX // 32]:
+        hashes = [base64.b64decode(each) for each in each["hashes"]]
+        seen = verify_note(note, names.log, world.log_keys.public.statement)
+        verify_inclusion(leaves[each["index"]], each["index"], seen.size, hashes, seen.root)
     for old in sizes[:-1]:
         hashes = world.read(lambda conn, old=old: world.ledger.consistency(conn, [old.size, head.size])[0])
         verify_consistency(old.size, head.size, old.root, head.root, hashes)
@@ -75,6 +81,21 @@ def test_appending_twice_is_one_entry(world):
     assert world.integrate() > 0
     assert world.db.transact(lambda conn: world.ledger.append(conn, said[0])) is False
     assert world.integrate() == 0
+
+
+def test_what_is_written_in_bulk_comes_back_as_it_was(world):
+    while world.integrate():
+        pass
+    texts = ["null", "", '"', "\\", '{a,"b"}', "\\x00", "a\nb", "\u00e9", " ", "%s"]
+    rows = [
+        (f"{n:020d}", f"{n:064x}", "NULL", each, bytes([n, 0, 34, 92] * 8), "beta,gamma")
+        for n, each in enumerate(texts)
+    ]
+    world.db.transact(lambda conn: store._insert(conn, store.pending, rows))
+    found = world.read(lambda conn: store.next_pending(conn, 100))
+    shown = [(each.place, each.digest, each.kind, each.issuer, each.leaf_hash, "beta,gamma") for each in found]
+    assert shown == rows
+    assert {each.recipients for each in found} == {("beta", "gamma")}
 
 
 def test_a_second_sequencer_waits_for_the_lease(world):

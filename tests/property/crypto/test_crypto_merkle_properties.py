@@ -52,7 +52,10 @@ def test_every_proof_of_every_small_tree():
         for index in range(size):
             proof = tree.inclusion_proof(index, size)
             merkle.verify_inclusion(LEAVES[index], index, size, proof, root)
+        whole = _stored(size)[0]
         for first in range(size + 1):
+            proofs = [tuple(tree.inclusion_proof(index, size)) for index in range(first, size)]
+            assert whole.inclusion_proofs(first) == proofs
             proof = tree.consistency_proof(first, size)
             merkle.verify_consistency(first, size, _naive(LEAVES[:first]), root, proof)
 
