@@ -93,16 +93,9 @@ def restore(
       comity coordinator restore /backups/comity-2026-11-23 /srv/comity --database postgresql://comity@db/comity \\
         --seen checkpoint-of-hospital-b
     """
-    from comity.wire.errors import ComityError, ErrorCode
     from comity_coordinator.backup.restoring import restore as restore_backup
 
-    if export is not None and genesis is None:
-        raise ComityError(ErrorCode.MALFORMED, "an export is verified from the consortium's name: give --genesis")
-    if (export is not None or bool(seen)) == uncompared:
-        raise ComityError(
-            ErrorCode.MALFORMED,
-            "ask the members first: an old backup forks the ledger. Give --seen or --export, or else --uncompared",
-        )
+    _check_comparison(export, genesis, seen, uncompared)
     done = restore_backup(
         source,
         home,
@@ -117,6 +110,19 @@ def restore(
     _show(done, as_json)
     if done.lost:
         raise typer.Exit(1)
+
+
+def _check_comparison(export: Path | None, genesis: str | None, seen: list[Path] | None, uncompared: bool) -> None:
+    """Refuse to restore in silence: only members know whether the backup is the newest word. Raises `MALFORMED`."""
+    from comity.wire.errors import ComityError, ErrorCode
+
+    if export is not None and genesis is None:
+        raise ComityError(ErrorCode.MALFORMED, "an export is verified from the consortium's name: give --genesis")
+    if (export is not None or bool(seen)) == uncompared:
+        raise ComityError(
+            ErrorCode.MALFORMED,
+            "ask the members first: an old backup forks the ledger. Give --seen or --export, or else --uncompared",
+        )
 
 
 def _show(done: Restored, as_json: bool) -> None:
