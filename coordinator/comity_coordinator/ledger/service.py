@@ -34,6 +34,9 @@ from comity_crypto.notes import Checkpoint, with_lines
 from comity_crypto.statements import Statement
 
 BATCH_MAX = 1_024
+# Where the database has connections enough, nobody waits behind a batch: fewer and larger ones cost fewer round trips,
+# each of which waits its turn when writers keep all cores busy. SQLite has one writer, and others want it in between.
+BATCH_SHARED_MAX = 4_096
 PAGE_MAX = 256
 # A page must fit into one gRPC message (4 MiB) with room for its frame.
 PAGE_BYTES_MAX = 3 << 20
@@ -119,12 +122,14 @@ class Ledger:
         return Statement.from_bytes(_checked(digest, data))
 
     def integrate(self, conn: Connection, holder: str, *, waited_s: int = 0) -> int:
-        """Give the oldest pending statements their indexes; at most `BATCH_MAX`, none if none waits for `waited_s`.
+        """Give the oldest pending statements their indexes; at most `BATCH_MAX` (`BATCH_SHARED_MAX`) of them.
+
+        None if none waits for `waited_s`.
 
         Returns:
             How many; 0 if none is pending or another sequencer holds the lease.
         """
-        rows = store.next_pending(conn, BATCH_MAX)
+        rows = store.next_pending(conn, BATCH_MAX if conn.dialect.name == "sqlite" else BATCH_SHARED_MAX)
         if not rows or (waited_s and rows[0].place > _place_of(time.time_ns() - waited_s * NS_PER_S)):
             return 0
         now = instants.now()

@@ -139,8 +139,7 @@ def _insert(conn: Connection, table: Table, rows: Sequence[tuple[Any, ...]], tai
     names = ", ".join(column.name for column in table.columns)
     if conn.dialect.name == "postgresql" and rows:
         # One array for each column: the driver looks for every mark in a long statement each time it is sent.
-        types = ["bytea" if isinstance(column.type, LargeBinary) else "text" for column in table.columns]
-        marks = ", ".join(f"%s::{each}[]" for each in types)
+        marks = ", ".join(f"%s::{_type_of(column)}[]" for column in table.columns)
         query = f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({marks}) {tail}"  # noqa: S608 - names of ours
         result = conn.exec_driver_sql(query, tuple(array_text(each) for each in zip(*rows, strict=True)))
         return [row[0] for row in result] if tail else []
@@ -155,10 +154,16 @@ def _insert(conn: Connection, table: Table, rows: Sequence[tuple[Any, ...]], tai
     return found
 
 
-def array_text(values: Sequence[str] | Sequence[bytes]) -> str:
+def _type_of(column: Column[Any]) -> str:
+    if isinstance(column.type, Integer):
+        return "bigint"
+    return "bytea" if isinstance(column.type, LargeBinary) else "text"
+
+
+def array_text(values: Sequence[str | bytes | int]) -> str:
     """Return PostgreSQL's text of an array; every value is quoted."""
     texts = [
-        f"\\\\x{each.hex()}" if isinstance(each, bytes) else each.replace("\\", "\\\\").replace('"', '\\"')
+        f"\\\\x{each.hex()}" if isinstance(each, bytes) else str(each).replace("\\", "\\\\").replace('"', '\\"')
         for each in values
     ]
     return '{"' + '","'.join(texts) + '"}'
@@ -234,12 +239,14 @@ def tile(conn: Connection, level: int, idx: int) -> bytes:
     return b"" if row is None else bytes(row[0])
 
 
-def put_tile(conn: Connection, level: int, idx: int, hashes: bytes, *, new: bool) -> None:
-    """Write a tile."""
-    if new:
-        conn.execute(insert(tiles).values(level=level, idx=idx, hashes=hashes))
-    else:
-        conn.execute(sql_update(tiles).where(tiles.c.level == level, tiles.c.idx == idx).values(hashes=hashes))
+def change_tile(conn: Connection, level: int, idx: int, hashes: bytes) -> None:
+    """Write a tile that was there before."""
+    conn.execute(sql_update(tiles).where(tiles.c.level == level, tiles.c.idx == idx).values(hashes=hashes))
+
+
+def add_tiles(conn: Connection, rows: Sequence[tuple[int, int, bytes]]) -> None:
+    """Write new tiles (level, index, hashes), all at once."""
+    _insert(conn, tiles, rows)
 
 
 def newest_checkpoint(conn: Connection) -> CheckpointRow | None:

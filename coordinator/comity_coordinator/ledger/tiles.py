@@ -66,10 +66,15 @@ class Tiles:
             if len(hashes) != offset * HASH_BYTES:
                 raise ComityError(ErrorCode.LEDGER_INVALID, "a tile has a gap", level=level, index=index)
             hashes += value
+        # A tile that begins here is not there yet: if another sequencer wrote it, its key refuses this one.
+        begun: list[tuple[int, int, bytes]] = []
         for key, made in grown.items():
-            # A tile that begins here is not there yet: if another sequencer wrote it, the key refuses this one.
-            store.put_tile(self._conn, *key, bytes(made), new=not self._tile(*key))
+            if self._tiles.get(key):
+                store.change_tile(self._conn, *key, bytes(made))
+            else:
+                begun.append((*key, bytes(made)))
             self._tiles[key] = bytes(made)
+        store.add_tiles(self._conn, begun)
 
     def _tile(self, level: int, tile: int) -> bytes:
         key = (level, tile)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from comity.wire import canonical, instants
 from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator import fsck
-from comity_coordinator.ledger import store
+from comity_coordinator.ledger import service, store
 from comity_coordinator.ledger.incidents import Incidents
 from comity_coordinator.ledger.sequencer import PATIENT_S, Sequencer
 from comity_coordinator.ledger.service import BATCH_MAX, NS_PER_S
@@ -32,7 +32,8 @@ def fill(world, count, org="beta"):
     return said, world.db.transact(append)
 
 
-def test_many_entries_have_proofs_and_the_tree_only_grows(world, names):
+def test_many_entries_have_proofs_and_the_tree_only_grows(world, names, monkeypatch):
+    monkeypatch.setattr(service, "BATCH_SHARED_MAX", BATCH_MAX)
     said, added = fill(world, COUNT)
     assert all(added)
     sizes = []
