@@ -85,7 +85,7 @@ bench-ledger: $(VENV)/.ready postgres ## Measure appends against a raw insert, a
 bench-nodes: $(VENV)/.ready ## Measure a thousand connected nodes; writes benchmarks/out/nodes.json
 	python benchmarks/bench_nodes.py $(ARGS)
 
-faults: $(VENV)/.ready sandbox postgres ## Kill random processes of the demo's cast 30 times (ARGS="--replicas 2 --runs 30 --seed 1")
+faults: $(VENV)/.ready sandbox postgres ## Kill random processes of the demo's cast 30 times; with ARGS="--replicas 2 --runs 100" cut networks too (root)
 	python tests/faults/kill_runs.py $(ARGS)
 
 clean: ## Remove what the targets made

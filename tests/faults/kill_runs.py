@@ -9,8 +9,9 @@ Rules:
 3. An order counts as executed twice if an app began it after a moment at which its node's journal said that it was
    finished. Orders that a kill left unfinished run again; then both executions must have drawn the same numbers.
 4. With `--replicas 2` the coordinator is two processes on one PostgreSQL and one Temporal, and the database, Temporal
-   and the connections between replicas, to a node and to the database are among the victims: a killed server is
-   started again at once, a partition (a gate that forwards nothing) ends after `harness.replicated.PARTITION_S`.
+   and the network are among the victims: a killed server is started again at once, a partition between two of nodes,
+   replicas, database and Temporal ends after a drawn time, at the latest when the run has ended. Each of them is in a
+   network namespace of its own, whose router drops every packet; without root TCP gates stand in, and are named.
 5. Every run has a deadline; when it passes, who waits for whom is printed, and the run counts as not finished.
 
 Last line: `faults: N runs, N finished, M bit-equal, 0 executed twice`. Exit status 0 only if everything held.
@@ -22,6 +23,7 @@ import argparse
 import csv
 import json
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -35,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import journals
 from harness.consortium import LEAD, ORGS, Consortium, Ended, NotInTime
-from harness.replicated import ReplicatedConsortium
+from harness.namespaces import missing
+from harness.replicated import PARTITION_S, ReplicatedConsortium
 
 from comity.wire.errors import ComityError
 from comity_agents.flower.bundle import build_app
@@ -65,12 +68,13 @@ TERMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Whom to kill, and when: `moment` is the part of an undisturbed run's time that has passed, of the training for
-    processes that live during training only."""
+    """Whom to kill or what to cut (for `lasts_s`), and when: `moment` is the part of an undisturbed run's time that has
+    passed, of the training for processes that live during training only."""
 
     part: str
     org: str
     moment: float
+    lasts_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -133,9 +137,11 @@ class Proof:
         org = LEAD if part in ("lead", "serverapp") else org
         if part in ("coordinator", "temporal"):
             org = self._chance.choice(self._consortium.coordinators)
-        elif part == "partition":
-            org = self._chance.choice(("replicas", "node", "database"))
-        return Plan(part, org, self._chance.uniform(0.0, 0.85))
+        lasts_s = 0.0
+        if isinstance(self._consortium, ReplicatedConsortium) and part == "partition":
+            org = " and ".join(self._chance.choice(self._consortium.cuts))
+            lasts_s = round(self._chance.uniform(*PARTITION_S), 1)
+        return Plan(part, org, self._chance.uniform(0.0, 0.85), lasts_s)
 
     def disturbed(self, number: int, plan: Plan) -> Report:
         """Run once with one kill. A run that was over before the kill is repeated, with an earlier one."""
@@ -161,6 +167,8 @@ class Proof:
             run = consortium.run_of(agreement, RUN_DEADLINE_S)
             training.set()
             ended = consortium.ended(run, RUN_DEADLINE_S)
+        if isinstance(consortium, ReplicatedConsortium):
+            consortium.heal()
         report.killed = striker.struck_at > 0
         report.state, report.error = ended.state, ended.error
         report.bit_equal = set(ended.models.values()) == {self._model} and set(ended.models) == set(ORGS)
@@ -267,12 +275,15 @@ class Striker:
             self._training.wait(RUN_DEADLINE_S)
         until = time.monotonic() + self._pause_s
         while not self._over.is_set() and time.monotonic() < until + VICTIM_WAIT_S:
-            if time.monotonic() >= until and self._consortium.strike(self._plan.part, self._plan.org):
+            if time.monotonic() >= until and self._strikes():
                 self.struck_at = time.time()
                 self.finished = {org: journals.finished(self._consortium.home(org)) for org in ORGS}
                 self.read_at = time.time()
                 return
             time.sleep(0.005)
+
+    def _strikes(self) -> bool:
+        return self._consortium.strike(self._plan.part, self._plan.org, self._plan.lasts_s)
 
 
 def datasets(folder: Path) -> dict[str, dict[str, Path]]:
@@ -289,10 +300,12 @@ def datasets(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def prove(
-    folder: Path, runs: int, seed: int, aggregation: str, *, replicas: int = 1
+    folder: Path, runs: int, seed: int, aggregation: str, *, replicas: int = 1, namespaces: bool = False
 ) -> tuple[list[Report], list[str], dict[str, Any]]:
     """Do all of it; returns a report for each run, what is wrong in the books, and figures."""
-    consortium = ReplicatedConsortium(folder, aggregation) if replicas > 1 else Consortium(folder, aggregation)
+    consortium = Consortium(folder, aggregation)
+    if replicas > 1:
+        consortium = ReplicatedConsortium(folder, aggregation, namespaces=namespaces)
     begun = time.monotonic()
     try:
         consortium.found(datasets(folder), (build_app(APP).digest,))
@@ -317,6 +330,7 @@ def line_of(report: Report) -> str:
     """Return one line about a run, and more if something did not hold."""
     plan = report.plan
     whom = plan.part if plan.org == plan.part or not plan.org else f"{plan.part} of {plan.org}"
+    whom += f" for {plan.lasts_s:.1f} s" if plan.lasts_s else ""
     how = "bit-equal" if report.bit_equal else "NOT bit-equal"
     line = f"run {report.number:>3}: {whom:<22} at {plan.moment:.2f}: {report.state}, {how}, {report.took_s:.1f} s"
     wrong = [f"executed twice: {each}" for each in report.twice] + report.faults
@@ -345,10 +359,16 @@ def main() -> int:
     if asked.database not in ("", database):
         parser.error("one replica runs on SQLite here, two on PostgreSQL")
     seed = random.SystemRandom().randrange(1 << 32) if asked.seed is None else asked.seed
-    print(f"seed {seed}, {asked.runs} runs, {asked.aggregation}, {asked.replicas} on {database}", flush=True)
+    why = missing() if asked.replicas > 1 else ""
+    # What the last line says of it too, if it is less than was asked for.
+    network = f", partitions by {'gates (' + why + ')' if why else 'namespaces'}" if asked.replicas > 1 else ""
+    print(f"seed {seed}, {asked.runs} runs, {asked.aggregation}, {asked.replicas} on {database}{network}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends as after ctrl-C
     with tempfile.TemporaryDirectory(prefix="comity-faults-") as temporary:
         folder = asked.keep or Path(temporary)
-        reports, faults, figures = prove(folder, asked.runs, seed, asked.aggregation, replicas=asked.replicas)
+        reports, faults, figures = prove(
+            folder, asked.runs, seed, asked.aggregation, replicas=asked.replicas, namespaces=not why
+        )
     finished = sum(each.state == "COMPLETED" for each in reports)
     equal = sum(each.bit_equal for each in reports)
     twice = sum(len(each.twice) for each in reports)
@@ -358,7 +378,10 @@ def main() -> int:
         rows = [{**asdict(each), "ok": each.ok} for each in reports]
         print(json.dumps({"seed": seed, "aggregation": asked.aggregation, **figures, "runs": rows, "books": faults}))
     say(f"{figures}")
-    print(f"faults: {len(reports)} runs, {finished} finished, {equal} bit-equal, {twice} executed twice", flush=True)
+    print(
+        f"faults: {len(reports)} runs, {finished} finished, {equal} bit-equal, {twice} executed twice{network}",
+        flush=True,
+    )
     return 0 if all(each.ok for each in reports) and not faults else 1
 
 

@@ -237,7 +237,7 @@ class Consortium:
         """Return how many statements of the ledger have no index yet."""
         return journals.unordered(self.home("coordinator"))
 
-    def strike(self, part: str, name: str) -> bool:
+    def strike(self, part: str, name: str, lasts_s: float = 0.0) -> bool:
         """Do to a part what a fault does; `name` is the process or the organisation. False if it is not there now."""
         pid = self.pid(name)
         victim = pid if part in ("coordinator", "lead", "node") else processes.playing(pid, part)

@@ -55,10 +55,19 @@ class PostgresServer:
 
     Args:
         durable: whether a commit waits for the disk, so that a killed server keeps it.
-        tcp: whether it listens on 127.0.0.1 too, at `port`.
+        tcp: whether it listens on `host` too, at `port`.
+        space: the network namespace it runs in, as `/run/netns` names it with its folder; by default this one.
     """
 
-    def __init__(self, folder: Path | None = None, *, durable: bool = True, tcp: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        durable: bool = True,
+        tcp: bool = False,
+        host: str = "127.0.0.1",
+        space: str = "",
+    ) -> None:
         programs = installed()
         if programs is None:
             raise FileNotFoundError("PostgreSQL is not installed")
@@ -68,7 +77,7 @@ class PostgresServer:
         if self._account:
             os.chown(self.folder, *self._account)
         self.durable, self.port = durable, free_port() if tcp else 5432
-        self._tcp = tcp
+        self._tcp, self.host, self._space = tcp, host, space
         self._password = secrets.token_urlsafe(18)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +86,7 @@ class PostgresServer:
         data = self.folder / "data"
         if not data.exists():
             self._initialise(data)
-        settings = [f"unix_socket_directories={self.folder}", f"listen_addresses={'127.0.0.1' if self._tcp else ''}"]
+        settings = [f"unix_socket_directories={self.folder}", f"listen_addresses={self.host if self._tcp else ''}"]
         settings += [f"port={self.port}", "max_connections=200", "logging_collector=off", "log_min_messages=fatal"]
         settings += [] if self.durable else _LAX
         command = [str(self._programs / "postgres"), "-D", str(data)]
@@ -115,7 +124,7 @@ class PostgresServer:
         """Return the URL for a coordinator; `backend` is postgresql or cockroachdb (a database made with `shim`)."""
         if self._tcp:
             query = SHIM_PATH if backend == "cockroachdb" else ""
-            return f"{backend}+psycopg://comity:{self._password}@127.0.0.1:{self.port}/{database}?{query}"
+            return f"{backend}+psycopg://comity:{self._password}@{self.host}:{self.port}/{database}?{query}"
         return socket_url(self.folder, self.port, database, backend)
 
     def create_database(self, name: str, *, shim: bool = False) -> None:
@@ -133,9 +142,14 @@ class PostgresServer:
         command += [] if self.durable else ["--no-sync"]
         if self._run(command, None).wait(START_TIMEOUT_S):
             raise RuntimeError((self.folder / "log").read_text()[-2000:])
+        with (data / "pg_hba.conf").open("a") as file:
+            file.write("host all all 10.99.0.0/24 scram-sha-256\n" * bool(self._space))
 
     def _run(self, command: list[str], hook: object) -> subprocess.Popen[bytes]:
         user, group = self._account or (None, None)
+        if self._space:  # entering takes root, which it lays down there
+            own = [] if user is None else [f"--setuid={user}", f"--setgid={group}"]
+            command, user, group = ["nsenter", f"--net={self._space}", *own, *command], None, None
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -146,7 +160,7 @@ class PostgresServer:
                 start_new_session=True,
                 user=user,
                 group=group,
-                extra_groups=[] if self._account else None,
+                extra_groups=[] if user is not None else None,
                 env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"},
                 preexec_fn=hook,  # type: ignore[arg-type]  # noqa: PLW1509 - the keeper has no threads
             )
