@@ -137,6 +137,8 @@ class Proof:
         org = LEAD if part in ("lead", "serverapp") else org
         if part in ("coordinator", "temporal"):
             org = self._chance.choice(self._consortium.coordinators)
+        elif part == "database":
+            org = part
         lasts_s = 0.0
         if isinstance(self._consortium, ReplicatedConsortium) and part == "partition":
             org = " and ".join(self._chance.choice(self._consortium.cuts))
