@@ -42,10 +42,8 @@ from comity_node.transport.model import Message
 from comity_policies.documents import OrderHeader, ReplyHeader
 
 RESEND_S, GONE_S = 15.0, 30.0
-# How long a refusal of a repeated order takes to come.
-REPLY_S = 5.0
-# A question that was open when this node died gets at least this long, however late it is.
-REOPENED_S = 30.0
+REPLY_S = 5.0  # how long a refusal of a repeated order takes to come
+REOPENED_S = 30.0  # a question that was open when this node died gets at least this long, however late it is
 OWN_RETRY_S = 2.0
 
 log = structlog.get_logger("comity.node.training")
@@ -360,9 +358,8 @@ class QuestionDesk:
         link = self._node.link
         if not link.connected or org in link.connected_orgs or "min_participants" not in self._led.agreement.terms:
             return
-        here = link.connected_orgs | {self._led.me}
         for found in list(self._open.values()):
-            expected = found.results | (found.waiting & here)
+            expected = found.results | (found.waiting & (link.connected_orgs | {self._led.me}))
             awaited = org in found.waiting and org not in found.accepting
             if awaited and len(expected) >= self._led.results_min and not await found.collector.keeps(org):
                 await self._drop(found, org, "failed", ComityError(ErrorCode.UNAVAILABLE, "its node is gone"))

@@ -38,8 +38,8 @@ from comity_node.training.profiles.integer_form import DecodeIntegers
 from comity_node.training.profiles.masked_part import SPARE
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_form import Decode, Plan
-from comity_node.training.profiles.sum_holding import refused
-from comity_node.training.profiles.sum_lead import Opened, SumCollector
+from comity_node.training.profiles.sum_holding import Opened, refused
+from comity_node.training.profiles.sum_lead import SumCollector
 from comity_node.training.profiles.sum_wire import Addressed
 
 LOST_RUNS_MAX = 256

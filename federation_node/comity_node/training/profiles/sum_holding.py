@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,14 @@ from comity_node.training.tables import AnswerRow
 Decode = Callable[[NDArray[np.uint64], int], Awaitable[Blob]]
 
 log = structlog.get_logger("comity.node.training")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An opened sum: the reply for the app, and who is in it."""
+
+    content: Blob
+    members: tuple[str, ...]
 
 
 class Opening(Protocol):

@@ -16,7 +16,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,7 @@ from comity_node.training.profiles.integer_form import DecodeIntegers
 from comity_node.training.profiles.plain import RESULT, reply_context
 from comity_node.training.profiles.sum_exchange import Exchange, Said
 from comity_node.training.profiles.sum_form import Decode, Plan, Shape
-from comity_node.training.profiles.sum_holding import Holding, Opening, recalled, refused, write_content
+from comity_node.training.profiles.sum_holding import Holding, Opened, Opening, recalled, refused, write_content
 from comity_node.training.profiles.sum_part import key_context, minimum_of
 from comity_node.training.profiles.weighing import total_of
 from comity_node.training.tables import INLINE_BYTES_MAX, AnswerRow
@@ -70,14 +70,6 @@ _LASTING = frozenset(
 )
 
 log = structlog.get_logger("comity.node.training")
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """An opened sum: the reply for the app, and who is in it."""
-
-    content: Blob
-    members: tuple[str, ...]
 
 
 class SumCollector:
@@ -384,29 +376,23 @@ class SumCollector:
             AnswerRow(order.run, order.seq, org, RESULT, None, named, inline, name, blob.size) for org in opened.members
         ]
         await self._hand_out(blob, rows)
-        for org in order.receivers:
-            if org not in opened.members:
-                await self._sink.fail(org, ComityError(ErrorCode.TIMEOUT, "the roster was closed without it"))
 
     async def _rest(self, given: AnswerRow) -> None:
         """Complete answers that an earlier process had begun to record: they are all the same."""
         members = json.loads(given.reference or "{}").get("members", [])
         self._summed = frozenset(members)
-        blob = await recalled(self.question, given)
-        order = self.question.order
-        kept = (RESULT, None, given.reference, given.inline, given.file, given.size_bytes)
-        rows = [AnswerRow(order.run, order.seq, org, *kept) for org in members]
-        await self._hand_out(blob, rows)
-        for org in order.receivers:
-            if org not in members:
-                await self._sink.fail(org, ComityError(ErrorCode.TIMEOUT, "the roster was closed without it"))
+        await self._hand_out(await recalled(self.question, given), [replace(given, org=org) for org in members])
 
     async def _hand_out(self, blob: Blob, rows: list[AnswerRow]) -> None:
+        """Give each its row; who has none is not in the sum."""
         self._delivered = True
         try:
             await self._sink.deliver([Delivery(row.org, blob.duplicate(), row) for row in rows])
         finally:
             blob.close()
+        for org in self.question.order.receivers:
+            if all(org != row.org for row in rows):
+                await self._sink.fail(org, ComityError(ErrorCode.TIMEOUT, "the roster was closed without it"))
 
 
 def _without(org: str) -> WorkFailed:

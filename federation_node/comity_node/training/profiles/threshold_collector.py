@@ -34,8 +34,8 @@ from comity_node.training.profiles import sum_store
 from comity_node.training.profiles.integer_form import parameters_of
 from comity_node.training.profiles.sum_exchange import Said
 from comity_node.training.profiles.sum_form import Plan
-from comity_node.training.profiles.sum_holding import refused
-from comity_node.training.profiles.sum_lead import Opened, SumCollector
+from comity_node.training.profiles.sum_holding import Opened, refused
+from comity_node.training.profiles.sum_lead import SumCollector
 from comity_node.training.profiles.threshold_exchange import ThresholdExchange
 from comity_node.training.profiles.threshold_fusing import Fuser, LeadFusing
 from comity_node.training.profiles.threshold_part import openers_of, quorum_of
