@@ -27,11 +27,11 @@ NAMES_MAX = 100
 
 def missing() -> str:
     """Return why there can be no namespaces here, or "". Tries with one."""
+    if os.geteuid() != 0:
+        return "not root"
     lacking = [program for program in ("ip", "nsenter") if shutil.which(program) is None]
     if lacking:
         return f"{' and '.join(lacking)} not installed"
-    if os.geteuid() != 0:
-        return "not root"
     probe = f"{PREFIX}-{os.getpid()}-probe"
     try:
         _ip("netns", "add", probe)
