@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orgs", type=int, nargs="*", default=[3, 50])
     parser.add_argument("--proposals", type=int, default=0, help="how many, one after the other")
-    parser.add_argument("--processes", type=int, default=2, help="of nodes, beside the proposer's")
+    parser.add_argument("--processes", type=int, default=4, help="of nodes, beside the proposer's")
     parser.add_argument("--dispatch-only", action="store_true")
     parser.add_argument("--keep", type=Path, help="leave the folder with homes and logs here")
     wanted = parser.parse_args()

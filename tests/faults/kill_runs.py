@@ -362,8 +362,8 @@ def main() -> int:
         parser.error("one replica runs on SQLite here, two on PostgreSQL")
     seed = random.SystemRandom().randrange(1 << 32) if asked.seed is None else asked.seed
     why = missing() if asked.replicas > 1 else ""
-    # What the last line says of it too, if it is less than was asked for.
-    network = f", partitions by {'gates (' + why + ')' if why else 'namespaces'}" if asked.replicas > 1 else ""
+    less = f", partitions by gates ({why})" if why else ""  # the last line says it too
+    network = less or (", partitions by namespaces" if asked.replicas > 1 else "")
     print(f"seed {seed}, {asked.runs} runs, {asked.aggregation}, {asked.replicas} on {database}{network}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends as after ctrl-C
     with tempfile.TemporaryDirectory(prefix="comity-faults-") as temporary:
@@ -381,7 +381,7 @@ def main() -> int:
         print(json.dumps({"seed": seed, "aggregation": asked.aggregation, **figures, "runs": rows, "books": faults}))
     say(f"{figures}")
     print(
-        f"faults: {len(reports)} runs, {finished} finished, {equal} bit-equal, {twice} executed twice{network}",
+        f"faults: {len(reports)} runs, {finished} finished, {equal} bit-equal, {twice} executed twice{less}",
         flush=True,
     )
     return 0 if all(each.ok for each in reports) and not faults else 1

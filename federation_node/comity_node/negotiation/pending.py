@@ -106,7 +106,7 @@ class PendingItems:
         last = instants.to_text(self._node.clock()) >= item.until
         again = replace(item, tries=item.tries + 1)
         pause = self._next(again)
-        await self._node.journal.run(lambda conn: store.put_pending(conn, again, pause, "being judged again"))
+        await self._node.journal.run(lambda conn: store.put_off_pending(conn, again, pause))
         try:
             await self._judges[item.kind](again, last)
         except ComityError as error:

@@ -217,6 +217,12 @@ def put_pending(conn: Connection, item: Pending, next_at: str, why: str) -> None
     )
 
 
+def put_off_pending(conn: Connection, item: Pending, next_at: str) -> None:
+    """Note that `item`, if it is still there, is being judged; until that is done, people see why it waited."""
+    again = update(pending).where(pending.c.subject == item.subject)
+    conn.execute(again.values(tries=item.tries, next_at=next_at))
+
+
 def drop_pending(conn: Connection, *, subject: str = "", proposal_digest: str = "") -> None:
     """Forget one item, or all of one proposal."""
     conn.execute(delete(pending).where((pending.c.subject == subject) | (pending.c.proposal_digest == proposal_digest)))

@@ -41,7 +41,8 @@ def agreement() -> Agreement:
 
 def receipt(number: int) -> bytes:
     body = {"journal_seq": number}
-    return sign_statement(KEYS, kind="receipt", consortium="demo", issuer="hospital-b", body=body).to_bytes()
+    signed = sign_statement(KEYS, kind="receipt", consortium="demo", issuer="hospital-b", body=body, issued_at=NOW)
+    return signed.to_bytes()
 
 
 def refusal(journal, act) -> ErrorCode:
