@@ -33,6 +33,7 @@ class RunBook:
     receipts: Counter[tuple[str, str]] = field(default_factory=Counter)
     numbers: set[tuple[str, int]] = field(default_factory=set)
     limits: dict[str, dict[str, int]] = field(default_factory=dict)
+    minima: dict[str, dict[str, int]] = field(default_factory=dict)
     executed: set[tuple[str, str]] = field(default_factory=set)
     endings: dict[str, tuple[str, str]] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
@@ -57,6 +58,7 @@ class RunBook:
             raise ComityError(ErrorCode.AGREEMENT_INVALID, "the agreement stands here twice")
         self.agreements[agreement.digest] = agreement
         self.limits[agreement.digest] = agreement.limits
+        self.minima[agreement.digest] = {org: cohorts.minimum_of(agreement, org) for org in agreement.parties}
         for use in range(1, agreement.limits["uses"] + 1):  # bounded: a proposal has at most 10,000 uses
             self.runs[run_id(agreement.digest, use)] = agreement
 
@@ -131,7 +133,7 @@ class RunBook:
         check_opened(receipt, org, agreement)
         if receipt.opened is not None:
             self.opened.setdefault((receipt.run, receipt.order), {})[org] = receipt.opened
-        minimum = cohorts.minimum_of(agreement, org)
+        minimum = self.minima[agreement.digest][org]
         cohorts.verify(receipt, org, minimum)
         cohorts.verify_same(receipt, org, self._before(receipt, org))
         if receipt.cohort is not None:

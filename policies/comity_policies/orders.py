@@ -32,6 +32,7 @@ MAP_ITEMS_MAX = 64
 OUTCOMES = ("result", "refused", "failed")
 # An opener's receipt beside the one of its own part: it opened the sum that the order's results went into.
 OPENED = "opened"
+_RECEIPT_OUTCOMES = (*OUTCOMES, OPENED)
 # What a lead may ask for; Flower's `train.<name>` variants share the first word.
 MESSAGE_TYPES = ("train", "evaluate", "query", "aggregate")
 # Orders of these words are rounds: each has the next number, and the grant pays it.
@@ -212,7 +213,7 @@ class Receipt(Document):
         for each in (self.agreement, self.run, self.step):
             name_of(each)
         digest_of(self.order)
-        choice_of(self.outcome, (*OUTCOMES, OPENED))
+        choice_of(self.outcome, _RECEIPT_OUTCOMES)
         if (self.outcome == OPENED) != (self.opened is not None):
             raise malformed("a receipt names an opened sum exactly when there is one")
         if self.opened is not None:
