@@ -136,7 +136,7 @@ class _Host(ABC):
         try:
             self._log = LogDrain(self._settings.log, LOG_BYTES_MAX)
             with contextlib.closing(theirs):
-                self._process = await asyncio.to_thread(self._spawn, theirs, self._log.write_fd)
+                await self._begin(theirs, self._log.write_fd)
             self._log.started()
             await self._bounded_send(self._setup())
             frame = await self._receive(self._settings.start_timeout_s, 0)
@@ -150,12 +150,26 @@ class _Host(ABC):
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        if self._process is not None:
-            process, self._process = self._process, None
-            await asyncio.shield(asyncio.to_thread(kill, process))
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        log, self._log = self._log, None
+        try:
+            if self._process is not None:
+                process, self._process = self._process, None
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, kill, process))
+        finally:
+            if log is not None:
+                log.close()
+
+    async def _begin(self, theirs: socket.socket, log_fd: int) -> None:
+        """Start the process in a thread, which a cancelled caller cannot stop: waits for it, so that it has an owner."""
+        beginning = asyncio.get_running_loop().run_in_executor(None, self._spawn, theirs, log_fd)
+        try:
+            await asyncio.shield(beginning)
+        finally:
+            while not beginning.done():  # until then the thread needs both descriptors
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([beginning])
+            if beginning.exception() is None:
+                self._process = beginning.result()
 
     @abstractmethod
     def _setup(self) -> dict[str, Any]:

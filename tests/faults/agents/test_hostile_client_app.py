@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from comity.wire.errors import ComityError, ErrorCode
+from comity_agents.flower import workers
 from comity_agents.flower.codec import read_blob
 from comity_agents.flower.workers import ClientWorker
 from comity_agents.sandbox import IsolationLevel, Limits, best_isolation
@@ -93,6 +95,30 @@ async def test_a_cancelled_call_leaves_nothing_for_the_next(worker, order):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not worker.alive
+    assert (await call(worker, order, "fine"))["n"] == 1
+
+
+async def test_a_start_that_is_cancelled_while_the_process_begins_leaves_none(worker, order, monkeypatch):
+    begun, seen, spawn = asyncio.Event(), [], workers.spawn
+    loop = asyncio.get_running_loop()
+
+    def slow(*args, **settings):
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.2)
+        seen.append(spawn(*args, **settings))
+        return seen[0]
+
+    monkeypatch.setattr(workers, "spawn", slow)
+    starting = asyncio.create_task(worker.start())
+    await begun.wait()
+    starting.cancel()
+    await asyncio.sleep(0)
+    starting.cancel()  # nor does somebody in a hurry
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert len(seen) == 1
+    assert seen[0].returncode == -signal.SIGKILL
+    monkeypatch.undo()
     assert (await call(worker, order, "fine"))["n"] == 1
 
 
