@@ -50,6 +50,7 @@ from comity_agents.channel import HEADER_BYTES_MAX, AsyncChannel, Frame, pair
 from comity_agents.flower.events import Ask, Event, Failed, Finished, Progress, Reply, RoundMetrics, event_of, reported
 from comity_agents.flower.log import LogDrain
 from comity_agents.sandbox import IsolationLevel, Limits, interpreter_paths, kill, spawn
+from comity_agents.threads import carried_out
 
 LOG_BYTES_MAX = 16 << 20
 
@@ -160,14 +161,11 @@ class _Host(ABC):
                 log.close()
 
     async def _begin(self, theirs: socket.socket, log_fd: int) -> None:
-        """Start the process in a thread, which a cancelled caller cannot stop: waits for it, so that it has an owner."""
+        """Start the process; one that starts for a cancelled caller has its owner here, too."""
         beginning = asyncio.get_running_loop().run_in_executor(None, self._spawn, theirs, log_fd)
         try:
-            await asyncio.shield(beginning)
+            await carried_out(beginning)
         finally:
-            while not beginning.done():  # until then the thread needs both descriptors
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([beginning])
             if beginning.exception() is None:
                 self._process = beginning.result()
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from comity.wire.errors import ComityError, ErrorCode
 from comity_agents import memory
+from comity_agents.threads import carried_out, ended
 from comity_crypto.sealing import (
     SEALED_CHUNK_BYTES,
     BoxOpener,
@@ -135,24 +136,22 @@ async def open_stream(
     landing = _Landing(opener, salt_bytes, keep)
     loop = asyncio.get_running_loop()
     pending: asyncio.Future[None] | None = None
-    done = False
     try:
         async for chunk in chunks:
             if pending is not None:
-                await pending
+                await carried_out(pending)
             pending = loop.run_in_executor(_POOL, landing.take, chunk)
         if pending is not None:
-            await pending
-        blob = await loop.run_in_executor(_POOL, landing.finish)
-        done = True
+            await carried_out(pending)
+        pending = loop.run_in_executor(_POOL, landing.finish)
+        await carried_out(pending)
         if heard is not None:
             heard(opener.header)
+        return landing.hand_over(), bytes(landing.salt)
     finally:
-        if not done:
-            if pending is not None:
-                await asyncio.wait({pending})
-            landing.abandon()
-    return blob, bytes(landing.salt)
+        if pending is not None:
+            await ended(pending)
+        landing.abandon()
 
 
 async def open_sealed(
@@ -166,7 +165,8 @@ async def open_sealed(
     salt_bytes: int = 0,
 ) -> tuple[Blob, bytes]:
     """Open a payload that is here. Raises as `open_stream`, and `PAYLOAD_MISSING`."""
-    return await _threaded(_open_here, keys, org, sealed, context, folder, size_max, salt_bytes)
+    arguments = (keys, org, sealed, context, folder, size_max, salt_bytes)
+    return await _threaded(_open_here, *arguments, unclaimed=lambda opened: opened[0].close())
 
 
 async def to_file(blob: Blob, path: Path) -> None:
@@ -176,7 +176,7 @@ async def to_file(blob: Blob, path: Path) -> None:
 
 async def from_file(path: Path, size: int) -> Blob:
     """Read a content from `path`. Raises `PAYLOAD_MISSING`."""
-    return await _threaded(_read_file, path, size)
+    return await _threaded(_read_file, path, size, unclaimed=Blob.close)
 
 
 async def pieces(data: bytes, ref: SealedRef) -> AsyncIterator[bytes]:
@@ -225,7 +225,7 @@ class _Landing:
         write_all(self._fd, plain)
         self._size += len(plain)
 
-    def finish(self) -> Blob:
+    def finish(self) -> None:
         self._opener.finish()
         if len(self.salt) != self._salt_bytes:
             raise ComityError(ErrorCode.SEAL_BROKEN, "the payload is shorter than its salt")
@@ -234,6 +234,10 @@ class _Landing:
             os.close(self._file)
             self._file = -1
             self._beside.replace(self._keep)
+            self._beside = None
+
+    def hand_over(self) -> Blob:
+        """Return the finished content, which is the caller's from here on."""
         blob, self._fd = Blob(self._fd, self._size), -1
         return blob
 
@@ -307,7 +311,8 @@ def _open_here(
         else:
             for chunk in read_sealed(folder / (sealed.file or sealed.ref.digest)):
                 landing.take(chunk)
-        return landing.finish(), bytes(landing.salt)
+        landing.finish()
+        return landing.hand_over(), bytes(landing.salt)
     except FileNotFoundError as error:
         raise ComityError(ErrorCode.PAYLOAD_MISSING, "a payload of this node's journal is gone") from error
     finally:
@@ -351,5 +356,12 @@ def _read_file(path: Path, size: int) -> Blob:
     return Blob(fd, size)
 
 
-async def _threaded(function: Callable[..., T], *arguments: Any) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_POOL, function, *arguments)
+async def _threaded(function: Callable[..., T], *arguments: Any, unclaimed: Callable[[T], None] = lambda _: None) -> T:
+    """Call it in a thread of the pool; what it returns for a caller that was cancelled goes to `unclaimed`."""
+    work = asyncio.get_running_loop().run_in_executor(_POOL, function, *arguments)
+    try:
+        return await carried_out(work)
+    except asyncio.CancelledError:
+        if work.exception() is None:
+            unclaimed(work.result())
+        raise

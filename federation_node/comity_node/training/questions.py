@@ -17,6 +17,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -141,7 +142,7 @@ class QuestionDesk:
             raise ComityError(ErrorCode.ORDER_MISMATCH, "the reply is to another order", field="order")
         if org not in found.accepting:
             found.accepting.add(org)
-            self._spawn(self._accept(found, org, reply, message.inline))
+            self._spawn(self._accept, found, org, reply, message.inline)
 
     async def resend(self, org: str | None = None) -> None:
         """Send open orders again, to one organisation or to everyone awaited."""
@@ -149,11 +150,11 @@ class QuestionDesk:
             targets = tuple(sorted(each for each in found.waiting - found.accepting if org in (None, each)))
             self._repeat(found, targets)
         for each in self._led.agreement.parties if org is None else (org,):
-            self._spawn(self._writer.remind(each, self._book))
+            self._spawn(self._writer.remind, each, self._book)
 
     def gone(self, org: str) -> None:
         """An organisation's node went away; look again in `GONE_S` seconds."""
-        asyncio.get_running_loop().call_later(GONE_S, lambda: self._spawn(self._give_up(org)))
+        asyncio.get_running_loop().call_later(GONE_S, self._spawn, self._give_up, org)
 
     async def keep_sending(self) -> None:
         """Repeat open orders until cancelled."""
@@ -171,7 +172,7 @@ class QuestionDesk:
         if written.sealed.file is not None:
             # Ciphertext alone commits nobody to anything, so the upload need not wait for the disk; the order does.
             if others:
-                self._spawn(self._writer.upload(written.sealed, others))
+                self._spawn(self._writer.upload, written.sealed, others)
             await blobs.sync(self._folder / written.sealed.file)
         await self._node.journal.run(lambda conn: store.put_question(conn, written.row))
         self.live_questions += 1
@@ -236,8 +237,7 @@ class QuestionDesk:
         return found
 
     def _start_timer(self, found: Open, delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        found.timer = loop.call_later(delay_s, lambda: self._spawn(self._expire(found)))
+        found.timer = asyncio.get_running_loop().call_later(delay_s, self._spawn, self._expire, found)
         for org in found.waiting - self._node.link.connected_orgs - {self._led.me}:
             self.gone(org)  # it was away before it was asked
 
@@ -246,7 +246,7 @@ class QuestionDesk:
     def _start_own(self, found: Open) -> None:
         if self._led.me in found.waiting:
             found.accepting.add(self._led.me)
-            self._spawn(self._perform(found))
+            self._spawn(self._perform, found)
 
     async def _perform(self, found: Open) -> None:
         """Serve our own order; a refusal that may heal is tried again until the deadline drops us."""
@@ -369,19 +369,19 @@ class QuestionDesk:
         others = tuple(org for org in targets if org != self._led.me)
         if not others:
             return
-        self._spawn(self._writer.relay(found.statement, found.sealed, others))
+        self._spawn(self._writer.relay, found.statement, found.sealed, others)
         if found.sealed.file is not None:
             receivers = tuple(org for org in found.order.receivers if org != self._led.me)
-            self._spawn(self._writer.upload(found.sealed, receivers))
+            self._spawn(self._writer.upload, found.sealed, receivers)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(self._guarded(work))
+    def _spawn(self, work: Callable[..., Awaitable[None]], *about: Any) -> None:
+        task = asyncio.create_task(self._guarded(work, *about))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def _guarded(self, work: Callable[..., Awaitable[None]], *about: Any) -> None:
         try:
-            await work
+            await work(*about)
         except ComityError as error:
             log.warning("question.waiting", run=self._led.run, error=str(error))
         except Exception as error:  # one answer's defect must not end the desk; the deadline settles its question

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -82,9 +82,9 @@ class Runs:
             if row.ended_at is not None:
                 continue
             if row.state == RUNNING and row.lead == self._node.settings.org:
-                self._work(row.run, self._lead(row))
+                self._work(self._lead, row)
             else:
-                self._work(row.run, self._prepare(row))
+                self._work(self._prepare, row)
 
     async def stop(self) -> None:
         """End every task; runs stay open in the journal."""
@@ -133,7 +133,7 @@ class Runs:
         row = await self._node.journal.run(write)
         if row.state == PREPARING and row.ended_at is None:
             self._events.tell(run, "state", state=PREPARING)
-            self._work(run, self._prepare(row))
+            self._work(self._prepare, row)
 
     async def on_start(self, message: Message) -> None:
         """Start leading a run: everybody is ready. Raises `NOT_FOUND`, `ORDER_NOT_LEAD`."""
@@ -151,7 +151,7 @@ class Runs:
 
         row = await self._node.journal.run(write)
         if row.ended_at is None and run not in self._hosts:
-            self._work(run, self._lead(row))
+            self._work(self._lead, row)
 
     async def on_cancel(self, message: Message) -> None:
         """Stop a run. The coordinator may always stop one, never steer it."""
@@ -227,31 +227,24 @@ class Runs:
 
     # -- work
 
-    def _work(self, run: str, work: Any) -> None:
+    def _work(self, work: Callable[[RunRow], Awaitable[None]], row: RunRow) -> None:
         """Run one task a run; a run that is being prepared or led is not begun twice."""
-        before = self._tasks.get(run)
-        if before is not None and not before.done():
-            task = asyncio.create_task(self._after(before, work))
-        else:
-            task = asyncio.create_task(self._guarded(run, work))
+        run = row.run
+        task = asyncio.create_task(self._guarded(work, row, self._tasks.get(run)))
         self._tasks[run] = task
         task.add_done_callback(lambda done: self._tasks.pop(run, None) if self._tasks.get(run) is done else None)
 
-    async def _after(self, before: asyncio.Task[None], work: Any) -> None:
-        try:
+    async def _guarded(
+        self, work: Callable[[RunRow], Awaitable[None]], row: RunRow, before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
             await asyncio.wait({before})
-        except BaseException:  # a coroutine that never began has to be closed
-            work.close()
-            raise
-        await self._guarded("", work)
-
-    async def _guarded(self, run: str, work: Any) -> None:
         try:
-            await work
+            await work(row)
         except ComityError as error:
-            log.error("run.failed", run=run, error=str(error))
+            log.error("run.failed", run=row.run, error=str(error))
         except Exception as error:  # one run's defect must not end the node; its deadline at the barrier ends it
-            log.error("run.failed", run=run, exc_info=error)
+            log.error("run.failed", run=row.run, exc_info=error)
 
     async def _forget_sums(self, run: str) -> None:
         for profile in self._profiles.values():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -108,7 +108,7 @@ class SumCollector:
         """Start, or take up what an earlier process recorded."""
         self._gone.update(row.org for row in recorded if row.outcome != RESULT)
         given = next((row for row in recorded if row.outcome == RESULT), None)
-        work = self._sum() if given is None else self._rest(given)
+        work = self._sum if given is None else partial(self._rest, given)
         self._task = asyncio.create_task(self._guarded(work))
 
     async def own(self, protected: Protected, blob: Blob) -> list[Delivery]:
@@ -161,9 +161,9 @@ class SumCollector:
         self._shape.cancel()
         self._closed()
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except ComityError as error:
             log.warning("sum.given_up", run=self.question.order.run, error=str(error))
             await self._fail(error)
