@@ -6,19 +6,20 @@ Rules:
    for each process are under way at most; `add` waits for the oldest;
 3. processes are started afresh, never forked, and get public bytes only; without them (one core, few signatures, one
    that ended) the same function checks here: nothing passes unchecked;
-4. a process finds its next batch in its pipe when it is done with one: whoever reads the history keeps the interpreter
-   for milliseconds at a time, and would be waited for otherwise.
+4. a process finds its next batches in its pipe, which holds several of them: nobody has to wake up in between. Its
+   answers, four bytes each, always fit into the other pipe, so that neither side ever waits for one that waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import select
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
@@ -30,6 +31,8 @@ BATCH_COUNT = 256
 BATCH_BYTES = 1 << 20
 BATCHES_MAX = 4
 PROCESSES_MAX = 16
+# What Linux lets anybody ask for. It holds about five batches of statements.
+PIPE_BYTES = 1 << 20
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
 _MODULE = "comity_crypto.signature_main"
 
@@ -47,6 +50,15 @@ class _Batch(Generic[T]):
     size_bytes: int = 0
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A batch that a process has; `good` is how many of it hold before the first that does not, once that is known."""
+
+    count: int
+    data: bytes
+    good: int | None = None
+
+
 class Signatures(Generic[T]):
     """Signatures that wait for their checks. Use it as a context manager, by one thread.
 
@@ -59,7 +71,7 @@ class Signatures(Generic[T]):
         self._most = BATCHES_MAX * processes
         self._refuse = refuse
         self._batch: _Batch[T] = _Batch()
-        self._waiting: deque[tuple[Future[int], list[T]]] = deque()
+        self._waiting: deque[tuple[_Worker, _Asked, list[T]]] = deque()
         self._workers = [_Worker() for _ in range(processes)]
 
     def add(self, public: bytes, signature: bytes, message: bytes, about: T) -> None:
@@ -84,13 +96,13 @@ class Signatures(Generic[T]):
             self._judge(held(count, data), batch.about)
             return
         worker = min(self._workers, key=_Worker.waiting)
-        self._waiting.append((worker.ask(count, data), batch.about))
+        self._waiting.append((worker, worker.ask(count, data), batch.about))
         while len(self._waiting) > self._most:
             self._hear()
 
     def _hear(self) -> None:
-        future, about = self._waiting.popleft()
-        self._judge(future.result(), about)
+        worker, asked, about = self._waiting.popleft()
+        self._judge(worker.answer(asked), about)
 
     def _judge(self, good: int, about: list[T]) -> None:
         if good < len(about):
@@ -109,75 +121,79 @@ class Signatures(Generic[T]):
 
 
 class _Worker:
-    """A process that checks, a thread that writes to it and one that reads its answers: both in the order of asking."""
+    """A process that checks, in the order of asking."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._writer = ThreadPoolExecutor(1, "comity-signatures-out")
-        self._reader = ThreadPoolExecutor(1, "comity-signatures-in")
-        self._asked: deque[Future[int]] = deque()
-        self._closed = False
+        self._asked: deque[_Asked] = deque()
         with contextlib.suppress(OSError):  # no process: everything is checked here
             self._process = _start()
 
     def waiting(self) -> int:
         """Return how many batches it has not answered."""
-        while self._asked and self._asked[0].done():
-            self._asked.popleft()
+        while self._asked and self._has_answered():
+            self._take()
         return len(self._asked)
 
-    def ask(self, count: int, data: bytes) -> Future[int]:
-        """Have a batch checked; the answer is how many hold before the first that does not."""
-        written = self._writer.submit(self._write, count, data)
-        answer = self._reader.submit(self._read, written, count, data)
-        self._asked.append(answer)
-        return answer
+    def ask(self, count: int, data: bytes) -> _Asked:
+        """Have a batch checked."""
+        asked = _Asked(count, data)
+        self._asked.append(asked)
+        with contextlib.suppress(OSError):  # it ended: no answer will come
+            if self._process is not None and self._process.stdin is not None:
+                left = memoryview(BATCH.pack(count, len(data)) + data)
+                while left:
+                    left = left[self._process.stdin.write(left) :]
+        return asked
+
+    def answer(self, asked: _Asked) -> int:
+        """Return how many of a batch hold before the first that does not; waits for it."""
+        while asked.good is None:
+            self._take()
+        return asked.good
 
     def kill(self) -> None:
-        """End the process; what is asked from here on is not answered."""
-        self._closed = True
+        """End the process; what is asked from here on is checked here."""
         if self._process is not None:
             self._process.kill()
 
     def close(self) -> None:
-        """Let go of the process and the threads, which nobody asks any more."""
-        for each in (self._writer, self._reader):
-            each.shutdown(cancel_futures=True)
+        """Let go of the process, which nobody asks any more."""
         if self._process is None:
             return
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(OSError):  # what it never read cannot be flushed
-                    pipe.close()
+                pipe.close()
 
-    def _write(self, count: int, data: bytes) -> bool:
-        """Tell whether the process got it all."""
-        with contextlib.suppress(OSError, ValueError):  # it ended or never began
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.write(BATCH.pack(count, len(data)))
-                self._process.stdin.write(data)
-                self._process.stdin.flush()
-                return True
-        return False
+    def _has_answered(self) -> bool:
+        if self._process is None or self._process.stdout is None:
+            return False
+        ready = select.poll()
+        ready.register(self._process.stdout, select.POLLIN)
+        return bool(ready.poll(0))
 
-    def _read(self, written: Future[bool], count: int, data: bytes) -> int:
-        """Return its answer; without one, check here."""
-        with contextlib.suppress(OSError, ValueError, CancelledError):
-            if written.result() and self._process is not None and self._process.stdout is not None:
-                answer = self._process.stdout.read(LENGTH.size)
-                if len(answer) == LENGTH.size:
-                    return min(int(LENGTH.unpack(answer)[0]), count)
-        return 0 if self._closed else held(count, data)
+    def _take(self) -> None:
+        """Take its next answer; without one, check here."""
+        asked, answer = self._asked.popleft(), b""
+        if self._process is not None and self._process.stdout is not None:
+            answer = self._process.stdout.read(LENGTH.size)
+        good = int(LENGTH.unpack(answer)[0]) if len(answer) == LENGTH.size else held(asked.count, asked.data)
+        asked.good = min(good, asked.count)
 
 
 def _start() -> subprocess.Popen[bytes]:
     environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
     # Nothing is imported from the folder that the program was started in, nor from its user's own packages.
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-P", "-s", "-m", _MODULE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        bufsize=0,
         env=environment,
         start_new_session=True,
     )
+    if hasattr(fcntl, "F_SETPIPE_SZ") and process.stdin is not None:
+        with contextlib.suppress(OSError):  # a smaller one holds it up now and then
+            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return process

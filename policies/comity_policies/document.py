@@ -12,7 +12,8 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from comity.wire import canonical, ids, instants
@@ -24,25 +25,28 @@ TITLE_CHARS_MAX = 200
 _TERMS = frozenset({"terms", "bounds"})
 
 
-# The names of the fields that a dataclass is made of, by class: asked for at every reading and writing.
-_FIELDS: dict[type[Any], frozenset[str]] = {}
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The names of the fields that a dataclass is made of: all, those that must be there, and those that hold terms."""
+
+    every: frozenset[str]
+    needed: frozenset[str]
+    terms: frozenset[str]
 
 
-def _names(cls: type[Any]) -> frozenset[str]:
-    known = _FIELDS.get(cls)
-    if known is None:
-        known = _FIELDS[cls] = frozenset(each.name for each in fields(cls) if each.init)
-    return known
+@cache  # asked for at every reading and writing
+def _form(cls: type[Any]) -> _Form:
+    every = frozenset(each.name for each in fields(cls) if each.init)
+    return _Form(every, every - getattr(cls, "OPTIONAL", frozenset()), every & _TERMS)
 
 
 def fields_of(value: Any, cls: type[Any]) -> dict[str, Any]:
     """Return `value` if it is an object with the fields of dataclass `cls`, no others. Raises `MALFORMED`."""
     if not isinstance(value, dict):
         raise malformed(f"{cls.__name__} is an object")
-    wanted = _names(cls)
-    optional: frozenset[str] = getattr(cls, "OPTIONAL", frozenset())
-    if value.keys() != wanted and not wanted - optional <= value.keys() <= wanted:
-        odd = sorted(str(each)[:64] for each in (set(value) ^ wanted) - optional)[0]
+    form = _form(cls)
+    if not form.needed <= value.keys() <= form.every:
+        odd = sorted(str(each)[:64] for each in (form.needed - value.keys()) | (value.keys() - form.every))[0]
         raise malformed(f"{cls.__name__}: field {odd} is missing or unknown")
     return value
 
@@ -88,11 +92,14 @@ class Part:
             return canonical.same(self.to_json(), value)
         # Most fields are the very objects that were read. What was put into another form is compared as bytes, the
         # parts in it too: what they would spell otherwise, the whole would.
-        for name in _names(type(self)):
-            held, given = getattr(self, name), value.get(name)
+        for name, given in value.items():
+            held = getattr(self, name)
             if held is not given and not canonical.same(_plain(held), given):
                 return False
-            if held is None and name in self.OPTIONAL and name in value:
+            if held is None and name in self.OPTIONAL:
+                return False
+        for name in _form(type(self)).every - value.keys():
+            if getattr(self, name) is not None:
                 return False
         return True
 
@@ -101,7 +108,7 @@ class Part:
 
     @classmethod
     def _read(cls, value: Any) -> Self:
-        given = dict(fields_of(value, cls))
+        given = fields_of(value, cls).copy()
         for name, (inner, most) in cls.NESTED.items():
             if name not in given:
                 continue  # optional: `fields_of` has looked
@@ -109,15 +116,16 @@ class Part:
                 given[name] = inner._read(given[name])
             else:
                 given[name] = tuple(inner._read(each) for each in items_of(given[name], most))
-        for name in _TERMS & given.keys():
-            given[name] = Terms.parse(given[name])
+        for name in _form(cls).terms:
+            if name in given:
+                given[name] = Terms.parse(given[name])
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
         """Return the one spelling as JSON values."""
         return {
             name: _plain(value)
-            for name in _names(type(self))
+            for name in _form(type(self)).every
             if (value := getattr(self, name)) is not None or name not in self.OPTIONAL
         }
 

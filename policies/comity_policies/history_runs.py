@@ -6,7 +6,7 @@ Runs are named by agreement and use: run id = `run-` and 26 hexadecimal characte
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,21 +80,10 @@ class RunBook:
         Raises:
             ComityError: `LEDGER_INVALID` and what the documents raise.
         """
-        checks = {
-            "proposal": self._proposal,
-            "answer": self._answer,
-            "counter-acceptance": self._counter_accepted,
-            "receipt": self._receipt,
-            "ready": self._ready,
-            "withdrawal": self._withdrawal,
-            "run-finished": self._finished,
-            "run-closed": self._closed,
-            DELETION: self._deleted,
-        }
-        check = checks.get(statement.kind)
+        check = _CHECKS.get(statement.kind)
         if check is None:
             return 0
-        check(statement)
+        check(self, statement)
         return 1
 
     def _proposal(self, statement: Statement) -> None:
@@ -223,6 +212,19 @@ class RunBook:
     def _party(self, agreement: Agreement, org: str) -> None:
         if org not in agreement.parties:
             raise _broken(f"{org} is no party of this agreement", org=org)
+
+
+_CHECKS: dict[str, Callable[[RunBook, Statement], None]] = {
+    "proposal": RunBook._proposal,
+    "answer": RunBook._answer,
+    "counter-acceptance": RunBook._counter_accepted,
+    "receipt": RunBook._receipt,
+    "ready": RunBook._ready,
+    "withdrawal": RunBook._withdrawal,
+    "run-finished": RunBook._finished,
+    "run-closed": RunBook._closed,
+    DELETION: RunBook._deleted,
+}
 
 
 def check_opened(receipt: Receipt, org: str, agreement: Agreement) -> None:

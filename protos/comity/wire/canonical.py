@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import orjson
@@ -23,6 +23,7 @@ DOCUMENT_BYTES_MAX = 1 << 20
 
 # A whole string; possessive by construction, so hostile text cannot make it backtrack.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_LEAVES = frozenset({str, bool, type(None)})
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -112,33 +113,41 @@ def _check(value: Any, depth: int) -> bool:
     Exact types come first and text is not descended into: this walks every value that is signed, checked or sent.
     """
     kind = type(value)
-    if kind is str or kind is bool or value is None:
+    if kind in _LEAVES:
         return True
     if kind is int or isinstance(value, int):
         if abs(value) > INTEGER_MAX:
             raise ComityError(ErrorCode.MALFORMED, "integer beyond 2^53 - 1")
         return True
     if kind is dict or isinstance(value, Mapping):
-        return _check_items(value, depth) and isinstance(value, dict)
+        _check_depth(value, depth)
+        plain = _check_keys(value) and isinstance(value, dict)
+        return _check_all(value.values(), depth + 1) and plain
     if kind is list or isinstance(value, list | tuple):
         _check_depth(value, depth)
-        plain = True
-        for item in value:
-            plain = (type(item) is str or _check(item, depth + 1)) and plain
-        return plain
+        return _check_all(value, depth + 1)
     if isinstance(value, str):
         return True
     raise ComityError(ErrorCode.MALFORMED, f"{kind.__name__} has no canonical form")
 
 
-def _check_items(value: Mapping[Any, Any], depth: int) -> bool:
-    _check_depth(value, depth)
+def _check_all(items: Iterable[Any], depth: int) -> bool:
     plain = True
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise ComityError(ErrorCode.MALFORMED, "object key is not text")
-        plain = (type(item) is str or _check(item, depth + 1)) and plain and key.isascii()
+    for item in items:
+        kind = type(item)
+        if kind in _LEAVES or (kind is int and -INTEGER_MAX <= item <= INTEGER_MAX):
+            continue
+        if not _check(item, depth):
+            plain = False
     return plain
+
+
+def _check_keys(value: Mapping[Any, Any]) -> bool:
+    """Return whether every key is ASCII."""
+    try:
+        return "".join(value).isascii()
+    except TypeError:
+        raise ComityError(ErrorCode.MALFORMED, "object key is not text") from None
 
 
 def _check_depth(container: Sized, depth: int) -> None:

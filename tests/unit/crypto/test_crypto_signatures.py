@@ -60,7 +60,6 @@ def test_a_process_that_ends_in_between_changes_nothing(monkeypatch: pytest.Monk
                 for n, (signature, message) in enumerate(SIGNED):
                     if n == 20:
                         checks._workers[0].kill()
-                        checks._workers[0]._closed = False  # nobody here ended it
                     checks.add(PUBLIC, signature, message + (b"!" if n == bad else b""), n)
                 checks.settle()
             except RefusedError as error:
