@@ -154,7 +154,7 @@ class Tree:
         Raises:
             ComityError: `PROOF_INVALID` if `leaf` is no hash.
         """
-        _check_hashes([leaf])
+        _check_hash(leaf)
         level, index, value = 0, self._size, leaf
         complete = [(level, index, value)]
         while self._peaks and self._peaks[-1][0] == level:  # bounded: one peak fewer each time
@@ -319,5 +319,12 @@ def _check_trivial(
 
 def _check_hashes(hashes: Sequence[bytes]) -> None:
     # A proof for 2^53 leaves has at most 54 hashes; with leaf and root there are never more than 64.
-    if len(hashes) > 64 or any(not isinstance(value, bytes) or len(value) != HASH_BYTES for value in hashes):
-        raise ComityError(ErrorCode.PROOF_INVALID, "a proof is a short list of hashes of 32 bytes")
+    if len(hashes) > 64:
+        raise ComityError(ErrorCode.PROOF_INVALID, "a proof is a short list of hashes")
+    for value in hashes:
+        _check_hash(value)
+
+
+def _check_hash(value: bytes) -> None:
+    if not isinstance(value, bytes) or len(value) != HASH_BYTES:
+        raise ComityError(ErrorCode.PROOF_INVALID, "a hash has 32 bytes")

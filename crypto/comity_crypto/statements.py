@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -32,6 +33,7 @@ _DOMAIN = b"comity/statement/v1\x00"
 _HEAD = b'{"content":'
 # What follows the content: a key id of 16 characters, a signature of 88 in base64.
 _TAIL_BYTES = len(',"key_id":"","signature":""}') + KEY_ID_CHARS + 88
+_KEY_ID = re.compile(f"[0-9a-f]{{{KEY_ID_CHARS}}}")
 _OUTER = frozenset({"content", "key_id", "signature"})
 _CONTENT = frozenset({"kind", "consortium", "issuer", "issued_at", "body", "version"})
 
@@ -63,7 +65,7 @@ class Statement:
 
     def __post_init__(self) -> None:
         _check_content(self.kind, self.consortium, self.issuer, self.issued_at, self.body)
-        if not isinstance(self.key_id, str) or len(self.key_id) != KEY_ID_CHARS or set(self.key_id) - _HEX:
+        if not isinstance(self.key_id, str) or not _KEY_ID.fullmatch(self.key_id):
             raise ComityError(ErrorCode.MALFORMED, "a key id has 16 hexadecimal characters")
         if len(self.signature) != SIGNATURE_BYTES:
             raise ComityError(ErrorCode.MALFORMED, "an Ed25519 signature has 64 bytes")
@@ -186,9 +188,6 @@ def check_named(
         raise ComityError(ErrorCode.SIGNATURE_INVALID, "a statement of another consortium")
     if statement.key_id != key_id(public_key):
         raise ComityError(ErrorCode.SIGNATURE_INVALID, "signed with another key", issuer=statement.issuer)
-
-
-_HEX = frozenset("0123456789abcdef")
 
 
 def _content(kind: str, consortium: str, issuer: str, issued_at: str, body: dict[str, Any]) -> dict[str, Any]:

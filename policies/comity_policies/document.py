@@ -98,10 +98,7 @@ class Part:
                 return False
             if held is None and name in self.OPTIONAL:
                 return False
-        for name in _form(type(self)).every - value.keys():
-            if getattr(self, name) is not None:
-                return False
-        return True
+        return all(getattr(self, name) is None for name in _form(type(self)).every - value.keys())
 
     def _spelt(self, data: bytes) -> None:
         """Hear the canonical bytes that the document was read from."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -110,47 +110,40 @@ def check_nesting(data: bytes) -> None:
 def _check(value: Any, depth: int) -> bool:
     """Check what has a canonical form; return whether every key is ASCII and every container a plain one.
 
-    Exact types come first and text is not descended into: this walks every value that is signed, checked or sent.
+    Exact types come first and leaves are not descended into: this walks every value that is signed, checked or sent.
     """
     kind = type(value)
-    if kind in _LEAVES:
-        return True
-    if kind is int or isinstance(value, int):
-        if abs(value) > INTEGER_MAX:
-            raise ComityError(ErrorCode.MALFORMED, "integer beyond 2^53 - 1")
-        return True
-    if kind is dict or isinstance(value, Mapping):
-        _check_depth(value, depth)
-        plain = _check_keys(value) and isinstance(value, dict)
-        return _check_all(value.values(), depth + 1) and plain
-    if kind is list or isinstance(value, list | tuple):
-        _check_depth(value, depth)
-        return _check_all(value, depth + 1)
-    if isinstance(value, str):
-        return True
-    raise ComityError(ErrorCode.MALFORMED, f"{kind.__name__} has no canonical form")
-
-
-def _check_all(items: Iterable[Any], depth: int) -> bool:
-    plain = True
+    items: Iterable[Any]
+    if kind is dict:
+        items, plain = value.values(), _ascii_keys(value)
+    elif kind is list:
+        items, plain = value, True
+    elif isinstance(value, str | int | None):
+        return _check_leaf(value)
+    elif isinstance(value, Mapping):
+        items, plain = value.values(), _ascii_keys(value) and isinstance(value, dict)
+    elif isinstance(value, list | tuple):
+        items, plain = value, True
+    else:
+        raise ComityError(ErrorCode.MALFORMED, f"{kind.__name__} has no canonical form")
+    if depth >= DEPTH_MAX and value:  # whatever is inside a container stands one deeper than it
+        raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
     for item in items:
         kind = type(item)
         if kind in _LEAVES or (kind is int and -INTEGER_MAX <= item <= INTEGER_MAX):
             continue
-        if not _check(item, depth):
-            plain = False
+        plain = _check(item, depth + 1) and plain
     return plain
 
 
-def _check_keys(value: Mapping[Any, Any]) -> bool:
-    """Return whether every key is ASCII."""
+def _check_leaf(value: str | int | None) -> bool:
+    if isinstance(value, int) and abs(value) > INTEGER_MAX:
+        raise ComityError(ErrorCode.MALFORMED, "integer beyond 2^53 - 1")
+    return True
+
+
+def _ascii_keys(value: Mapping[Any, Any]) -> bool:
     try:
         return "".join(value).isascii()
     except TypeError:
         raise ComityError(ErrorCode.MALFORMED, "object key is not text") from None
-
-
-def _check_depth(container: Sized, depth: int) -> None:
-    """Whatever is inside a container stands one deeper than it."""
-    if depth >= DEPTH_MAX and container:
-        raise ComityError(ErrorCode.MALFORMED, "nested too deeply")
