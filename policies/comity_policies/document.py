@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from comity.wire import canonical, ids, instants
@@ -34,10 +33,15 @@ class _Form:
     terms: frozenset[str]
 
 
-@cache  # asked for at every reading and writing
+_FORMS: dict[type[Any], _Form] = {}  # asked for at every reading and writing
+
+
 def _form(cls: type[Any]) -> _Form:
-    every = frozenset(each.name for each in fields(cls) if each.init)
-    return _Form(every, every - getattr(cls, "OPTIONAL", frozenset()), every & _TERMS)
+    known = _FORMS.get(cls)
+    if known is None:
+        every = frozenset(each.name for each in fields(cls) if each.init)
+        known = _FORMS[cls] = _Form(every, every - getattr(cls, "OPTIONAL", frozenset()), every & _TERMS)
+    return known
 
 
 def fields_of(value: Any, cls: type[Any]) -> dict[str, Any]:
