@@ -17,7 +17,8 @@ verify_entries_per_s, …}` in `benchmarks/out/ledger.json`:
 * `cpu_us`: processor time of one append, all processes of ours and the database's; with the load beside it, because
   others use this machine's cores too;
 * `signature_us`: checking one statement's signature at the ingress, which neither figure contains;
-* `verify_entries_per_s`: `comity ledger verify` of an export of receipts, every signature checked, with all cores.
+* `verify_entries_per_s`: `comity ledger verify` of an export of receipts, every signature checked, with all cores: the
+  median of `verify_runs`.
 
 Runs of both kinds take turns and the medians count. PostgreSQL is started for this: fsync and full_page_writes on,
 `synchronous_commit = on`.
@@ -57,6 +58,7 @@ from comity_crypto.statements import Statement, sign_statement, verify_statement
 OUT = Path(__file__).parent / "out" / "ledger.json"
 TARGETS = {"ratio": 0.5, "sqlite_appends_per_s": 3_000, "verify_entries_per_s": 15_000}
 ROWS_PER_COMMIT = 64
+VERIFIED_TURNS = 7
 WRITERS = {"sqlite": 1, "postgresql": 8}
 LOG = "bench.example/demo"
 WAIT_S = 300.0
@@ -329,7 +331,7 @@ def main() -> None:
     parser.add_argument("--databases", nargs="+", default=list(WRITERS))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    verified = ledger_export.measure(options.verified)
+    verified = ledger_export.measure(options.verified, VERIFIED_TURNS)
     with tempfile.TemporaryDirectory(prefix="comity-bench-") as name:
         for backend in options.databases:
             if backend == "sqlite":
