@@ -101,19 +101,21 @@ def tear(database: Database, places_max: int = PLACES_MAX) -> None:
 
     def transact(fn: Callable[[Connection], Any]) -> Any:
         with _one_at_a_time, _still():
-            expected, statements = _undisturbed(real, injector, fn)
+            found, expected, statements = _undisturbed(real, injector, fn)
             places = iter([*_spread(statements, places_max), None])
             seen: list[Any] = []
 
             def again(conn: Connection) -> Any:
                 place = next(places)
                 _still.restart()
+                before = _rows(conn) if place is None else b""
                 with injector.at(place):
                     outcome = _outcome(fn, conn)
                 assert not injector.fired, f"{fn} went on after a conflict"
                 if place is not None:
                     raise _conflict()  # the place is the commit
-                seen.append((_plain(outcome), _rows(conn)))
+                if before == found:  # else another process was here meanwhile: nothing can be compared
+                    seen.append((_plain(outcome), _rows(conn)))
                 return _open(outcome)
 
             try:
@@ -125,21 +127,25 @@ def tear(database: Database, places_max: int = PLACES_MAX) -> None:
     database.transact = transact  # type: ignore[method-assign]
 
 
-def _undisturbed(real: Callable[..., Any], injector: _Injector, fn: Callable[[Connection], Any]) -> tuple[Any, int]:
+def _undisturbed(
+    real: Callable[..., Any], injector: _Injector, fn: Callable[[Connection], Any]
+) -> tuple[bytes, Any, int]:
+    """Return the rows before, what `fn` comes to with the rows after, and how many statements it made."""
     found: list[Any] = []
 
     def once(conn: Connection) -> None:
         found.clear()
+        before = _rows(conn)
         _still.restart()
         with injector.at(None) as count:
             outcome = _outcome(fn, conn)
             statements = count()
-        found.extend(((_plain(outcome), _rows(conn)), statements))
+        found.extend((before, (_plain(outcome), _rows(conn)), statements))
         raise _UndoError
 
     with suppress(_UndoError):
         real(once)
-    return found[0], found[1]
+    return found[0], found[1], found[2]
 
 
 def _outcome(fn: Callable[[Connection], Any], conn: Connection) -> tuple[str, Any]:
@@ -221,9 +227,13 @@ class _Still:
             made = f"{salt}-{next(self._numbers)}"
             return hashlib.sha512(made.encode()).hexdigest()[: 2 * size_bytes]
 
+        def randbits(bits: int) -> int:
+            return int(token_hex(64), 16) % (1 << bits)
+
         with (
             patch.object(instants, "now", lambda: now),
             patch.object(secrets, "token_hex", token_hex),
+            patch.object(secrets, "randbits", randbits),
             patch.object(time, "time_ns", lambda: ns),
             patch.object(db_module, "RETRIES_MAX", 10**6),
             patch.object(db_module, "RETRY_BASE_S", 0.0),

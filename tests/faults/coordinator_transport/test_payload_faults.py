@@ -131,6 +131,9 @@ async def test_wrong_digest_is_deleted_and_its_reader_is_told(
     rig: Any, stubs: dict[str, Any], error_of: Any, tmp_path: Any
 ) -> None:
     reader = asyncio.ensure_future(_code(_get(stubs["beta"]), error_of))
+    async with asyncio.timeout(10):
+        while not rig.spool._waiters:  # who comes later finds nothing
+            await asyncio.sleep(0.01)
     other = bytes(len(DATA))
     assert await _code(_put(stubs["alpha"], _header(), _chunks(other)), error_of) == "PAYLOAD_DIGEST"
     assert await reader == "PAYLOAD_DIGEST"
