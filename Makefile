@@ -14,7 +14,7 @@ ARGS ?=
 JOBS ?= 3
 SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg bench-ledger bench-nodes faults sandbox opa postgres clean
+.PHONY: help demo test test-slow lint protos bench-rounds bench-negotiation bench-secagg bench-ledger bench-nodes faults sandbox opa postgres prometheus clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,13 +47,21 @@ postgres: # a real PostgreSQL, for the contract tests and the ledger's benchmark
 	       || { $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold postgresql >/dev/null 2>&1; }; } \
 	  || echo "note: no PostgreSQL and it cannot be installed here; the tests against it will be skipped"; } || true
 
+prometheus: # Prometheus and promtool, for the tests of the alerts: taken out of the package, nothing is installed or started
+	@command -v promtool >/dev/null || { command -v apt-get >/dev/null && command -v dpkg >/dev/null \
+	  && echo "unpacking Prometheus (apt package prometheus) into .tools" \
+	  && mkdir -p $(TOOLS)/bin $(TOOLS)/prometheus && cd $(TOOLS)/prometheus \
+	  && { apt-get download -qq prometheus >/dev/null 2>&1 || { apt-get update -qq && apt-get download -qq prometheus; } >/dev/null 2>&1; } \
+	  && dpkg -x prometheus_*.deb . && rm prometheus_*.deb && ln -sf ../prometheus/usr/bin/prom* $(TOOLS)/bin/; } \
+	  || echo "note: no Prometheus and its package cannot be had here; the tests with it will be skipped"
+
 demo: $(VENV)/.ready sandbox ## Run three hospitals on this machine: negotiate, train encrypted, verify (ARGS="--json")
 	@comity demo $(ARGS)
 
-test: $(VENV)/.ready sandbox opa postgres ## Run the tests (unit, property, contract, faults, replay, e2e; ARGS="tests/unit -n 0")
+test: $(VENV)/.ready sandbox opa postgres prometheus ## Run the tests (unit, property, contract, faults, replay, e2e; ARGS="tests/unit -n 0")
 	@python -m pytest -q $(SHARED) $(ARGS)
 
-test-slow: $(VENV)/.ready sandbox opa postgres ## Run what `test` leaves out: long proofs, and 500 examples a property
+test-slow: $(VENV)/.ready sandbox opa postgres prometheus ## Run what `test` leaves out: long proofs, and 500 examples a property
 	@python -m pytest -q $(SHARED) -m slow $(ARGS)
 	@COMITY_TEST_THOROUGH=1 python -m pytest -q $(SHARED) --timeout 600 tests/property $(ARGS)
 
