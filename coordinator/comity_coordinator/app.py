@@ -52,7 +52,7 @@ from comity_coordinator.training.service import TrainingService
 from comity_coordinator.training.sums import KIND, Sums
 from comity_coordinator.transport.hub import Hub
 from comity_coordinator.transport.payload_servicer import PayloadServicer
-from comity_coordinator.transport.server import Edge, build_server, refuse_old_tls
+from comity_coordinator.transport.server import build_server, refuse_old_tls
 from comity_coordinator.transport.servicer import ExchangeServicer
 from comity_coordinator.workflows.engine import RunningEngine
 from comity_coordinator.workflows.timers import TimerEngine
@@ -198,7 +198,7 @@ class Coordinator:
         self.metrics_port = await starting.begin(stack, telling, self.settings.metrics, self.settings.traces)
 
     async def _serve_nodes(self, stack: AsyncExitStack, rounds: Rounds) -> None:
-        edge = Edge(self.settings.consortium, self.registry.admit)
+        edge = wiring.edge(self.settings.consortium, self.registry.admit, self.replicas)
         server, self.port = build_server(edge, self.tls, self.settings.listen)
         digest = bytes.fromhex(x509.fingerprint(self.tls.certificate_pem))
         log_key = self.keys.public.statement

@@ -30,6 +30,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ class Proof:
             started = time.monotonic()
             ended = self._consortium.ended(run)
             assert ended.state == "COMPLETED", ended
+            if isinstance(self._consortium, ReplicatedConsortium):  # or faults of the engine would prove nothing
+                self._consortium.until(
+                    partial(self._consortium.supervised_by_engine, run), "the engine has closed the run"
+                )
             self._whole_s, self._training_s = time.monotonic() - begun, time.monotonic() - started
             models |= set(ended.models.values())
             twice, faults = self.judge(ended)
@@ -320,7 +325,12 @@ def prove(
                 say(line_of(reports[-1]))
         faults = proof.books(folder, proof.completed)
         faults += [f"{name} ended by itself with status {status}" for name, status in consortium.deaths if status != -9]
-        figures = {"undisturbed_s": round(proof.undisturbed_s, 2), "took_s": round(time.monotonic() - begun, 1)}
+        figures: dict[str, Any] = {
+            "undisturbed_s": round(proof.undisturbed_s, 2),
+            "took_s": round(time.monotonic() - begun, 1),
+        }
+        if isinstance(consortium, ReplicatedConsortium):
+            figures["workflows"] = dict(Counter(consortium.temporal.workflows().values()))
     finally:
         left = consortium.stop()
     if left:

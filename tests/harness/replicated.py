@@ -126,6 +126,10 @@ class ReplicatedConsortium(Consortium):
         found: dict[str, Any] = answer.raise_for_status().json()["replica"]
         return found
 
+    def supervised_by_engine(self, run: str) -> bool:
+        """Tell whether Temporal has run the workflow of a run to its end."""
+        return self.temporal.workflows().get(f"run/{run}") == "completed"
+
     def strike(self, part: str, name: str, lasts_s: float = 0.0) -> bool:
         """Also: the database or Temporal, killed and started again; a partition of `lasts_s`, `name` one of `cuts`."""
         if part == "database":

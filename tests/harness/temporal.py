@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -10,11 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from comity_coordinator.workflows.server import TemporalServer
+from comity_coordinator.workflows.server import TemporalServer, find_binary
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
-LOOPBACK = "127.0.0.1"
+WORKFLOWS_MAX = 10_000
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 DIAL = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1).close()"
 
 
@@ -22,8 +24,9 @@ class SharedTemporal:
     """One server with a folder of its own; `address` stays the same over restarts.
 
     Args:
-        host: where it listens.
-        prefix: what goes before the commands that run where `host` is.
+        host: where it is reached.
+        prefix: what goes before the commands that run where `host` is, in a network of its own. There it listens on all
+            addresses: its parts call each other on loopback, whatever it listens on.
     """
 
     def __init__(self, host: str = LOOPBACK, prefix: tuple[str, ...] = ()) -> None:
@@ -31,7 +34,8 @@ class SharedTemporal:
         server = TemporalServer(self._folder)
         self._prefix = prefix
         self.address = server.address.replace(LOOPBACK, host)
-        self._command = [*prefix, *(host if word == LOOPBACK else word for word in server._command())]
+        listen = EVERYWHERE if prefix else LOOPBACK
+        self._command = [*prefix, *(listen if word == LOOPBACK else word for word in server._command())]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -54,6 +58,17 @@ class SharedTemporal:
         except OSError:
             return False
         return True
+
+    def workflows(self) -> dict[str, str]:
+        """Return the status of each workflow of replicas, by its id (`run/…`, `negotiation/…`)."""
+        command = [*self._prefix, str(find_binary()), "workflow", "list", "--address", self.address]
+        command += ["--namespace", "default", "--limit", str(WORKFLOWS_MAX), "--output", "json"]
+        done = subprocess.run(command, capture_output=True, timeout=START_TIMEOUT_S, check=True)
+        found = json.loads(done.stdout)
+        return {
+            each["execution"]["workflowId"]: each["status"].removeprefix("WORKFLOW_EXECUTION_STATUS_").lower()
+            for each in found
+        }
 
     def kill(self) -> None:
         """`kill -9`; its file keeps what was committed."""

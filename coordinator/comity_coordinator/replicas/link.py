@@ -75,10 +75,12 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a link calls, in the event loop: streams that opened and ended there, and frames that were not taken."""
+    """What a link calls, in the event loop: streams that opened and ended there, frames that were not taken, and when
+    the other side has reached the database."""
 
     changed: Callable[[str, frozenset[str], frozenset[str]], None]
     not_taken: Callable[[str, str, list[str]], None]
+    reached: Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -212,6 +214,8 @@ class PeerLink:
             elif what == "not_taken":
                 told = response.not_taken
                 self._heard.not_taken(told.sender, told.id, [org_id(each) for each in told.orgs])
+            elif what == "beat" and response.beat.reached_database:
+                self._heard.reached(self.row.name)
 
     def _moved(self, streams: replica_pb2.Streams) -> None:
         opened = frozenset(org_id(each) for each in streams.opened)

@@ -9,6 +9,7 @@ Rules
 3. What a replica that died kept in memory (sums under way, the engine's untold news) is taken up by the others: the
    sums by whoever hears of the run next, the engine's by a scan.
 4. The newest process of a name wins; an older one that sees it ends.
+5. A replica that no longer reaches the database while others do sends its nodes to them (`model.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from comity.wire.errors import ComityError, ErrorCode
 from comity_coordinator.db import Database
 from comity_coordinator.replicas import store
 from comity_coordinator.replicas.link import Heard, Identity, PeerLink
+from comity_coordinator.replicas.model import Outlook
 from comity_coordinator.replicas.store import Row
 from comity_coordinator.transport.hub import Hub
 from comity_coordinator.transport.model import Message
@@ -44,6 +46,7 @@ TIDY_EVERY_S = 60.0
 KEEPERS_KEPT = 1_024
 EVENT_BYTES_MAX = 64 << 10
 OUTBOX, LEDGER, REVOKED, EVENT = "outbox", "ledger", "revoked", "event"
+AWAY = "this replica does not reach its database, another one does"
 
 Hinted = Callable[[tuple[str, ...], bytes], None]
 log = structlog.get_logger("comity.replicas")
@@ -68,7 +71,9 @@ class Replicas:
         self._keepers: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._on_hint: dict[str, Hinted] = {}
         self._on_lost: list[Callable[[], None]] = []
+        self._on_away: list[Callable[[ComityError], None]] = []
         self._beaten_at = self._tidied_at = float("-inf")
+        self._outlook = Outlook(LEASE_S)
         self._seen: frozenset[tuple[str, str]] = frozenset()
         self.on_hint(OUTBOX, lambda orgs, _: hub.wake(orgs))
         self.on_hint(REVOKED, self._revoked)
@@ -83,6 +88,10 @@ class Replicas:
         """Call `act()` when a replica that lived does no more."""
         self._on_lost.append(act)
 
+    def on_away(self, act: Callable[[ComityError], None]) -> None:
+        """Call `act(reason)` when nodes are better off elsewhere (rule 5)."""
+        self._on_away.append(act)
+
     def living(self) -> tuple[str, ...]:
         """Return the names of the other replicas whose link stands."""
         return tuple(sorted(name for name, (link, _) in self._links.items() if link.up))
@@ -94,7 +103,13 @@ class Replicas:
             "living": sorted(name for name, _ in self._seen),
             "linked": list(self.living()),
             "streams": sorted(self._hub.here()),
+            "takes_nodes": not self._outlook.away,
         }
+
+    def check(self) -> None:
+        """Raises `UNAVAILABLE` while nodes are sent to other replicas (rule 5)."""
+        if self._outlook.away:
+            raise ComityError(ErrorCode.UNAVAILABLE, AWAY, replica=self._me.name)
 
     def channels(self) -> tuple[grpc.aio.Channel, ...]:
         """Return connections for sealed payloads to the other replicas."""
@@ -110,6 +125,7 @@ class Replicas:
     async def run(self) -> None:
         """Work until cancelled. Raises `CONFLICT` when another process has taken this replica's name."""
         loop = asyncio.get_running_loop()
+        outlook = asyncio.create_task(self._watch())
         try:
             while True:
                 await asyncio.sleep(LOOK_EVERY_S)
@@ -127,6 +143,8 @@ class Replicas:
                     log.error("replica.not_looked", error=type(error).__name__, code=str(code))
         finally:
             self._loop = None
+            outlook.cancel()
+            await asyncio.gather(outlook, return_exceptions=True)
             await self._close()
 
     def hint(self, kind: str, subjects: Iterable[str] = (), body: bytes = b"") -> None:
@@ -239,12 +257,32 @@ class Replicas:
         for org in orgs:
             self._hub.drop(org, ComityError(ErrorCode.REVOKED))
 
+    def _other_reached(self, name: str) -> None:
+        self._outlook.other_reached(name, asyncio.get_running_loop().time())
+
+    async def _watch(self) -> None:
+        """Beside `run`, which waits for the database: send nodes away while it does not answer."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            links = {name: link.up for name, (link, _) in self._links.items()}
+            if self._outlook.look(loop.time(), links):
+                log.error("replica.away", streams=len(self._hub.here()))
+                for act in self._on_away:
+                    act(ComityError(ErrorCode.UNAVAILABLE, AWAY, replica=self._me.name))
+
     async def _beat(self, *, first: bool) -> None:
         until = instants.to_text(instants.now() + timedelta(seconds=LEASE_S))
         row = Row(self._me.name, self._address, self._me.boot, until)
         if not await self._database.run(partial(store.beat, row=row, first=first)):
             raise ComityError(ErrorCode.CONFLICT, "another process has this replica's name", replica=self._me.name)
         self._beaten_at = asyncio.get_running_loop().time()
+        if self._outlook.away:
+            log.info("replica.back")
+        self._outlook.reached(self._beaten_at)
+        reached = replica_pb2.CarryResponse(beat=replica_pb2.ReplicaBeat(reached_database=True))
+        for queue, full in self._listeners.items():
+            _answer(queue, full, reached)
 
     async def _look(self) -> None:
         """See who lives, which streams are still ours, and what was enqueued elsewhere."""
@@ -260,7 +298,7 @@ class Replicas:
                 await asyncio.gather(task, return_exceptions=True)
         for name, row in others.items():
             if name not in self._links:
-                link = PeerLink(row, self._me, Heard(self._changed, self._hub.refuse_full))
+                link = PeerLink(row, self._me, Heard(self._changed, self._hub.refuse_full, self._other_reached))
                 self._links[name] = (link, asyncio.create_task(link.run()))
         seen = frozenset((row.name, row.boot) for row in others.values())
         lost, self._seen = self._seen - seen, seen
@@ -291,7 +329,11 @@ class Replicas:
 
 def _say(queue: SendQueue, full: asyncio.Event, *, opened: Iterable[str] = (), ended: Iterable[str] = ()) -> None:
     streams = replica_pb2.Streams(opened=sorted(opened), ended=sorted(ended))
+    _answer(queue, full, replica_pb2.CarryResponse(streams=streams))
+
+
+def _answer(queue: SendQueue, full: asyncio.Event, response: replica_pb2.CarryResponse) -> None:
     try:
-        queue.control(replica_pb2.CarryResponse(streams=streams).SerializeToString())
+        queue.control(response.SerializeToString())
     except ComityError:
         full.set()

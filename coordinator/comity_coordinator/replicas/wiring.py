@@ -28,8 +28,10 @@ from comity_coordinator.replicas.service import EVENT, EVENT_BYTES_MAX, LEDGER, 
 from comity_coordinator.replicas.servicer import ReplicaServicer
 from comity_coordinator.replicas.spool import SharedSpool
 from comity_coordinator.settings import CoordinatorSettings, split_address
-from comity_coordinator.transport.hub import Hub
+from comity_coordinator.transport.hub import Admit, Hub
+from comity_coordinator.transport.identity import Peer
 from comity_coordinator.transport.payloads import Spool, SpoolLimits
+from comity_coordinator.transport.server import Edge
 from comity_coordinator.workflows.engine import RunningEngine
 from comity_crypto import x509
 from comity_crypto.keys import OrgKeys
@@ -87,6 +89,20 @@ def spool(settings: CoordinatorSettings, found: Replicas | None) -> Spool:
     )
     folder = settings.home / "spool"
     return Spool(folder, limits) if found is None else SharedSpool(folder, limits, found.channels)
+
+
+def edge(consortium: str, admit: Admit, found: Replicas | None) -> Edge:
+    """Return the edge of this process; that of a replica takes nodes only while it is a place for them."""
+    if found is None:
+        return Edge(consortium, admit)
+
+    async def ask(peer: Peer) -> None:
+        found.check()
+        await admit(peer)
+
+    made = Edge(consortium, ask)
+    found.on_away(made.end_calls)
+    return made
 
 
 def serve(

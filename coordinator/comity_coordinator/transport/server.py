@@ -68,6 +68,13 @@ class Edge(grpc.aio.ServerInterceptor):
     def __init__(self, consortium: str, admit: Callable[[Peer], Awaitable[None]]) -> None:
         self._reader = PeerReader(consortium)
         self._admit = admit
+        self._calls: dict[asyncio.Task[Any], ComityError | None] = {}
+
+    def end_calls(self, reason: ComityError) -> None:
+        """End whatever organisations have under way here, streams included; in the event loop."""
+        for task in self._calls:
+            self._calls[task] = reason
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -99,17 +106,28 @@ class Edge(grpc.aio.ServerInterceptor):
             raise TypeError("a handler is a coroutine; streams are written through the context")
 
         async def guarded(request: Any, context: Any) -> Any:
+            task = asyncio.current_task()
+            assert task is not None, "gRPC runs each call as a task"
             try:
                 peer = self._reader.read(context)
                 if peer.role != grant:
                     raise ComityError(ErrorCode.FORBIDDEN, "this certificate does not grant this method")
                 if peer.role == ORG:
+                    self._calls[task] = None
                     await self._admit(peer)
                 set_current_peer(peer)
                 async with asyncio.timeout(timeout_s):
                     return await behaviour(request, context)
+            except asyncio.CancelledError:
+                reason = self._calls.get(task)
+                if reason is None:
+                    raise
+                task.uncancel()
+                await grpc_errors.abort(context, reason)
             except Exception as error:  # noqa: BLE001 - the edge: whatever it is, only a catalogue error may leave
                 await grpc_errors.abort(context, _outward(error))
+            finally:
+                self._calls.pop(task, None)
 
         return guarded
 

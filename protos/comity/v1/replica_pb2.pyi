@@ -306,12 +306,17 @@ class ReplicaBeat(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REACHED_DATABASE_FIELD_NUMBER: _builtins.int
+    reached_database: _builtins.bool
+    """The sender has just reached the database; only in answers, which wait for no database."""
     def __init__(
         self,
+        *,
+        reached_database: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reached_database", b"reached_database"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from comity.v1 import exchange_pb2_grpc, payload_pb2_grpc, replica_pb2, replica_pb2_grpc
+from comity.v1 import exchange_pb2_grpc, payload_pb2, payload_pb2_grpc, replica_pb2, replica_pb2_grpc
 from comity.wire.errors import ComityError, ErrorCode
 from comity.wire.grpc_errors import from_rpc
 from comity.wire.ids import COORDINATOR, spiffe_replica
@@ -24,7 +24,7 @@ from comity_coordinator.replicas.spool import SharedSpool
 from comity_coordinator.settings import CoordinatorSettings
 from comity_coordinator.transport.hub import Hub
 from comity_coordinator.transport.payload_servicer import PayloadServicer
-from comity_coordinator.transport.server import Edge, ServerTls, build_server
+from comity_coordinator.transport.server import ServerTls, build_server
 from comity_coordinator.transport.servicer import ExchangeServicer
 from comity_crypto import x509
 
@@ -64,7 +64,8 @@ async def build(rig: Any, folder: Any, name: str) -> Replica:
     replicas = Replicas(rig.database, hub, me)
     spool = SharedSpool(folder / f"spool-{name}", rig.spool.limits, replicas.channels)
     tls = ServerTls(key_pem, certificate_pem, authority.certificate_pem)
-    server, port = build_server(Edge(CONSORTIUM, rig.registry.admit), tls, "127.0.0.1:0")
+    edge = wiring.edge(CONSORTIUM, rig.registry.admit, replicas)
+    server, port = build_server(edge, tls, "127.0.0.1:0")
     digest = bytes.fromhex(x509.fingerprint(certificate_pem))
     exchange_pb2_grpc.add_ExchangeServiceServicer_to_server(ExchangeServicer(hub, digest, rig.keys.sign), server)
     payload_pb2_grpc.add_PayloadServiceServicer_to_server(PayloadServicer(spool), server)
@@ -231,6 +232,55 @@ async def test_a_run_has_one_keeper_until_it_dies(rig: Any, pair: Any) -> None:
     await asyncio.gather(a.task, return_exceptions=True)
     await until(lambda: not b.replicas.standing()["living"])
     assert await b.replicas.observer_of(RUN) == ""
+
+
+class Silent:
+    """A database behind a network that loses every packet until it is healed."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+        self.healed = asyncio.Event()
+
+    async def run(self, fn: Any) -> Any:
+        await self.healed.wait()
+        return await self._database.run(fn)
+
+    async def look(self, fn: Any) -> Any:
+        await self.healed.wait()
+        return await self._database.look(fn)
+
+
+async def test_a_replica_without_its_database_sends_its_nodes_to_the_others(
+    rig: Any, pair: Any, monkeypatch: Any, error_of: Any
+) -> None:
+    a, b = pair
+    await linked(a, b)
+    first = await joined(rig, a, "alpha")
+    monkeypatch.setattr(service, "BEAT_EVERY_S", 0.1)
+    monkeypatch.setattr(service, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(a.spool, "limits", replace(a.spool.limits, wait_s=60.0))
+    silent = Silent(rig.database)
+    monkeypatch.setattr(a.replicas._outlook, "lease_s", 1.0)
+    monkeypatch.setattr(a.replicas, "_database", silent)
+    reading = payload_pb2_grpc.PayloadServiceStub(first.channel).GetPayload(
+        payload_pb2.GetPayloadRequest(digest="0" * 64)
+    )
+    assert error_of(await first.ended()) == ErrorCode.UNAVAILABLE
+    with pytest.raises(grpc.aio.AioRpcError) as under_way:
+        await asyncio.wait_for(reading.read(), 8)
+    assert error_of(under_way.value) == ErrorCode.UNAVAILABLE
+    assert not a.replicas.standing()["takes_nodes"]
+    again, there, back = a.at(first), b.at(first), a.at(first)
+    rig.opened += [again, there, back]
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await again.connect()
+    assert error_of(refusal.value) == ErrorCode.UNAVAILABLE
+    await there.connect()
+    assert b.hub.here() == {"alpha"}
+    silent.healed.set()
+    await until(lambda: a.replicas.standing()["takes_nodes"])
+    await back.connect()
+    assert a.hub.here() == {"alpha"}
 
 
 async def test_the_newest_process_of_a_name_wins(rig: Any, pair: Any, tmp_path: Any) -> None:
