@@ -46,7 +46,7 @@ TIDY_EVERY_S = 60.0
 KEEPERS_KEPT = 1_024
 EVENT_BYTES_MAX = 64 << 10
 OUTBOX, LEDGER, REVOKED, EVENT = "outbox", "ledger", "revoked", "event"
-AWAY = "this replica does not reach its database, another one does"
+AWAY = "this replica does not reach its database; another one may"
 
 Hinted = Callable[[tuple[str, ...], bytes], None]
 log = structlog.get_logger("comity.replicas")

@@ -3,7 +3,6 @@ what the dashboards show, and notices a node that died."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import httpx
 import pytest
 import yaml
 from harness.consortium import ORGS, Consortium
+from harness.tables import table
 
 from comity_agents.flower.bundle import build_app
 from comity_client.demo.cast import free_port
@@ -128,14 +128,6 @@ def test_prometheus_reads_the_consortium(tmp_path: Path) -> None:
     finally:
         left = consortium.stop()
     assert left == []
-
-
-def table(path: Path) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["age", "outcome"])
-        writer.writerows([30 + row, row % 2] for row in range(30))
-    return path
 
 
 def ran(consortium: Consortium) -> None:

@@ -7,7 +7,6 @@ participation manifest on the ledger when its policy changes, and when it withdr
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 from harness.consortium import LEAD, ORGS, Consortium
+from harness.tables import table
 
 from comity_agents.flower.bundle import build_app
 
@@ -50,14 +50,6 @@ def clinics() -> Iterator[Consortium]:
         finally:
             left = consortium.stop()
         assert left == []
-
-
-def table(path: Path) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["age", "outcome"])
-        writer.writerows([30 + row, row % 2] for row in range(30))
-    return path
 
 
 def settle(clinics: Consortium, **values: Any) -> None:
